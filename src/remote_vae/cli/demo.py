@@ -1,0 +1,184 @@
+"""`remote-vae demo`: a photograph to a latent and back, in every form that the server can send."""
+
+import base64
+import json
+import math
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx2
+import numpy as np
+import typer
+from PIL import Image
+from rich.table import Table
+
+from remote_vae.cli.files import array_of, write_tensor
+from remote_vae.cli.show import console, human_bytes, psnr_db, working
+from remote_vae.client import Client
+from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
+from remote_vae.protocol.frame import TensorFrame
+from remote_vae.protocol.replies import parse_reply
+
+JPEG_AGREES_DB = 30.0  # JPEG at quality 95 against the lossless picture
+
+
+@dataclass
+class Report:
+    """What --json writes. *Units*: dB, bytes over the wire, milliseconds per stage, seconds."""
+
+    model: str = ""
+    psnr_db: float = math.nan
+    bytes: dict[str, int] = field(default_factory=dict)
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    total_s: float = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        with working(name.replace("_", " ")):
+            yield
+        self.stages_ms[name] = round((time.perf_counter() - started) * 1000, 1)
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="As for serve: NAME[=SOURCE][,recipe=R].")] = "demo",
+    image: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="[default: a photograph of scikit-learn's]")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo-output"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="[default: the model's own]")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Without a download, for trials.")] = False,
+) -> None:
+    """Start a server, send it a photograph, get the latent, send it back, compare the pictures."""
+    started, report = time.perf_counter(), Report(model=model)
+    photograph = _photograph(image)
+    output.mkdir(parents=True, exist_ok=True)
+    options = [*(["--dtype", dtype] if dtype else []), *(["--random-weights"] if random_weights else [])]
+    with _server(model, options, report) as url, Client(url, timeout=600) as client:
+        decoded = _round_trip(client, url, photograph, report, output)
+    report.psnr_db = round(psnr_db(np.asarray(photograph), np.asarray(decoded), peak=255), 2)
+    _side_by_side(photograph, decoded).save(output / "comparison.png")
+    report.total_s = round(time.perf_counter() - started, 2)
+    _show(report, output)
+    if json_file is not None:
+        json_file.write_text(json.dumps(vars(report), indent=2) + "\n")
+
+
+def _photograph(path: Path | None) -> Image.Image:
+    """Cropped to a multiple of 16, so that the comparison is pixel by pixel."""
+    if path is not None:
+        picture = Image.open(path).convert("RGB")
+    else:
+        try:
+            from sklearn.datasets import load_sample_image
+        except ImportError as exc:
+            raise ConfigurationError("name a picture with --image, or run: pip install 'remote-vae[demo]'") from exc
+        picture = Image.fromarray(load_sample_image("flower.jpg"))
+    width, height = (side - side % 16 for side in picture.size)
+    if min(width, height) < 16:
+        raise ConfigurationError(f"the picture is {picture.width}x{picture.height}; it needs at least 16x16 pixels")
+    return picture.crop((0, 0, width, height))
+
+
+@contextmanager
+def _server(model: str, options: list[str], report: Report) -> Iterator[str]:
+    """A server of our own on a free port, in a process of its own, as a user would start it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "remote_vae.cli.main", "serve", "--port", str(port), "--model", model, *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with report.stage("start_server"), Client(url, retries=1) as client:
+            while not client.ready():
+                if process.poll() is not None:
+                    said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+                    raise SetupError(f"the server did not start: {said}")
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _round_trip(client: Client, url: str, photograph: Image.Image, report: Report, output: Path) -> Image.Image:
+    """Encodes once, decodes in four forms, and checks that they agree; gives the lossless picture."""
+    picture = BytesIO()
+    photograph.save(picture, "PNG")
+    report.bytes["photograph_png"] = len(picture.getvalue())
+    with report.stage("encode"):
+        latent = client.encode_reply(picture.getvalue(), posterior="mode", do_scaling=True).payload
+    if not isinstance(latent, TensorFrame):
+        raise InvalidReply("the server did not send a latent")
+    report.bytes["latent"] = memoryview(latent.buffer).nbytes
+    write_tensor(output / "latents.safetensors", array_of(latent))
+    forms: dict[str, Any] = {}
+    for name in ("png", "jpg"):
+        with report.stage(f"decode_{name}"):
+            forms[name] = client.decode_reply(latent, do_scaling=True, image_format=name).payload
+        (output / f"decoded.{name}").write_bytes(forms[name])
+        report.bytes[name] = len(forms[name])
+    with report.stage("decode_tensor"):
+        raw = client.decode_reply(latent, do_scaling=True, output_type="pt").payload
+    report.bytes["tensor"] = memoryview(raw.buffer).nbytes if isinstance(raw, TensorFrame) else 0
+    with report.stage("decode_base64"):
+        again, report.bytes["base64"] = _decode_base64(url, latent)
+    decoded = Image.open(BytesIO(forms["png"])).convert("RGB")
+    jpeg = Image.open(BytesIO(forms["jpg"])).convert("RGB")
+    _check(raw, again, np.asarray(decoded), np.asarray(jpeg))
+    return decoded
+
+
+def _decode_base64(url: str, latent: TensorFrame) -> tuple[TensorFrame | bytes, int]:
+    """The dialect of the first clients: base64 in JSON, both ways."""
+    query = {"output_type": "pt", "do_scaling": "True", "dtype": latent.dtype, "shape": json.dumps(latent.shape)}
+    reply = httpx2.post(
+        url,
+        params=query,
+        content=json.dumps({"inputs": base64.b64encode(latent.buffer).decode()}),
+        headers={"content-type": "tensor/base64", "accept": "tensor/base64"},
+        timeout=600,
+    )
+    return parse_reply(reply.status_code, reply.headers, reply.content).payload, len(reply.content)
+
+
+def _check(raw: object, again: object, png: np.ndarray, jpeg: np.ndarray) -> None:
+    """*Raises* InvalidReply unless the four forms show one picture."""
+    if not isinstance(raw, TensorFrame) or not isinstance(again, TensorFrame) or again.buffer != raw.buffer:
+        raise InvalidReply("the raw tensor and the base64 tensor differ")
+    floats = array_of(raw).reshape(3, *png.shape[:2])
+    unit = np.clip(floats * floats.dtype.type(0.5) + floats.dtype.type(0.5), 0, 1).astype(np.float32)
+    if not np.array_equal((unit * 255).round().astype(np.uint8).transpose(1, 2, 0), png):
+        raise InvalidReply("the PNG and the raw tensor differ")
+    if psnr_db(jpeg, png, peak=255) < JPEG_AGREES_DB:
+        raise InvalidReply("the JPEG and the PNG differ by more than JPEG explains")
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    both = Image.new("RGB", (left.width + right.width + 8, left.height), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + 8, 0))
+    return both
+
+
+def _show(report: Report, output: Path) -> None:
+    table = Table("stage", "ms", title=f"{report.model}: {report.psnr_db:.2f} dB after the round trip")
+    for stage, milliseconds in report.stages_ms.items():
+        table.add_row(stage.replace("_", " "), f"{milliseconds:.0f}")
+    console.print(table)
+    sizes = Table("over the wire", "size")
+    for name, count in report.bytes.items():
+        sizes.add_row(name.replace("_", " "), human_bytes(count))
+    console.print(sizes)
+    console.print(f"JPEG, PNG, tensor and base64 show the same picture. Look at [bold]{output / 'comparison.png'}[/].")
+    console.print(f"{report.total_s:.1f} s in all.")

@@ -1,0 +1,52 @@
+"""`remote-vae`: one command, a file per group of subcommands."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from remote_vae import __version__
+from remote_vae.cli.demo import demo
+from remote_vae.cli.remote import decode, encode, models, verify
+from remote_vae.cli.serve import serve
+from remote_vae.errors import RemoteVAEError
+
+app = typer.Typer(
+    name="remote-vae",
+    help="A self-hosted Remote VAE: latents to pictures and video, pictures to latents, over HTTP.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(serve)
+app.command()(encode)
+app.command()(decode)
+app.command()(models)
+app.command()(demo)
+app.command()(verify)
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """A self-hosted Remote VAE: latents to pictures and video, pictures to latents, over HTTP."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+def main() -> None:
+    """The console script: our own errors are one red sentence, not a traceback."""
+    try:
+        app()
+    except RemoteVAEError as exc:
+        console = Console(stderr=True)
+        console.print(f"[bold red]remote-vae:[/] {exc.message}", highlight=False, markup=True, soft_wrap=True)
+        if exc.request_id:
+            console.print(f"request id {exc.request_id}", style="dim")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

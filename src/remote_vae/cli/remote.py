@@ -1,0 +1,187 @@
+"""`remote-vae encode | decode | models | verify`: the client at the command line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from remote_vae.cli.files import array_of, read_latents, write_tensor
+from remote_vae.cli.show import console, human_bytes, psnr_db, working
+from remote_vae.client import Client
+from remote_vae.errors import ConfigurationError, InvalidReply
+from remote_vae.protocol.frame import TensorFrame
+from remote_vae.protocol.messages import Reply
+
+Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server, with or without /<model>.")]
+Token = Annotated[str | None, typer.Option(envvar="REMOTE_VAE_API_KEY", show_envvar=True, help="Bearer token.")]
+Model = Annotated[str | None, typer.Option(help="Which of the server's models. [default: its first]")]
+Timeout = Annotated[float, typer.Option(help="Seconds, for all tries together.")]
+Scaled = Annotated[
+    bool, typer.Option("--scaling/--no-scaling", help="Latents are normalised, as diffusers' pipelines have them.")
+]
+Side = Annotated[int | None, typer.Option(help="Of the picture in pixels; packed latents need it.")]
+Key = Annotated[str | None, typer.Option(help="Name of the tensor in a .safetensors file.")]
+DEFAULT_URL = "http://127.0.0.1:8000"
+PICTURES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+
+
+def encode(
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors or .npy")],
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    posterior: Annotated[str | None, typer.Option(help="sample, mode or parameters. [default: the family's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sample.")] = None,
+    scaling: Scaled = True,
+    token: Token = None,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Turn a picture into a latent."""
+    with Client(url, token=token, timeout=timeout) as client, working(f"encoding {image.name}"):
+        own = scaling and posterior != "parameters"
+        reply = client.encode_reply(image.read_bytes(), model=model, posterior=posterior, seed=seed, do_scaling=own)
+    if not isinstance(reply.payload, TensorFrame):
+        raise InvalidReply("the server did not send a tensor")
+    write_tensor(output, array_of(reply.payload))
+    _report(output, reply, f"{reply.payload.dtype} {list(reply.payload.shape)}")
+
+
+def decode(
+    latents: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".safetensors or .npy")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".png .jpg .webp .mp4, or .safetensors .npy: floats")],
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    height: Side = None,
+    width: Side = None,
+    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
+    scaling: Scaled = True,
+    key: Key = None,
+    token: Token = None,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Turn a latent into a picture, a video, or the VAE's raw output."""
+    frame = read_latents(latents, key=key)
+    suffix = output.suffix.lower()
+    if suffix not in (*PICTURES, ".mp4", ".safetensors", ".npy"):
+        raise ConfigurationError(
+            f"{output} has suffix {suffix!r}; expected .png, .jpg, .webp, .mp4, .safetensors or .npy"
+        )
+    kind = "pil" if suffix in PICTURES else "mp4" if suffix == ".mp4" else "pt"
+    with Client(url, token=token, timeout=timeout) as client, working(f"decoding {list(frame.shape)}"):
+        reply = client.decode_reply(
+            frame,
+            model=model,
+            do_scaling=scaling,
+            output_type=kind,
+            image_format=PICTURES.get(suffix),
+            height=height,
+            width=width,
+            quality=quality,
+        )
+    if isinstance(reply.payload, TensorFrame):
+        write_tensor(output, array_of(reply.payload))
+    else:
+        output.write_bytes(reply.payload)
+    _report(output, reply, human_bytes(output.stat().st_size))
+
+
+def _report(output: Path, reply: Reply, what: str) -> None:
+    made = reply.provenance
+    stages = ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in made.timings_ms.items())
+    console.print(f"[green]wrote[/] {output} ({what}) by {made.model}, plan {made.plan}, {made.dtype}; {stages}")
+    if made.note:
+        console.print(f"[yellow]note[/] {made.note}")
+
+
+def models(
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+) -> None:
+    """List what a server has: names, layouts and factors."""
+    with Client(url, token=token) as client:
+        cards = client.models()
+    if json:
+        import json as text
+
+        typer.echo(text.dumps(cards, indent=2))
+        return
+    table = Table("model", "kind", "channels", "ratio", "scaling", "shift", "dtype", "also called", "weights")
+    for card in cards:
+        names = ", ".join(card["aliases"])
+        ratio = f"{card['spatial_compression_ratio']}x" + (
+            f", {card['temporal_compression_ratio']} frames" if card["kind"] == "video" else ""
+        )
+        factors = (str(card[name] if card[name] is not None else "-") for name in ("scaling_factor", "shift_factor"))
+        channels = str(card["latent_channels"])
+        table.add_row(card["name"], card["kind"], channels, ratio, *factors, card["dtype"], names, card["source"])
+    console.print(table)
+
+
+def verify(
+    latents: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".safetensors or .npy")],
+    vae: Annotated[str, typer.Option(help="The local VAE: a name of the registry, or NAME=SOURCE[,recipe=R].")],
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    height: Side = None,
+    width: Side = None,
+    scaling: Scaled = True,
+    dtype: Annotated[str, typer.Option(help="Of the local VAE.")] = "float32",
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="The server has them too.")] = False,
+    key: Key = None,
+    token: Token = None,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Decode the same latent on the server and here, and say how far apart the pixels are."""
+    frame = read_latents(latents, key=key)
+    with Client(url, token=token, timeout=timeout) as client, working("decoding on the server"):
+        reply = client.decode_reply(
+            frame, model=model, do_scaling=scaling, output_type="pt", height=height, width=width
+        )
+    if not isinstance(reply.payload, TensorFrame):
+        raise InvalidReply("the server did not send a tensor")
+    with working("decoding here"):
+        local = _decode_locally(frame, vae, dtype, random_weights, scaling=scaling, height=height, width=width)
+    theirs = array_of(reply.payload).astype(np.float32)
+    if theirs.shape != local.shape:
+        raise InvalidReply(f"the server's pixels have shape {list(theirs.shape)}, the local ones {list(local.shape)}")
+    table = Table("server", "here", "largest difference", "PSNR")
+    largest = float(np.abs(theirs - local).max())
+    psnr = psnr_db(theirs, local, peak=2.0)
+    table.add_row(
+        f"{reply.provenance.model} {reply.provenance.dtype}", f"{vae} {dtype}", f"{largest:.3g}", f"{psnr:.1f} dB"
+    )
+    console.print(table)
+
+
+def _decode_locally(
+    frame: TensorFrame,
+    vae: str,
+    dtype: str,
+    random_weights: bool,
+    *,
+    scaling: bool,
+    height: int | None,
+    width: int | None,
+) -> np.ndarray:
+    """Here the command line needs torch and diffusers, as a pipeline would."""
+    try:
+        import torch
+
+        from remote_vae.core.affine import Scaling
+        from remote_vae.core.decode import Output
+        from remote_vae.core.decode import decode as run
+        from remote_vae.core.layout import fit_latent
+        from remote_vae.models.loader import load
+        from remote_vae.models.spec import parse_spec
+    except ImportError as exc:
+        raise ConfigurationError("verify needs a local VAE; run: pip install 'remote-vae[server]'") from exc
+    spec = parse_spec(vae, random_weights=random_weights, dtype=dtype)
+    loaded, recipe = load(spec), spec.resolve_recipe()
+    fit = fit_latent(recipe, loaded.facts, frame.shape, model=spec.name, height=height, width=width)
+    latent = torch.frombuffer(bytearray(frame.buffer), dtype=getattr(torch, frame.dtype)).reshape(frame.shape)
+    pixels = run(loaded, recipe, latent, fit=fit, scaling=Scaling(own=scaling), output=Output.RAW).pixels
+    found: np.ndarray = pixels.float().numpy()
+    return found

@@ -1,0 +1,104 @@
+"""AsyncClient: a Remote VAE server, for code that awaits; Client's twin."""
+
+from typing import Any, Self, Unpack
+
+import httpx2
+from PIL import Image
+
+from remote_vae.client.calls import (
+    Answer,
+    DecodeArguments,
+    EncodeArguments,
+    decode_request,
+    encode_request,
+    post,
+    read_decoded,
+    read_encoded,
+    read_models,
+    read_ready,
+)
+from remote_vae.client.endpoint import read_endpoint
+from remote_vae.client.latents import Tensor
+from remote_vae.client.transport import GIB, AsyncTransport, Bounds
+from remote_vae.errors import ClientTimeout, ConnectionFailed
+from remote_vae.protocol.frame import Buffer
+from remote_vae.protocol.messages import Reply
+
+
+class AsyncClient:
+    """Decodes latents and encodes pictures on a server; the tasks of one event loop may share one.
+
+    `timeout` is in seconds, for a whole call with all its tries; `retries` is how often a request is sent at most,
+    the first time included. The credential is `token`, else one in the URL, else the variable REMOTE_VAE_API_KEY.
+    An injected `http` keeps its own proxies and certificates and is not closed here.
+    *Raises* InvalidValue, ConfigurationError.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        token: str | None = None,
+        timeout: float = 300.0,
+        retries: int = 3,
+        http: httpx2.AsyncClient | None = None,
+        proxy: str | None = None,
+        max_reply_bytes: int = GIB,
+    ) -> None:
+        self._endpoint = read_endpoint(endpoint, token=token)
+        bounds = Bounds(timeout=timeout, tries=retries, max_reply_bytes=max_reply_bytes)
+        self._transport = AsyncTransport(bounds, http=http, proxy=proxy)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def decode(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> Any:
+        """A PIL image; with output_type="pt" a tensor of the latent's kind, torch or numpy; with "mp4" bytes.
+
+        `options`: model, scaling_factor, shift_factor, do_scaling=False, output_type="pil", image_format="png",
+        partial_postprocess=False, quality, height, width, plan.
+        *Raises* RequestError, ServerError as the server did; ConnectionFailed, ClientTimeout, InvalidReply.
+        """
+        return (await self._decode(latent, options)).value
+
+    async def decode_reply(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> Reply:
+        """The same, as it came: a written picture or a TensorFrame, with its provenance."""
+        return (await self._decode(latent, options)).reply
+
+    async def encode(self, image: Image.Image | Buffer | Tensor, **options: Unpack[EncodeArguments]) -> Tensor:
+        """The latent of a PIL image, of a written PNG, JPEG or WebP, or of a tensor; torch for torch, else numpy.
+
+        `options`: model, scaling_factor, shift_factor, do_scaling=False, posterior, seed, plan.
+        *Raises* RequestError, ServerError as the server did; ConnectionFailed, ClientTimeout, InvalidReply.
+        """
+        return (await self._encode(image, options)).value
+
+    async def encode_reply(self, image: Image.Image | Buffer | Tensor, **options: Unpack[EncodeArguments]) -> Reply:
+        """The same, as it came: a TensorFrame with its provenance."""
+        return (await self._encode(image, options)).reply
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The cards of the server's models, with the names of `ModelInfo`."""
+        return read_models(await self._transport.send(self._endpoint.request("GET", "/models")))
+
+    async def ready(self) -> bool:
+        """Whether the server answers and has loaded its models; asked once, for 10 seconds at most."""
+        try:
+            request, bounds = self._endpoint.request("GET", "/ready"), self._transport.bounds.of_probe()
+            return read_ready(await self._transport.send(request, bounds=bounds))
+        except (ConnectionFailed, ClientTimeout):
+            return False
+
+    async def _decode(self, latent: Tensor, options: DecodeArguments) -> Answer:
+        request = decode_request(latent, **options)
+        return read_decoded(request, await self._transport.send(post(self._endpoint, request)), like=latent)
+
+    async def _encode(self, image: Image.Image | Buffer | Tensor, options: EncodeArguments) -> Answer:
+        request = encode_request(image, **options)
+        return read_encoded(request, await self._transport.send(post(self._endpoint, request)), like=image)

@@ -1,0 +1,159 @@
+"""remote_decode and remote_encode: the two functions of diffusers' remote_utils, over this project's transport.
+
+Names, order, defaults and results are those of diffusers 0.42.1, so that changing the import is all it takes; what
+is new are time-outs, retries, checks of the reply and typed errors. The URL is used exactly as it is given.
+"""
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from remote_vae.client.calls import Answer, DecodeArguments, decode_request, encode_request, read_decoded, read_encoded
+from remote_vae.client.endpoint import read_endpoint
+from remote_vae.client.exchange import HttpReply
+from remote_vae.client.latents import Tensor, is_torch
+from remote_vae.client.transport import Bounds, Transport
+from remote_vae.errors import InvalidValue
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Form, OutputType
+from remote_vae.protocol.wire import render_request
+
+RETURN_TYPES = {"pil": ("pil", "pt"), "pt": ("pil", "pt"), "mp4": ("mp4",)}
+
+
+def remote_decode(
+    endpoint: str,
+    tensor: Tensor,
+    processor: Any = None,
+    do_scaling: bool = True,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
+    output_type: str = "pil",
+    return_type: str = "pil",
+    image_format: str = "jpg",
+    partial_postprocess: bool = False,
+    input_tensor_type: str = "binary",
+    output_tensor_type: str = "binary",
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    timeout: float = 300.0,
+    token: str | None = None,
+) -> Any:
+    """A latent, decoded at `endpoint`: a PIL image, a list of them, a tensor, or an MP4's bytes.
+
+    `output_type` is what the server sends, `return_type` what is made of it. `processor` turns a raw tensor into
+    pictures, as diffusers' image and video processors do; with output_type="pil" it only says, by not being None,
+    that the model is one for video. *Units*: timeout in seconds, for all tries together.
+    *Raises* RequestError, ServerError as the server did; ConnectionFailed, ClientTimeout, InvalidReply.
+    """
+    _check_types(output_type, return_type, processor, partial_postprocess)
+    _check_transfer(input_tensor_type, output_tensor_type)
+    what: DecodeArguments = {"output_type": output_type, "image_format": image_format}
+    what["partial_postprocess"] = partial_postprocess
+    if do_scaling:
+        what |= {"do_scaling": True, "scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    if height is not None and width is not None:
+        what |= {"height": height, "width": width}
+    request = _decode_request(tensor, what, processor)
+    answer = read_decoded(request, _send(endpoint, request, timeout=timeout, token=token), like=tensor)
+    return _returned(answer, request, processor, return_type)
+
+
+def _check_types(output_type: str, return_type: str, processor: Any, partial_postprocess: bool) -> None:
+    """Refuses, before a generation is lost, what could not be returned in the end."""
+    allowed = RETURN_TYPES.get(output_type)
+    if allowed is None:
+        raise InvalidValue(f"output_type={output_type!r} is not known; expected pil, pt or mp4", name="output_type")
+    if output_type == "pil" and processor is None:
+        allowed = ("pil",)
+    if return_type not in allowed:
+        raise InvalidValue(
+            f"return_type={return_type!r} cannot be made of output_type={output_type!r}"
+            f"{' without a processor' if output_type == 'pil' else ''}; expected {' or '.join(allowed)}",
+            name="return_type",
+            allowed=list(allowed),
+        )
+    if output_type == "pt" and return_type == "pil" and not partial_postprocess and processor is None:
+        raise InvalidValue(
+            "a processor is needed to make pictures of a raw tensor; pass one, or partial_postprocess=True, or take "
+            'output_type="pil"',
+            name="processor",
+        )
+
+
+def _check_transfer(*types: str) -> None:
+    for name in types:
+        if name not in ("binary", "base64"):  # base64 means binary, as it does in diffusers
+            raise InvalidValue(f"tensors do not travel as {name!r}; expected 'binary'", allowed=["binary"])
+
+
+def _decode_request(tensor: Tensor, what: DecodeArguments, processor: Any) -> DecodeRequest:
+    request = decode_request(tensor, **what)
+    if request.options.output_type is OutputType.PIL and processor is not None:
+        return replace(request, form=Form.BINARY)
+    return request
+
+
+def _returned(answer: Answer, request: DecodeRequest, processor: Any, return_type: str) -> Any:
+    if request.form is not Form.BINARY:
+        if isinstance(answer.value, Image.Image):
+            answer.value.format = str(answer.value.format).lower()
+        return answer.value
+    if return_type == "pt":
+        return answer.value
+    if request.options.output_type is OutputType.PIL:
+        return [Image.fromarray(pixels) for pixels in _pixels_of_unit(answer.value)]
+    if request.options.partial_postprocess:
+        pictures = [Image.fromarray(np.asarray(pixels)) for pixels in answer.value]
+        return pictures[0] if len(pictures) == 1 else pictures
+    if hasattr(processor, "postprocess_video"):
+        return processor.postprocess_video(answer.value, output_type="pil")[0]
+    return processor.postprocess(answer.value, output_type="pil")[0]
+
+
+def _pixels_of_unit(unit: Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """*Shapes*: floats in [0, 1] [F,3,H,W] -> uint8 [F,H,W,3]."""
+    floats = np.asarray(unit).astype(np.float32).transpose(0, 2, 3, 1)
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] = (floats * 255).round().clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def remote_encode(
+    endpoint: str,
+    image: Tensor | Image.Image,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
+    *,
+    posterior: str | None = None,
+    seed: int | None = None,
+    timeout: float = 300.0,
+    token: str | None = None,
+) -> Tensor:
+    """The latent of a PIL image or a tensor, encoded at `endpoint`; numpy for numpy, else a torch tensor.
+
+    `posterior` ("sample", "mode", "parameters") and `seed` are this project's own. *Units*: timeout in seconds.
+    *Raises* RequestError, ServerError as the server did; ConnectionFailed, ClientTimeout, InvalidReply; ImportError
+    when there is no torch to return a tensor of.
+    """
+    like = image if isinstance(image, np.ndarray) or is_torch(image) else importlib.import_module("torch").empty(0)
+    request = encode_request(
+        image, scaling_factor=scaling_factor, shift_factor=shift_factor, posterior=posterior, seed=seed
+    )
+    return read_encoded(request, _send(endpoint, request, timeout=timeout, token=token), like=like).value
+
+
+def _send(endpoint: str, request: DecodeRequest | EncodeRequest, *, timeout: float, token: str | None) -> HttpReply:
+    target = read_endpoint(endpoint, token=token)
+    _, query, headers, body = render_request(request)
+    if isinstance(request, EncodeRequest):
+        del headers["content-type"]
+    elif request.form is Form.MP4:
+        headers["accept"] = "text/plain"
+    transport = Transport(Bounds(timeout=timeout))
+    try:
+        return transport.send(target.request("POST", "", query=query, headers=headers, body=bytes(body)))
+    finally:
+        transport.close()

@@ -1,0 +1,76 @@
+"""Pictures and videos as they travel: written for an encode, checked when they come back."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+from PIL import Image
+
+from remote_vae.errors import InvalidReply
+from remote_vae.protocol.messages import Form
+
+PIL_NAMES: Final = {Form.JPG: "JPEG", Form.PNG: "PNG", Form.WEBP: "WEBP"}
+PNG_MODES: Final = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")
+NEAREST_MODE: Final = {"I": "I;16", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # else RGB
+BROKEN: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def write_png(image: Image.Image) -> bytes:
+    """A picture of any mode as PNG; a mode that PNG does not have becomes the nearest one, mostly RGB."""
+    buffer = io.BytesIO()
+    if image.mode in PNG_MODES:
+        image.save(buffer, format="PNG", compress_level=1)
+    else:
+        converted = image.convert(NEAREST_MODE.get(image.mode, "RGB"))
+        # The colour profile belongs to the mode that has just been left.
+        converted.save(buffer, format="PNG", compress_level=1, icc_profile=None)
+    return buffer.getvalue()
+
+
+def read_picture(data: bytes, form: Form, *, check_size: Callable[[int, int], None]) -> Image.Image:
+    """The picture, loaded, in RGB; `check_size(height, width)` is called before its pixels are read.
+
+    *Raises* InvalidReply for what is not a whole picture in the form that was asked for.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=[PIL_NAMES[form]])
+        check_size(image.height, image.width)
+        image.load()
+    except BROKEN as exc:
+        raise InvalidReply(f"the reply is not a whole {PIL_NAMES[form]} picture: {exc}") from exc
+    if image.mode == "RGB":
+        return image
+    converted = image.convert("RGB")
+    converted.format = image.format
+    return converted
+
+
+def check_mp4(data: bytes) -> None:
+    """*Raises* InvalidReply unless the file's boxes begin with ftyp, hold a moov and fill it exactly.
+
+    *Source*: ISO 14496-12, 4.2.
+    """
+    kinds, position = [], 0
+    while position + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, position)
+        if size == 1 and position + 16 <= len(data):
+            size = struct.unpack_from(">Q", data, position + 8)[0]
+        elif size == 0:
+            size = len(data) - position
+        if size < 8:
+            break
+        kinds.append(kind)
+        position += size
+    if position != len(data) or kinds[:1] != [b"ftyp"] or b"moov" not in kinds:
+        raise InvalidReply(f"the reply is not a whole MP4 file; {len(data)} bytes came")

@@ -1,0 +1,76 @@
+"""The one normalisation of the field, both ways, in float32."""
+
+from dataclasses import dataclass
+
+import torch
+
+from remote_vae.core.recipe import Affine, Constants
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Whose constants apply: the model's (`own`), the caller's (`given`), or nobody's."""
+
+    own: bool = False
+    given: Constants | None = None
+
+
+def denormalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Constants) -> torch.Tensor:
+    """z * (std or 1) / (scaling_factor or 1) + (mean or shift_factor or 0)."""
+    chosen = choose(op, scaling, constants)
+    if op.literal is not None:
+        return _forget(z, chosen) if chosen else z
+    return _apply(z, chosen) if chosen else z
+
+
+def normalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Constants) -> torch.Tensor:
+    """The inverse of `denormalise`: (z - (mean or shift_factor or 0)) * (scaling_factor or 1) / (std or 1)."""
+    chosen = choose(op, scaling, constants)
+    if op.literal is not None:
+        return _apply(z, chosen) if chosen else z
+    return _forget(z, chosen) if chosen else z
+
+
+def choose(op: Affine, scaling: Scaling, constants: Constants) -> Constants | None:
+    """The constants that take part, or None when nothing is to be done."""
+    wanted = scaling.own or scaling.given is not None
+    if op.literal is not None:
+        return None if wanted else op.literal
+    if scaling.given is not None:
+        return scaling.given
+    if not scaling.own:
+        return None
+    both = constants.latents_mean is not None and constants.latents_std is not None
+    return Constants(
+        scaling_factor=constants.scaling_factor if "scaling_factor" in op.uses else None,
+        shift_factor=constants.shift_factor if "shift_factor" in op.uses else None,
+        latents_mean=constants.latents_mean if both and "latents_mean" in op.uses else None,
+        latents_std=constants.latents_std if both and "latents_std" in op.uses else None,
+    )
+
+
+def _apply(z: torch.Tensor, constants: Constants) -> torch.Tensor:
+    z = z.float()
+    if constants.latents_std is not None:
+        z = z * _per_channel(constants.latents_std, z)
+    if constants.scaling_factor is not None:
+        z = z / constants.scaling_factor
+    if constants.latents_mean is not None:
+        return z + _per_channel(constants.latents_mean, z)
+    return z + constants.shift_factor if constants.shift_factor is not None else z
+
+
+def _forget(z: torch.Tensor, constants: Constants) -> torch.Tensor:
+    z = z.float()
+    if constants.latents_mean is not None:
+        z = z - _per_channel(constants.latents_mean, z)
+    elif constants.shift_factor is not None:
+        z = z - constants.shift_factor
+    if constants.scaling_factor is not None:
+        z = z * constants.scaling_factor
+    return z / _per_channel(constants.latents_std, z) if constants.latents_std is not None else z
+
+
+def _per_channel(values: tuple[float, ...], z: torch.Tensor) -> torch.Tensor:
+    """*Shapes*: C values to [1,C,1,1] or [1,C,1,1,1]."""
+    return torch.tensor(values, dtype=z.dtype, device=z.device).view(1, -1, *[1] * (z.ndim - 2))

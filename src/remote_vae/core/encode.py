@@ -1,0 +1,130 @@
+"""Pixels -> posterior -> latent: a recipe run backwards."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from einops import rearrange
+from torch.nn import functional
+
+from remote_vae.core.affine import Scaling, normalise
+from remote_vae.core.pixels import from_unit
+from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
+from remote_vae.core.vae import VAE
+from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
+
+LARGEST_PIXEL = 16.0  # beyond it a float picture is surely in 0..255, which would saturate the encoder
+
+
+class Take(StrEnum):
+    """What is taken of the posterior."""
+
+    SAMPLE = "sample"
+    MODE = "mode"
+    PARAMETERS = "parameters"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A latent on the CPU; `dtype` is what the VAE ran in, `note` is what the caller should know."""
+
+    latent: torch.Tensor
+    dtype: torch.dtype
+    note: str = ""
+
+
+@torch.inference_mode()
+def encode(
+    vae: VAE, recipe: Recipe, image: torch.Tensor, *, scaling: Scaling, take: Take, seed: int | None = None
+) -> Encoded:
+    """The latent of a picture or video.
+
+    *Shapes*: uint8 [B,H,W,3] or [B,3,H,W], float [B,3,H,W] or [B,3,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
+    channels for parameters. Floats are taken as [-1, 1] when any is negative, else as [0, 1].
+    *Raises* NonFiniteInput, InvalidValue, NonFiniteOutput.
+    """
+    unit = prepare(image, ratio=vae.facts.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
+    if recipe.kind == "video" and unit.ndim == 4:
+        unit = rearrange(unit, "b c h w -> b c 1 h w")
+    latent, dtype, note = _run(vae, recipe, unit, scaling, take, seed), vae.dtype, ""
+    if not torch.isfinite(latent).all() and vae.dtype is not torch.float32:
+        with vae.upcast():
+            latent, dtype = _run(vae, recipe, unit, scaling, take, seed), vae.dtype
+        note = "redone in float32, because the output was not finite"
+    if not torch.isfinite(latent).all():
+        raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
+    return Encoded(latent.cpu(), dtype, note)
+
+
+def _run(vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take, seed: int | None) -> torch.Tensor:
+    """The recipe's operations, last to first; the posterior's parameters leave before they are normalised."""
+    for op in reversed(recipe.ops):
+        match op:
+            case PixelAffine():
+                x = from_unit(x, op)
+            case Decode():
+                x = vae.encode(x.to(vae.dtype))
+                if take is Take.PARAMETERS:
+                    return x
+                x = x if vae.facts.deterministic else _draw(x, take, seed)
+            case Affine():
+                x = normalise(x, op, scaling, vae.facts.constants).to(x.dtype)
+            case Rearrange():
+                x = rearrange(x, op.inverse, **op.sizes)
+            case Select() | NoiseBlend():
+                pass
+    return x
+
+
+def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:
+    """Pixels in [0, 1], channels first, sides floored to what the family's pipelines take.
+
+    *Source*: diffusers' VaeImageProcessor.preprocess, whose rule for tensors is nearest-neighbour resizing.
+    """
+    if image.dtype is torch.uint8:
+        if image.shape[1] != 3:
+            image = rearrange(image, "b h w c -> b c h w")
+        unit = image.float() / 255
+    else:
+        unit = _unit_of_floats(image.float())
+    multiple = ratio * patch
+    height, width = (side - side % multiple for side in unit.shape[-2:])
+    if (height, width) == tuple(unit.shape[-2:]):
+        return unit
+    return _resize(unit, height, width)
+
+
+def _unit_of_floats(image: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(image).all():
+        raise NonFiniteInput("the picture holds NaN or infinity")
+    largest = float(image.abs().max())
+    if largest > LARGEST_PIXEL:
+        raise InvalidValue(
+            f"the picture's floats go up to {largest:.1f}; expected [0, 1] or [-1, 1], or dtype=uint8 for 0..255",
+            largest=largest,
+        )
+    return image if float(image.min()) >= 0 else (image + 1) / 2
+
+
+def _resize(unit: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    if unit.ndim == 4:
+        return functional.interpolate(unit, size=(height, width))
+    frames = functional.interpolate(rearrange(unit, "b c f h w -> (b f) c h w"), size=(height, width))
+    return rearrange(frames, "(b f) c h w -> b c f h w", b=unit.shape[0])
+
+
+def _draw(moments: torch.Tensor, take: Take, seed: int | None) -> torch.Tensor:
+    """The mode, or a sample with noise from the CPU, so that a seed means the same on every device.
+
+    *Source*: diffusers' DiagonalGaussianDistribution.
+    """
+    mean, logvar = torch.chunk(moments, 2, dim=1)
+    if take is Take.MODE:
+        return mean
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    noise = torch.randn(mean.shape, generator=generator, dtype=moments.dtype).to(moments.device)
+    return mean + torch.exp(0.5 * torch.clamp(logvar, -30.0, 20.0)) * noise

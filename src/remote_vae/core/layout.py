@@ -1,0 +1,136 @@
+"""Which of a recipe's layouts a latent has, from its shape alone: no tensor is touched."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from remote_vae.core.facts import Facts
+from remote_vae.core.recipe import Rearrange, Recipe
+from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A latent's layout and the length of every axis of it.
+
+    *Units*: batch in latents, frames, height and width in pixels, as the decoded output will have them.
+    """
+
+    pattern: str
+    sizes: Mapping[str, int]
+    batch: int
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels, frames and batch counted: the cost of the job."""
+        return self.batch * self.frames * self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class _Miss:
+    """Why a layout does not fit; of several the one that came furthest is told."""
+
+    depth: int
+    error: RemoteVAEError
+
+
+def fit_latent(
+    recipe: Recipe, facts: Facts, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
+) -> Fit:
+    """The first layout of the recipe that the shape has.
+
+    `height` and `width` are the picture's and are needed by packed layouts, which do not show them.
+    *Raises* LatentMismatch (422), MalformedRequest (400) for a packed latent without height and width.
+    """
+    misses: list[_Miss] = []
+    for layout in recipe.layouts:
+        found = _fit(layout, facts, shape, model=model, height=height, width=width)
+        if isinstance(found, Fit):
+            return found
+        misses.append(found)
+    deepest = max(misses, key=lambda miss: miss.depth)
+    if deepest.depth == 0:
+        raise _no_layout(recipe, facts, shape, model)
+    raise deepest.error
+
+
+def _no_layout(recipe: Recipe, facts: Facts, shape: tuple[int, ...], model: str) -> LatentMismatch:
+    layouts = [layout.wire for layout in recipe.layouts]
+    return LatentMismatch(
+        f"latent of shape {list(shape)} has a layout that model {model!r} does not know; expected one of "
+        f"{', '.join(layouts)} with c={facts.latent_channels}",
+        shape=list(shape),
+        layouts=layouts,
+        latent_channels=facts.latent_channels,
+    )
+
+
+def _fit(
+    layout: Rearrange, facts: Facts, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
+) -> Fit | _Miss:
+    axes = [token.strip("()").split() for token in re.findall(r"\([^)]*\)|\S+", layout.wire)]
+    if len(axes) != len(shape) or any(names == ["1"] and size != 1 for names, size in zip(axes, shape, strict=True)):
+        return _Miss(0, LatentMismatch("rank"))
+    sizes: dict[str, int] = {**layout.sizes, "c": facts.latent_channels}
+    for names, size in zip(axes, shape, strict=True):
+        if "c" in names and math.prod(sizes[name] for name in names) != size:
+            return _Miss(1 if len(names) == 1 else 0, _channels(facts, shape, size, names, sizes, model))
+    for names, size in zip(axes, shape, strict=True):
+        if names == ["h", "w"]:
+            grid = _unpacked_grid(layout, facts, shape, size, model=model, height=height, width=width)
+            if isinstance(grid, _Miss):
+                return grid
+            sizes["h"], sizes["w"] = grid
+        elif len(names) == 1 and names[0] not in ("c", "1"):
+            sizes[names[0]] = size
+    ratio = facts.spatial_compression_ratio
+    return Fit(
+        pattern=layout.pattern,
+        sizes=sizes,
+        batch=sizes.get("b", 1),
+        frames=facts.frames_out(sizes.get("f", 1)),
+        height=sizes["h"] * sizes.get("i", 1) * ratio,
+        width=sizes["w"] * sizes.get("j", 1) * ratio,
+    )
+
+
+def _channels(
+    facts: Facts, shape: tuple[int, ...], size: int, names: list[str], sizes: Mapping[str, int], model: str
+) -> LatentMismatch:
+    expected = math.prod(sizes[name] for name in names)
+    return LatentMismatch(
+        f"latent of shape {list(shape)} has {size} channels; model {model!r} takes {expected}",
+        shape=list(shape),
+        actual_channels=size,
+        latent_channels=facts.latent_channels,
+    )
+
+
+def _unpacked_grid(
+    layout: Rearrange,
+    facts: Facts,
+    shape: tuple[int, ...],
+    tokens: int,
+    *,
+    model: str,
+    height: int | None,
+    width: int | None,
+) -> tuple[int, int] | _Miss:
+    """Rows and columns of patches in a packed latent. *Source*: diffusers' FluxPipeline._unpack_latents."""
+    if height is None or width is None:
+        text = f"packed latent of shape {list(shape)} needs height and width, the picture's size in pixels"
+        return _Miss(3, MalformedRequest(text, shape=list(shape), height=height, width=width))
+    cell_h = facts.spatial_compression_ratio * layout.sizes.get("i", 1)
+    cell_w = facts.spatial_compression_ratio * layout.sizes.get("j", 1)
+    rows, columns = height // cell_h, width // cell_w
+    if rows * columns == tokens:
+        return rows, columns
+    text = (
+        f"packed latent has {tokens} tokens; model {model!r} at height={height} and width={width} "
+        f"needs {height}//{cell_h} x {width}//{cell_w} = {rows * columns}"
+    )
+    return _Miss(2, LatentMismatch(text, shape=list(shape), height=height, width=width, expected_tokens=rows * columns))

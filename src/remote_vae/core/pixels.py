@@ -1,0 +1,26 @@
+"""Floats in a VAE's range <-> [0, 1] <-> uint8."""
+
+import torch
+from einops import rearrange
+
+from remote_vae.core.recipe import PixelAffine
+
+
+def to_unit(pixels: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
+    """Clamped to [0, 1], in the dtype it came in. *Source*: diffusers' VaeImageProcessor.denormalize."""
+    return (pixels * affine.mul + affine.add).clamp(0, 1)
+
+
+def to_uint8(unit: torch.Tensor) -> torch.Tensor:
+    """[0, 1] to 0..255, rounded to nearest. *Source*: diffusers' VaeImageProcessor.numpy_to_pil."""
+    return (unit.float() * 255).round().to(torch.uint8)
+
+
+def channels_last(pixels: torch.Tensor) -> torch.Tensor:
+    """*Shapes*: [B,3,H,W] -> [B,H,W,3]."""
+    return rearrange(pixels, "b c h w -> b h w c").contiguous()
+
+
+def from_unit(unit: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
+    """The inverse of `to_unit`, without its clamp."""
+    return (unit - affine.add) / affine.mul

@@ -1,0 +1,106 @@
+"""A family of VAEs as data: how its pipelines' latents become pixels, as a list of six operations.
+
+Decoding runs the list forwards, encoding runs it backwards. *Source*: every `vae.decode` call site of
+diffusers 0.42 reduces to these operations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """The numbers that normalise a latent; None is "not used"."""
+
+    scaling_factor: float | None = None
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rearrange:
+    """An einops pattern; `sizes` are axes of fixed length.
+
+    Axes: b batch, c latent channels, f latent frames, h and w the latent grid, i and j a patch, 1 a literal.
+    """
+
+    pattern: str
+    sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def wire(self) -> str:
+        """The side that travels."""
+        return self.pattern.split("->")[0].strip()
+
+    @property
+    def inverse(self) -> str:
+        """The pattern that undoes this one."""
+        before, after = self.pattern.split("->")
+        return f"{after.strip()} -> {before.strip()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Drops what lies before `start` on `axis`; has no inverse, so encoding passes it by."""
+
+    axis: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """z * (std or 1) / (scaling_factor or 1) + (mean or shift_factor or 0), per channel.
+
+    `uses` names the model's constants that take part; mean and std take part together or not at all.
+    With `literal` the VAE itself works on normalised latents (previews that replace another VAE): then nothing
+    is to be done when the caller asks for scaling, and a caller who has scaled already is undone with these.
+    """
+
+    uses: tuple[str, ...] = ()
+    literal: Constants | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseBlend:
+    """z * (1 - scale) + noise * scale, the noise of a fixed seed: a latent has one picture. Not in encoding."""
+
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """The call of the VAE itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelAffine:
+    """The VAE's range to [0, 1]: x * mul + add, clamped."""
+
+    mul: float = 0.5
+    add: float = 0.5
+
+
+Op = Rearrange | Select | Affine | NoiseBlend | Decode | PixelAffine
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One row per way that latents travel.
+
+    `layouts` are the forms in which the latent may arrive, the first that fits wins; all lead to the axes of
+    `ops`. `posterior` is what the family's pipelines take when they encode. `patch` is the number of latent cells
+    per side that the pipelines handle as one, so picture sides are floored to ratio x patch before encoding.
+    """
+
+    name: str
+    kind: str  # "image" or "video"
+    layouts: tuple[Rearrange, ...]
+    ops: tuple[Op, ...]
+    posterior: str
+    patch: int = 1
+
+    @property
+    def pixel_affine(self) -> PixelAffine:
+        return next((op for op in self.ops if isinstance(op, PixelAffine)), PixelAffine())

@@ -1,0 +1,94 @@
+"""What a replica is asked and what it answers, in plain values that cross a process boundary."""
+
+from dataclasses import asdict, dataclass
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+from remote_vae.core.layout import Fit
+from remote_vae.core.recipe import Constants
+
+Buffer = bytes | bytearray | memoryview
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A tensor's bytes: little-endian, C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    buffer: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The scaling that both operations share: the model's own constants, the caller's, or none."""
+
+    own_scaling: bool
+    given: Constants | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob(Work):
+    """`output` is one of core.decode.Output's values."""
+
+    latent: Block
+    fit: Fit
+    output: str
+
+    @property
+    def pixels(self) -> int:
+        return self.fit.pixels
+
+    @property
+    def reply_bytes(self) -> int:
+        """The most that the pixels can take."""
+        return self.fit.pixels * 3 * (1 if self.output in ("uint8", "first") else 4)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob(Work):
+    """`take` is one of core.encode.Take's values; `latent_values` counts the values of the latent's mean."""
+
+    image: Block
+    take: str
+    seed: int | None
+    pixels: int
+    latent_values: int
+
+    @property
+    def reply_bytes(self) -> int:
+        return self.latent_values * 4 * (2 if self.take == "parameters" else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came back; `dtype_run` is the precision that the VAE ran in, `seconds` are stages by name."""
+
+    block: Block
+    plan: str
+    dtype_run: str
+    note: str
+    seconds: dict[str, float]
+
+
+def to_message(job: DecodeJob | EncodeJob) -> dict[str, Any]:
+    """A job as JSON values, its bytes left out: they pass through shared memory."""
+    block = job.latent if isinstance(job, DecodeJob) else job.image
+    body: dict[str, Any] = {
+        "op": "decode" if isinstance(job, DecodeJob) else "encode",
+        "dtype": block.dtype,
+        "shape": block.shape,
+        "own_scaling": job.own_scaling,
+        "given": asdict(job.given) if job.given else None,
+    }
+    if isinstance(job, DecodeJob):
+        return {**body, "fit": asdict(job.fit), "output": job.output}
+    return {**body, "take": job.take, "seed": job.seed}
+
+
+def opened(segment: SharedMemory) -> memoryview:
+    """The bytes of a segment that has not been closed."""
+    if segment.buf is None:
+        raise ValueError("the shared memory is closed")
+    return segment.buf

@@ -1,0 +1,1 @@
+"""Real VAEs: the only room that imports diffusers. `recipes` and `registry` are plain data."""

@@ -1,0 +1,70 @@
+"""What an operator says about a model to be served: `NAME[=SOURCE][,key=value...]`."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from remote_vae.core.recipe import Recipe
+from remote_vae.errors import ConfigurationError
+from remote_vae.models.registry import REGISTRY, find_recipe, find_row
+
+DTYPES = ("float32", "float16", "bfloat16")
+_OPTIONS = ("recipe", "dtype", "revision", "subfolder", "device")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model under the name it is served by.
+
+    `source` is a hub id, a folder in diffusers' layout or a .safetensors file; None takes the registry's.
+    `dtype` None leaves the precision to the registry's policy.
+    """
+
+    name: str
+    source: str | None = None
+    recipe: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    subfolder: str | None = None
+    device: str = "auto"
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigurationError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}", dtype=self.dtype)
+        if find_row(self.name) is None and self.source is None:
+            raise ConfigurationError(
+                f"model {self.name!r} is not in the registry; name its weights as {self.name}=SOURCE, or take one of "
+                f"{', '.join(REGISTRY)}",
+                model=self.name,
+            )
+        if find_row(self.name) is None and self.recipe is None:
+            raise ConfigurationError(
+                f"model {self.name!r} is not in the registry, so its recipe cannot be known; add ,recipe=NAME",
+                model=self.name,
+            )
+        self.resolve_recipe()
+
+    def resolve_recipe(self) -> Recipe:
+        return find_recipe(self.recipe or self.name)
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(found: dict[str, object]) -> "ModelSpec":
+        return ModelSpec(**{f.name: found[f.name] for f in fields(ModelSpec)})  # type: ignore[arg-type]  # by to_json
+
+
+def parse_spec(text: str, *, random_weights: bool = False, device: str = "auto", dtype: str | None = None) -> ModelSpec:
+    """The spec of a `--model` argument; *raises* ConfigurationError."""
+    head, *options = text.split(",")
+    name, _, source = head.partition("=")
+    spec: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in _OPTIONS or not value:
+            raise ConfigurationError(
+                f"{option!r} in model {text!r} is not key=value with key one of {', '.join(_OPTIONS)}", model=text
+            )
+        spec[key] = value
+    base = ModelSpec(name, source or None, recipe=spec.get("recipe"), dtype=dtype, device=device)
+    return replace(base, random_weights=random_weights, **{key: spec[key] for key in spec if key != "recipe"})

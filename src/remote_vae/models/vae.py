@@ -1,0 +1,80 @@
+"""A diffusers module behind the core's narrow waist."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from remote_vae.core.facts import Facts
+from remote_vae.core.recipe import Constants
+
+
+class DiffusersVAE:
+    """Meets `core.vae.VAE`. One caller at a time: some VAEs keep state between calls."""
+
+    def __init__(self, module: torch.nn.Module, *, source: str, revision: str) -> None:
+        self.module = module
+        self.facts = read_facts(module, source=source, revision=revision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        pixels: torch.Tensor = self.module.decode(latent, return_dict=False)[0]  # type: ignore[operator]
+        return pixels
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        found = self.module.encode(pixels, return_dict=False)[0]  # type: ignore[operator]
+        moments: torch.Tensor = found if self.facts.deterministic else found.parameters
+        return moments
+
+    @contextmanager
+    def upcast(self) -> Iterator[None]:
+        before = self.dtype
+        self.module.to(torch.float32)
+        try:
+            yield
+        finally:
+            self.module.to(before)
+
+
+def read_facts(module: torch.nn.Module, *, source: str, revision: str) -> Facts:
+    """The facts of a loaded module, from its own config."""
+    config = module.config
+    deterministic = type(module).__name__ == "AutoencoderTiny"
+    return Facts(
+        latent_channels=int(config.latent_channels),  # type: ignore[union-attr, arg-type]
+        spatial_compression_ratio=_spatial_ratio(config),
+        temporal_compression_ratio=int(getattr(config, "temporal_compression_ratio", 1)),
+        constants=Constants(
+            scaling_factor=_number(getattr(config, "scaling_factor", None)),
+            shift_factor=_number(getattr(config, "shift_factor", None)),
+            latents_mean=_numbers(getattr(config, "latents_mean", None)),
+            latents_std=_numbers(getattr(config, "latents_std", None)),
+        ),
+        dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
+        deterministic=deterministic,
+        source=source,
+        revision=revision,
+    )
+
+
+def _spatial_ratio(config: object) -> int:
+    stated = getattr(config, "spatial_compression_ratio", None)
+    if stated is not None:
+        return int(stated)
+    blocks = getattr(config, "decoder_block_out_channels", None) or config.block_out_channels  # type: ignore[attr-defined]
+    return int(2 ** (len(blocks) - 1))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _numbers(values: object) -> tuple[float, ...] | None:
+    return tuple(float(value) for value in values) if isinstance(values, list | tuple) else None

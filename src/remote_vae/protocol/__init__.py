@@ -1,0 +1,1 @@
+"""The wire, once: standard library only, no I/O."""

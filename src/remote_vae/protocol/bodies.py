@@ -1,0 +1,61 @@
+"""JSON and base64 bodies <-> bytes."""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from remote_vae.errors import InvalidReply, MalformedRequest
+from remote_vae.protocol.frame import Buffer, TensorFrame
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBody:
+    """`{"inputs": "<base64>", "parameters": {...}}`, decoded; `parameters` None when the key is missing."""
+
+    inputs: bytes
+    parameters: object | None
+
+
+def read_json_body(body: Buffer) -> JsonBody:
+    """*Raises* MalformedRequest for anything else than an object with base64 text under "inputs"."""
+    try:
+        document = json.loads(bytes(body), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise MalformedRequest('the body is not valid JSON; expected {"inputs": "<base64>"}') from exc
+    if not isinstance(document, dict) or not isinstance(document.get("inputs"), str):
+        raise MalformedRequest('the JSON body needs base64 text under "inputs"')
+    try:
+        inputs = base64.b64decode(document["inputs"], validate=True)
+    except (ValueError, binascii.Error) as exc:
+        raise MalformedRequest('"inputs" is not valid base64 (standard alphabet, with padding)') from exc
+    return JsonBody(inputs, document.get("parameters"))
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def write_tensor_json(frame: TensorFrame) -> bytes:
+    """The reply's JSON form of a tensor."""
+    text = base64.b64encode(frame.buffer).decode("ascii")
+    return json.dumps({"inputs": text, "parameters": {"shape": list(frame.shape), "dtype": frame.dtype}}).encode()
+
+
+def read_tensor_json(body: Buffer) -> TensorFrame:
+    """The inverse of `write_tensor_json`, for the client; *raises* InvalidReply."""
+    try:
+        found = read_json_body(body)
+    except MalformedRequest as exc:
+        raise InvalidReply(f"the server's JSON tensor cannot be read: {exc.message}") from exc
+    if not isinstance(found.parameters, Mapping):
+        raise InvalidReply("the server's JSON tensor has no parameters with shape and dtype")
+    return read_frame(found.parameters.get("shape"), found.parameters.get("dtype"), found.inputs)
+
+
+def read_frame(shape: object, dtype: object, buffer: Buffer) -> TensorFrame:
+    """A frame from a reply's claims; *raises* InvalidReply unless they agree with the bytes."""
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape) or not isinstance(dtype, str):
+        raise InvalidReply("the server's tensor has no usable shape and dtype")
+    return TensorFrame(dtype, tuple(shape), buffer)

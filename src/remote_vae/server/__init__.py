@@ -1,0 +1,1 @@
+"""HTTP and nothing else. `app.build_app` is where models, engine and HTTP meet."""

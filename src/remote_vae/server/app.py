@@ -1,0 +1,101 @@
+"""The composition root: the only place where models, engine and HTTP meet."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from remote_vae.engine.engine import Engine, Served
+from remote_vae.errors import ConfigurationError, RemoteVAEError
+from remote_vae.models.registry import find_row
+from remote_vae.models.spec import ModelSpec, parse_spec
+from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
+from remote_vae.server.endpoints import Endpoints
+from remote_vae.server.faults import RequestId, on_error
+from remote_vae.server.settings import Settings
+
+LOADER: Final = "remote_vae.models.loader:open_model"
+METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+
+
+def build_app(
+    settings: Settings,
+    *,
+    loader: str = LOADER,
+    on_ready: Callable[[], None] | None = None,
+    on_failure: Callable[[BaseException], None] | None = None,
+) -> Starlette:
+    """The ASGI application; its models load in the background once it starts.
+
+    `loader` is `module:function` and runs in each replica's process. *Raises* ConfigurationError.
+    """
+    engine = Engine(_served(settings), loader=loader, most_waiting=settings.max_waiting)
+    at = Endpoints(engine, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(engine.start())
+        loading.add_done_callback(lambda task: _report(task, on_ready, on_failure))
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await engine.stop()
+
+    app = Starlette(
+        routes=[
+            Route("/", at.home, methods=["GET"]),
+            Route("/health", at.live, methods=["GET"]),
+            Route("/live", at.live, methods=["GET"]),
+            Route("/ready", at.ready, methods=["GET"]),
+            Route("/models", at.models, methods=["GET"]),
+            Route("/openapi.json", at.openapi, methods=["GET"]),
+            Route("/docs", at.docs, methods=["GET"]),
+            Route("/{path:path}", at.post, methods=METHODS),
+        ],
+        middleware=[Middleware(RequestId)],
+        exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a redirect would turn POST into GET in most clients
+    app.state.engine = engine
+    return app
+
+
+def _report(
+    task: asyncio.Task[None],
+    on_ready: Callable[[], None] | None,
+    on_failure: Callable[[BaseException], None] | None,
+) -> None:
+    failure = None if task.cancelled() else task.exception()
+    if failure is not None and on_failure is not None:
+        on_failure(failure)
+    elif failure is None and not task.cancelled() and on_ready is not None:
+        on_ready()
+
+
+def _served(settings: Settings) -> list[Served]:
+    specs = [
+        parse_spec(text, random_weights=settings.random_weights, device=settings.device, dtype=settings.dtype)
+        for text in settings.models
+    ]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if not MODEL_NAME.fullmatch(name) or name in RESERVED_NAMES:
+            raise ConfigurationError(f"model name {name!r} cannot be a route; use letters, digits, '.', '_' and '-'")
+        if names.count(name) > 1:
+            raise ConfigurationError(f"model name {name!r} is given twice")
+    return [Served(spec.name, _aliases(spec, names), spec.resolve_recipe(), spec.to_json()) for spec in specs]
+
+
+def _aliases(spec: ModelSpec, names: list[str]) -> tuple[str, ...]:
+    """The registry's other names for a model, unless another model here goes by them."""
+    row = find_row(spec.name)
+    if row is None:
+        return ()
+    return tuple(name for name in (row.name, *row.aliases) if name not in names)

@@ -1,0 +1,132 @@
+"""What each route does. `Endpoints.post` is the road: parse, to a job, await the engine, to bytes, render."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from remote_vae import __version__
+from remote_vae.core.facts import Facts
+from remote_vae.engine.engine import Engine, Served
+from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
+from remote_vae.errors import MalformedRequest, MethodNotAllowed, NotReady
+from remote_vae.protocol import wire
+from remote_vae.protocol.frame import Buffer
+from remote_vae.protocol.messages import DecodeOptions, Form, Operation, Provenance, Reply
+from remote_vae.protocol.parameters import DEFAULT_QUALITY
+from remote_vae.protocol.replies import render_reply
+from remote_vae.server import openapi
+from remote_vae.server.body import check_length, read_body
+from remote_vae.server.jobs import decode_job, encode_job, fit_decode, model_info, write_payload
+from remote_vae.server.settings import Settings
+
+REQUEST_ID = "remote_vae.request_id"
+
+
+class Endpoints:
+    """The routes' functions, over one engine."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+
+    async def post(self, request: Request) -> Response:
+        """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
+        head = self._head(request)
+        model = self._engine.find(head.model)
+        facts = self._engine.facts(model)
+        if head.operation is Operation.DECODE:
+            reply = await self._decode(model, facts, head, await read_body(request, self._settings))
+        else:
+            reply = await self._encode(model, facts, head, await read_body(request, self._settings))
+        return _respond(reply, request)
+
+    def _head(self, request: Request) -> wire.Head:
+        """Everything that can be judged before the body is read."""
+        raw: bytes = request.scope.get("raw_path") or request.url.path.encode()
+        path = raw.decode("latin-1")
+        if request.method != "POST":
+            self._engine.find(wire.parse_route(path)[0])
+            raise MethodNotAllowed(f"{request.method} does nothing here; decoding and encoding are POST requests")
+        query: bytes = request.scope["query_string"]
+        if len(query) > self._settings.max_query_bytes:
+            raise MalformedRequest(f"the query has {len(query)} bytes; the limit is {self._settings.max_query_bytes}")
+        ignore = self._settings.unknown_parameters == "ignore"
+        head = wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
+        check_length(request, self._settings)
+        if head.claim is not None and isinstance(head.options, DecodeOptions) and not head.body_is_json:
+            model = self._engine.find(head.model)
+            fit_decode(model, self._engine.facts(model), head.claim.shape, head.options, self._settings)
+        return head
+
+    async def _decode(self, model: Served, facts: Facts, head: wire.Head, body: Buffer) -> Reply:
+        message = wire.parse_decode(head, body)
+        job = decode_job(model, facts, message, self._settings)
+        return await self._run(model, facts, job, message.form, message.options.quality)
+
+    async def _encode(self, model: Served, facts: Facts, head: wire.Head, body: Buffer) -> Reply:
+        message = wire.parse_encode(head, body)
+        job = await asyncio.to_thread(encode_job, model, facts, message, self._settings)
+        return await self._run(model, facts, job, message.form, DEFAULT_QUALITY)
+
+    async def _run(self, model: Served, facts: Facts, job: DecodeJob | EncodeJob, form: Form, quality: int) -> Reply:
+        outcome = await self._engine.run(model, job)
+        started = time.perf_counter()
+        if form is Form.BINARY:
+            payload = write_payload(outcome, form, quality)
+        else:
+            payload = await asyncio.to_thread(write_payload, outcome, form, quality)
+        return Reply(payload, form, _provenance(model, facts, outcome, time.perf_counter() - started))
+
+    async def home(self, request: Request) -> Response:
+        """GET /: what this is and where to look."""
+        names = {name: list(model.aliases) for name, model in self._engine.models.items()}
+        links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready"]
+        return JSONResponse({"service": "remote-vae", "version": __version__, "models": names, "see": links})
+
+    async def live(self, request: Request) -> Response:
+        """GET /live, /health: the server's own process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /ready: every model is loaded and its process is alive; 503 with Retry-After otherwise."""
+        if not self._engine.ready:
+            raise NotReady("not every model is loaded yet")
+        return JSONResponse({"status": "ready", "models": list(self._engine.models)})
+
+    async def models(self, request: Request) -> Response:
+        """GET /models: the cards of the models."""
+        cards = [
+            model_info(model, self._engine.facts(model), self._settings).to_json()
+            for model in self._engine.models.values()
+        ]
+        return JSONResponse({"default": self._engine.default, "models": cards})
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(openapi.document(__version__, list(self._engine.models)))
+
+    async def docs(self, request: Request) -> Response:
+        """GET /docs: the same, for people; one file, nothing fetched from elsewhere."""
+        return HTMLResponse(openapi.page(openapi.document(__version__, list(self._engine.models))))
+
+
+def _provenance(model: Served, facts: Facts, outcome: Outcome, media: float) -> Provenance:
+    timings = {stage: seconds * 1000 for stage, seconds in outcome.seconds.items()}
+    return Provenance(
+        model=model.name,
+        revision=facts.revision,
+        plan=outcome.plan,
+        dtype=outcome.dtype_run,
+        note=outcome.note,
+        timings_ms={**timings, "media": media * 1000},
+    )
+
+
+def _respond(reply: Reply, request: Request) -> Response:
+    status, headers, body = render_reply(reply)
+    content = body if isinstance(body, bytes) else bytes(body)
+    fields: Mapping[str, str] = dict(headers)
+    return Response(content, status, fields)

@@ -1,0 +1,119 @@
+"""The API's description, from the same table that reads the parameters."""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from remote_vae.errors import RequestError, ServerError, all_errors
+from remote_vae.protocol import parameters
+from remote_vae.protocol.messages import Form
+
+Document = dict[str, Any]
+BINARY = {"type": "string", "format": "binary"}
+
+
+def document(version: str, models: list[str]) -> Document:
+    """The OpenAPI 3.1 description of this server with these models."""
+    paths: Document = {
+        "/": {"get": _get("What this server is."), "post": _post("Decode or encode", "By content type and query.")}
+    }
+    for name in models:
+        paths[f"/{name}/decode"] = {"post": _operation("Latent to picture or video", parameters.DECODE)}
+        paths[f"/{name}/encode"] = {"post": _operation("Picture to latent", parameters.ENCODE)}
+    about = {
+        "/health": "The server answers.",
+        "/live": "The server answers.",
+        "/ready": "Every model is loaded.",
+        "/models": "The models with their layouts, factors and limits.",
+        "/openapi.json": "This description.",
+        "/docs": "This description, for people.",
+    }
+    paths.update({path: {"get": _get(text)} for path, text in about.items()})
+    info = {"title": "remote-vae", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": {"Error": _error_schema()}}}
+
+
+def _get(text: str) -> Document:
+    return {"summary": text, "responses": {"200": {"description": text}}}
+
+
+def _post(summary: str, text: str) -> Document:
+    both = {**parameters.ENCODE, **parameters.DECODE}
+    return {**_operation(summary, both), "description": text}
+
+
+def _operation(summary: str, known: Mapping[str, parameters.Parameter]) -> Document:
+    return {
+        "summary": summary,
+        "parameters": [
+            {"name": name, "in": "query", "description": item.doc, "schema": dict(item.schema)}
+            for name, item in known.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                media: {"schema": BINARY} for media in ("tensor/binary", "application/octet-stream", "image/png")
+            },
+        },
+        "responses": {"200": _ok(), **_errors()},
+    }
+
+
+def _ok() -> Document:
+    content = {form.value: {"schema": BINARY} for form in Form if form is not Form.BASE64}
+    content[Form.BASE64.value] = {"schema": {"type": "object"}}
+    return {
+        "description": "The picture, video or tensor; raw tensors name their shape and dtype in headers.",
+        "content": content,
+    }
+
+
+def _errors() -> Document:
+    schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    statuses: dict[int, list[str]] = {}
+    for cls in (*all_errors(RequestError), *all_errors(ServerError)):
+        statuses.setdefault(cls.status, []).append(cls.code)
+    return {
+        str(status): {"description": ", ".join(codes), "content": schema} for status, codes in sorted(statuses.items())
+    }
+
+
+def _error_schema() -> Document:
+    return {
+        "type": "object",
+        "required": ["error", "error_type"],
+        "properties": {
+            "error": {"type": "string", "description": "What was wrong, what was expected, what to do."},
+            "error_type": {"type": "string"},
+            "detail": {"type": "object"},
+            "request_id": {"type": ["string", "null"]},
+        },
+    }
+
+
+def page(found: Document) -> str:
+    """The description as one page of HTML."""
+    sections = "".join(
+        _section(method.upper(), path, operation)
+        for path, methods in found["paths"].items()
+        for method, operation in methods.items()
+    )
+    title = f"{found['info']['title']} {found['info']['version']}"
+    style = (
+        "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "code{background:#f2f2f2;padding:.1em .3em}td{padding:.2rem .8rem .2rem 0;vertical-align:top}"
+        "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}code{background:#222}}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style><h1>{html.escape(title)}</h1>{sections}</html>"
+    )
+
+
+def _section(method: str, path: str, operation: Document) -> str:
+    rows = "".join(
+        f"<tr><td><code>{html.escape(item['name'])}</code></td><td>{html.escape(item['description'])}</td></tr>"
+        for item in operation.get("parameters", ())
+    )
+    table = f"<table>{rows}</table>" if rows else ""
+    return f"<h2><code>{method} {html.escape(path)}</code></h2><p>{html.escape(operation['summary'])}</p>{table}"

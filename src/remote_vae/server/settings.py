@@ -1,0 +1,38 @@
+"""Every setting of the server, by flag or environment variable, in one place."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Each field is also the environment variable REMOTE_VAE_<FIELD>; limits are per request."""
+
+    model_config = SettingsConfigDict(env_prefix="REMOTE_VAE_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    models: tuple[str, ...] = Field(default=("demo",), description="NAME[=SOURCE][,key=value...]; the first is /")
+    random_weights: bool = Field(default=False, description="seeded weights of the true size, for trials")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(default=None, description="None: by the registry")
+    unknown_parameters: Literal["refuse", "ignore"] = "refuse"
+
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_reply_bytes: int = Field(default=256 * 2**20, ge=1)
+    max_pixels: int = Field(default=4096 * 4096, ge=1, description="of one picture or frame")
+    max_side: int = Field(default=8192, ge=1)
+    max_batch: int = Field(default=8, ge=1)
+    max_frames: int = Field(default=257, ge=1)
+    max_query_bytes: int = Field(default=8192, ge=1)
+    max_waiting: int = Field(default=64, ge=1, description="requests that wait for one model")
+    body_seconds: float = Field(default=60.0, gt=0, description="for a request's body to arrive")
+    shutdown_seconds: int = Field(default=30, ge=1, description="for accepted work to finish")
+
+    @field_validator("models", mode="after")
+    @classmethod
+    def _at_least_one(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if not models:
+            raise ValueError("at least one model is needed")
+        return models

@@ -1,0 +1,174 @@
+"""The engine with real processes: what comes back, and what happens when they die."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from remote_vae.core.layout import Fit
+from remote_vae.engine.engine import Engine, Served
+from remote_vae.engine.job import Block, DecodeJob
+from remote_vae.errors import InternalError, ModelLoadError, NonFiniteInput, Overloaded, ReplicaFailed, UnknownModel
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@asynccontextmanager
+async def running(misbehaviour: str = "", *, most_waiting: int = 64) -> AsyncIterator[Engine]:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from loaders import RECIPE
+
+    model = Served("copy", ("also",), RECIPE, {"misbehaviour": misbehaviour})
+    engine = Engine([model], loader="loaders:load", most_waiting=most_waiting)
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def job(first: float = 1.0, *, side: int = 4, own: bool = False) -> DecodeJob:
+    values = np.linspace(-1, 1, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
+    values.flat[0] = first
+    fit = Fit("b c h w -> b c h w", {"b": 1, "c": 3, "h": side, "w": side}, 1, 1, side, side)
+    return DecodeJob(own, None, Block("float32", values.shape, values.tobytes()), fit, "raw")
+
+
+async def test_bytes_come_back() -> None:
+    """A tensor goes through another process and comes back with its type, its shape and its values."""
+    async with running() as engine:
+        sent = job()
+        outcome = await engine.run(engine.find("copy"), sent)
+    assert outcome.block.dtype == "float32"
+    assert outcome.block.shape == (1, 3, 4, 4)
+    assert outcome.block.buffer == sent.latent.buffer
+    assert outcome.plan == "whole"
+    assert set(outcome.seconds) == {"queue", "decode"}
+
+
+async def test_own_scaling_is_applied_in_the_replica() -> None:
+    """The model's own constants are used when, and only when, the job asks for them."""
+    async with running() as engine:
+        outcome = await engine.run(engine.find(None), job(own=True))
+    values = np.frombuffer(outcome.block.buffer, dtype=np.float32)
+    assert values[0] == 2.0
+
+
+async def test_segments_grow() -> None:
+    """A job larger than every one before it finds room, and a smaller one after it too."""
+    async with running() as engine:
+        for side in (4, 600, 8):
+            sent = job(side=side)
+            outcome = await engine.run(engine.find(None), sent)
+            assert outcome.block.buffer == sent.latent.buffer
+
+
+async def test_death_over_a_job() -> None:
+    """A process that dies over a job fails that job as ReplicaFailed, and the next job finds a new process."""
+    async with running("die") as engine:
+        before = engine.pids()["copy"]
+        with pytest.raises(ReplicaFailed):
+            await engine.run(engine.find(None), job(7))
+        outcome = await engine.run(engine.find(None), job(1))
+        assert outcome.block.shape == (1, 3, 4, 4)
+        assert engine.pids()["copy"] != before
+
+
+async def test_death_while_idle() -> None:
+    """A process that is killed while idle is noticed and started again without a request."""
+    async with running() as engine:
+        before = engine.pids()["copy"]
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while not engine.ready or engine.pids()["copy"] == before:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        assert (await engine.run(engine.find(None), job())).block.shape == (1, 3, 4, 4)
+
+
+async def test_foreign_exception() -> None:
+    """An exception of the model's code becomes an InternalError that tells nothing of the inside; the process lives."""
+    async with running("raise") as engine:
+        before = engine.pids()["copy"]
+        with pytest.raises(InternalError) as caught:
+            await engine.run(engine.find(None), job(7))
+        assert "internal name" not in caught.value.message
+        await engine.run(engine.find(None), job(1))
+        assert engine.pids()["copy"] == before
+
+
+async def test_our_errors_cross_the_process_boundary() -> None:
+    """What the core raises in the replica is raised here, as the same class."""
+    async with running() as engine:
+        with pytest.raises(NonFiniteInput):
+            await engine.run(engine.find(None), job(float("nan")))
+
+
+async def test_refused_weights() -> None:
+    """A loader's own error comes out of start, with its class and sentence."""
+    with pytest.raises(ModelLoadError, match="another architecture"):
+        async with running("refuse"):
+            pass
+
+
+async def test_crash_at_load() -> None:
+    """A process that dies while it loads is an error at start, not a hang."""
+    with pytest.raises(ReplicaFailed, match="while loading"):
+        async with running("crash at load"):
+            pass
+
+
+async def test_the_event_loop_is_free() -> None:
+    """While a replica works the event loop goes on."""
+    async with running("sleep") as engine:
+        work = asyncio.create_task(engine.run(engine.find(None), job(7)))
+        ticks = 0
+        while not work.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        await work
+    assert ticks > 10
+
+
+async def test_too_many_waiting() -> None:
+    """Beyond the bound on waiting jobs a job is refused at once, and the waiting ones are served."""
+    async with running("sleep", most_waiting=2) as engine:
+        waiting = [asyncio.create_task(engine.run(engine.find(None), job(7))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await engine.run(engine.find(None), job())
+        await asyncio.gather(*waiting)
+
+
+async def test_nothing_is_left() -> None:
+    """After stop the process is gone and its shared memory freed."""
+    async with running() as engine:
+        await engine.run(engine.find(None), job())
+        pid = engine.pids()["copy"]
+        names = [segment.name for segment in engine._replicas["copy"]._segments.values()]
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(name)
+
+
+async def test_names() -> None:
+    """A model is found by name, by alias in any case, and as the default; another name is UnknownModel."""
+    async with running() as engine:
+        assert engine.find(None) is engine.find("copy") is engine.find("ALSO")
+        with pytest.raises(UnknownModel):
+            engine.find("other")
