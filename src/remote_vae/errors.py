@@ -12,6 +12,7 @@ RemoteVAEError
 │   ├── RequestTimeout           408  the body did not arrive in time
 │   ├── TooLarge                 413  above one of the server's limits
 │   ├── UnsupportedMediaType     415
+│   ├── TooManyRequests          429  this client's share is used up; retry later
 │   └── Unprocessable            422  parsed, but impossible
 │       ├── InvalidValue         422  a parameter's value is outside what it may be
 │       ├── LatentMismatch       422  the latent does not fit the model
@@ -44,7 +45,7 @@ class RemoteVAEError(Exception):
     """Base of all; `detail` holds the numbers that the message names, as JSON values."""
 
     code: ClassVar[str] = "error"
-    status: ClassVar[int] = 500
+    status: ClassVar[int] = 0  # of the reply; 0 for what is never sent
     retry_after: ClassVar[int | None] = None  # seconds, for the Retry-After header
 
     def __init__(self, message: str, *, request_id: str | None = None, **detail: object) -> None:
@@ -96,6 +97,10 @@ class TooLarge(RequestError):
 
 class UnsupportedMediaType(RequestError):
     code, status = "unsupported_media_type", 415
+
+
+class TooManyRequests(RequestError):
+    code, status, retry_after = "too_many_requests", 429, 1
 
 
 class Unprocessable(RequestError):
@@ -200,13 +205,18 @@ def from_json(body: Mapping[str, object], *, status: int) -> RemoteVAEError:
 
     `status` 0 is for errors that never crossed HTTP, such as a replica's.
     """
-    message, request_id, detail = body.get("error"), body.get("request_id"), body.get("detail")
     classes = {cls.code: cls for cls in all_errors() if cls.status or not status}
-    fallback = RequestError if 400 <= status < 500 else ServerError
-    by_status = {cls.status: cls for cls in reversed(list(all_errors())) if cls.status}
-    cls = classes.get(str(body.get("error_type"))) or by_status.get(status, fallback)
-    return cls(
+    found = classes.get(str(body.get("error_type"))) or _by_status(status)
+    message, request_id, detail = body.get("error"), body.get("request_id"), body.get("detail")
+    error = found(
         str(message) if message else f"the server answered {status} without saying why",
         request_id=str(request_id) if request_id else None,
-        **(dict(detail) if isinstance(detail, Mapping) else {}),
     )
+    error.detail = dict(detail) if isinstance(detail, Mapping) else {}
+    return error
+
+
+def _by_status(status: int) -> type[RemoteVAEError]:
+    """The most general class that has this status, below the root."""
+    branch = RequestError if 400 <= status < 500 else ServerError
+    return next((cls for cls in all_errors(branch) if cls.status == status), branch)

@@ -47,7 +47,7 @@ class AsyncClient:
     ) -> None:
         self._endpoint = read_endpoint(endpoint, token=token)
         bounds = Bounds(timeout=timeout, tries=retries, max_reply_bytes=max_reply_bytes)
-        self._transport = AsyncTransport(bounds, http=http, proxy=proxy)
+        self._transport = AsyncTransport(self._endpoint.url, bounds=bounds, http=http, proxy=proxy)
 
     async def __aenter__(self) -> Self:
         return self

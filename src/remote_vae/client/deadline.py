@@ -33,8 +33,8 @@ def enforced(deadline: Deadline) -> Iterator[None]:
 class DeadlineTransport(httpx2.HTTPTransport):
     """httpx2's own transport over connections that know `enforced`."""
 
-    def __init__(self, *, proxy: str | None = None) -> None:
-        super().__init__(trust_env=False, proxy=proxy)
+    def __init__(self, *, verify: ssl.SSLContext | bool = True, proxy: str | None = None) -> None:
+        super().__init__(verify=verify, trust_env=False, proxy=proxy)
         # The pool takes a backend only when it is built, and httpx2 builds it without a way to pass one.
         self._pool._network_backend = _Backend()
 

@@ -41,7 +41,7 @@ def read_endpoint(endpoint: str, *, token: str | None = None) -> Endpoint:
     """
     try:
         parts = urlsplit(endpoint)
-        httpx2.URL(endpoint)
+        httpx2.URL(endpoint).raw_host.decode("ascii").encode("idna")
         host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
     except (ValueError, httpx2.InvalidURL):
         host = None

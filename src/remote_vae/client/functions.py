@@ -152,7 +152,7 @@ def _send(endpoint: str, request: DecodeRequest | EncodeRequest, *, timeout: flo
         del headers["content-type"]
     elif request.form is Form.MP4:
         headers["accept"] = "text/plain"
-    transport = Transport(Bounds(timeout=timeout))
+    transport = Transport(target.url, bounds=Bounds(timeout=timeout))
     try:
         return transport.send(target.request("POST", "", query=query, headers=headers, body=bytes(body)))
     finally:

@@ -49,8 +49,6 @@ def read_picture(data: bytes, form: Form, *, check_size: Callable[[int, int], No
         image.load()
     except BROKEN as exc:
         raise InvalidReply(f"the reply is not a whole {PIL_NAMES[form]} picture: {exc}") from exc
-    if image.mode == "RGB":
-        return image
     converted = image.convert("RGB")
     converted.format = image.format
     return converted

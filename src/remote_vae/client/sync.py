@@ -48,7 +48,7 @@ class Client:
     ) -> None:
         self._endpoint = read_endpoint(endpoint, token=token)
         bounds = Bounds(timeout=timeout, tries=retries, max_reply_bytes=max_reply_bytes)
-        self._transport = Transport(bounds, http=http, proxy=proxy)
+        self._transport = Transport(self._endpoint.url, bounds=bounds, http=http, proxy=proxy)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from remote_vae.errors import InvalidReply, MalformedRequest
+from remote_vae.errors import InvalidReply, MalformedRequest, RequestError
 from remote_vae.protocol.frame import Buffer, TensorFrame
 
 
@@ -57,5 +57,8 @@ def read_tensor_json(body: Buffer) -> TensorFrame:
 def read_frame(shape: object, dtype: object, buffer: Buffer) -> TensorFrame:
     """A frame from a reply's claims; *raises* InvalidReply unless they agree with the bytes."""
     if not isinstance(shape, list) or not all(type(size) is int for size in shape) or not isinstance(dtype, str):
-        raise InvalidReply("the server's tensor has no usable shape and dtype")
-    return TensorFrame(dtype, tuple(shape), buffer)
+        raise InvalidReply("the reply's tensor has no usable shape and dtype")
+    try:
+        return TensorFrame(dtype, tuple(shape), buffer)
+    except RequestError as exc:
+        raise InvalidReply(f"the reply's tensor does not agree with its shape and dtype: {exc.message}") from exc

@@ -292,7 +292,7 @@ def write(options: DecodeOptions | EncodeOptions) -> Pairs:
         pairs.append(("do_scaling", "True"))
     for name, value in (("scaling_factor", mode.scaling_factor), ("shift_factor", mode.shift_factor)):
         if value is not None:
-            pairs.append((name, repr(value)))
+            pairs.append((name, repr(float(value))))
     if isinstance(options, DecodeOptions):
         pairs += [
             ("output_type", options.output_type.value),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from remote_vae.errors import InvalidReply, RemoteVAEError, RequestError, from_json, to_json
+from remote_vae.errors import InvalidReply, RemoteVAEError, from_json, to_json
 from remote_vae.protocol.bodies import read_frame, read_tensor_json, write_tensor_json
 from remote_vae.protocol.dtype import clip
 from remote_vae.protocol.frame import Buffer, TensorFrame
@@ -86,8 +86,8 @@ def parse_reply(status: int, headers: Mapping[str, str], body: Buffer) -> Reply:
 def _read_binary(headers: Mapping[str, str], body: Buffer) -> TensorFrame:
     try:
         return read_frame(json.loads(headers.get("shape", "null")), headers.get("dtype"), body)
-    except (ValueError, RequestError) as exc:
-        raise InvalidReply(f"the reply's tensor does not agree with its shape and dtype headers: {exc}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise InvalidReply("the reply's shape header is not a list") from exc
 
 
 def _read_timings(text: str) -> dict[str, float]:

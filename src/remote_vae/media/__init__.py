@@ -1,0 +1,1 @@
+"""Pixels <-> written pictures and video."""

@@ -1,0 +1,130 @@
+"""Pictures and videos on their way out and back."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from remote_vae.client.pictures import check_mp4, read_picture, write_png
+from remote_vae.errors import InvalidReply
+from remote_vae.protocol.messages import Form
+
+FORMS = {Form.PNG: "PNG", Form.JPG: "JPEG", Form.WEBP: "WEBP"}
+MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"]
+MODES += ["I;16", "I;16B", "I;16L"]
+BOXES = b"\x00\x00\x00\x10ftypisom\x00\x00\x00\x00" + b"\x00\x00\x00\x08moov"
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+        "LAB",
+        "I",
+        "F",
+        "I;16",
+        "I;16B",
+        "I;16L",
+    ],
+)
+def test_every_mode_is_sent_as_png(mode):
+    """A picture of any Pillow mode leaves as a PNG of its size."""
+    image = Image.new(mode, (5, 3))
+    found = Image.open(io.BytesIO(write_png(image)))
+    assert (found.format, found.size) == ("PNG", (5, 3))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_pixels_of_common_modes_are_kept(mode):
+    """What PNG can hold is sent without loss."""
+    image = noise().convert(mode)
+    found = Image.open(io.BytesIO(write_png(image)))
+    assert found.mode == mode
+    assert found.tobytes() == image.tobytes()
+
+
+def test_profile_of_a_left_mode_is_not_sent():
+    """A CMYK picture's colour profile does not go along with its RGB pixels."""
+    image = Image.new("CMYK", (2, 2))
+    image.info["icc_profile"] = b"cmyk"
+    assert "icc_profile" not in Image.open(io.BytesIO(write_png(image))).info
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_cut_picture_is_never_a_wrong_one(form):
+    """Cut anywhere, a written picture is an InvalidReply, or still has every pixel."""
+    buffer = io.BytesIO()
+    noise().save(buffer, format=FORMS[form])
+    data = buffer.getvalue()
+    whole = read_picture(data, form, check_size=lambda height, width: None)
+    assert whole.format == FORMS[form]
+    for end in [*range(0, len(data) - 64, 37), *range(len(data) - 64, len(data))]:
+        try:
+            found = read_picture(data[:end], form, check_size=lambda height, width: None)
+        except InvalidReply:
+            continue
+        assert found.tobytes() == whole.tobytes()
+
+
+def test_size_is_judged_before_the_pixels():
+    """The size check hears height and width, and its refusal is the answer."""
+
+    def refuse(height: int, width: int) -> None:
+        raise InvalidReply(f"{height} by {width}")
+
+    with pytest.raises(InvalidReply, match="24 by 32"):
+        read_picture(write_png(noise()), Form.PNG, check_size=refuse)
+
+
+def test_picture_comes_in_rgb():
+    """A grey picture is handed over in RGB and remembers its format."""
+    found = read_picture(write_png(Image.new("L", (2, 2))), Form.PNG, check_size=lambda height, width: None)
+    assert (found.mode, found.format) == ("RGB", "PNG")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BOXES + b"\x00\x00\x00\x0cmdat1234",
+        BOXES + b"\x00\x00\x00\x00mdat1234",
+        BOXES + b"\x00\x00\x00\x01mdat" + (20).to_bytes(8, "big") + b"1234",
+    ],
+)
+def test_whole_mp4(data):
+    """Boxes of every spelling of their size that fill the file are a whole MP4."""
+    check_mp4(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<html>",
+        BOXES[:16],
+        BOXES[16:],
+        BOXES + b"\x00\x00\x00\x0cmdat123",
+        BOXES + b"\x00\x00\x00\x00",
+        BOXES + b"\x00" * 7,
+    ],
+)
+def test_cut_mp4(data):
+    """A file that ends within a box, or lacks its first or its index, is an InvalidReply."""
+    with pytest.raises(InvalidReply):
+        check_mp4(data)

@@ -1,0 +1,71 @@
+"""The decisions about another try, without a network."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from remote_vae.client import retry
+from remote_vae.client.exchange import Failure, HttpReply
+from remote_vae.client.retry import Tries, retry_after
+from remote_vae.errors import ConnectionFailed
+
+
+@pytest.fixture(autouse=True)
+def real_pauses(short_pauses, monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.5)
+
+
+def overloaded(**headers):
+    return HttpReply(503, {name.replace("_", "-"): value for name, value in headers.items()}, bytearray())
+
+
+def test_pauses_double_up_to_a_limit():
+    """The pause before try n is half to all of 0.5 s doubled n - 2 times, at most 8 s."""
+    tries = Tries(most=9, budget=300)
+    longest = [0.5, 1, 2, 4, 8, 8, 8, 8]
+    for bound in longest:
+        assert bound / 2 <= tries.pause_after(Failure(ConnectionFailed("x"), passing=True)) <= bound
+    assert tries.pause_after(Failure(ConnectionFailed("x"), passing=True)) is None
+
+
+@pytest.mark.parametrize(("headers", "pause"), [({"retry_after": "7"}, 7), ({"retry_after": "60"}, 60)])
+def test_what_the_server_asks_replaces_the_own_pause(headers, pause):
+    """Retry-After up to a minute is obeyed to the second."""
+    assert Tries(most=3, budget=300).pause_after(overloaded(**headers)) == pause
+
+
+def test_a_longer_wait_than_a_minute_is_not_begun():
+    """Whoever is asked to come back in an hour tells his caller now."""
+    assert Tries(most=3, budget=86400).pause_after(overloaded(retry_after="3600")) is None
+
+
+def test_a_wait_beyond_the_budget_is_not_begun():
+    """A pause as long as the time left ends the call."""
+    assert Tries(most=3, budget=5).pause_after(overloaded(retry_after="6")) is None
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 408, 413, 422, 500, 502, 504])
+def test_other_statuses_are_final(status):
+    """Only 429 and 503 are tried again."""
+    assert Tries(most=3, budget=300).pause_after(HttpReply(status, {"retry-after": "1"}, bytearray())) is None
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "٣", "1e3", "9" * 30, "Thu, 99 Foo 2032 00:00:00 GMT"])
+def test_unreadable_retry_after(text):
+    """A Retry-After that is neither digits nor a date counts as none."""
+    assert retry_after({"retry-after": text}) is None
+
+
+def test_date_is_measured_by_the_servers_clock():
+    """A date is taken against the reply's own Date, so that a wrong clock here does no harm."""
+    at = datetime(2001, 1, 1, 12, 0, 30, tzinfo=UTC)
+    headers = {"retry-after": format_datetime(at, usegmt=True)}
+    assert retry_after(headers) == 0
+    assert retry_after({**headers, "date": format_datetime(at - timedelta(seconds=30), usegmt=True)}) == 30
+
+
+def test_date_without_a_servers_clock():
+    """Without a Date header the own clock is taken."""
+    at = datetime.now(UTC) + timedelta(seconds=20)
+    assert retry_after({"retry-after": format_datetime(at, usegmt=True)}) == pytest.approx(19.5, abs=1.5)
