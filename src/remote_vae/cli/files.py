@@ -33,7 +33,7 @@ def _frame_of_array(array: np.ndarray, path: Path) -> TensorFrame:
 
 def _read_safetensors(path: Path, key: str | None) -> TensorFrame:
     """Through the raw bytes, since numpy has no bfloat16."""
-    tensors = dict(safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call])
+    tensors = dict(safetensors.deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
     chosen = key or next((name for name in PREFERRED_KEYS if name in tensors), None)
     if chosen is None and len(tensors) == 1:
         chosen = next(iter(tensors))

@@ -21,7 +21,7 @@ class JsonBody:
 def read_json_body(body: Buffer) -> JsonBody:
     """*Raises* MalformedRequest for anything else than an object with base64 text under "inputs"."""
     try:
-        document = json.loads(bytes(body), parse_constant=_refuse_constant)
+        document = json.loads(bytes(body), parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins)
     except (ValueError, RecursionError) as exc:
         raise MalformedRequest('the body is not valid JSON; expected {"inputs": "<base64>"}') from exc
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), str):
@@ -35,6 +35,14 @@ def read_json_body(body: Buffer) -> JsonBody:
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object whose names differ: of two equal names one would win silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise MalformedRequest("a JSON object in the body gives a name twice")
+    return found
 
 
 def write_tensor_json(frame: TensorFrame) -> bytes:
@@ -60,5 +68,5 @@ def read_frame(shape: object, dtype: object, buffer: Buffer) -> TensorFrame:
         raise InvalidReply("the reply's tensor has no usable shape and dtype")
     try:
         return TensorFrame(dtype, tuple(shape), buffer)
-    except RequestError as exc:
-        raise InvalidReply(f"the reply's tensor does not agree with its shape and dtype: {exc.message}") from exc
+    except (RequestError, ValueError) as exc:  # ValueError: a byte count of more digits than Python writes
+        raise InvalidReply(f"the reply's tensor does not agree with its shape and dtype: {exc}") from exc

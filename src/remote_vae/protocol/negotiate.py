@@ -38,7 +38,7 @@ def _negotiate(accept: str, offers: Mapping[Form, tuple[str, ...]], options: Dec
     ranges = [_media_range(item) for item in accept.split(",")[:32]]
 
     def quality(names: tuple[str, ...]) -> float:
-        return max((q for pattern, q in ranges for name in names if _matches(pattern, name)), default=0.0)
+        return max(_quality(name, ranges) for name in names)
 
     best = max(offers, key=lambda form: quality(offers[form]))
     if quality(offers[best]) > 0:
@@ -46,6 +46,12 @@ def _negotiate(accept: str, offers: Mapping[Form, tuple[str, ...]], options: Dec
     names = ", ".join(name for group in offers.values() for name in group)
     what = f"output_type={options.output_type.value}" if options else "an encode"
     raise NotAcceptable(f"accept {clip(accept)!r} does not go with {what}; expected one of {names}")
+
+
+def _quality(name: str, ranges: list[tuple[str, float]]) -> float:
+    """What the most specific matching range says; 0 where none matches. *Source*: RFC 9110, 12.5.1."""
+    matching = [(len(pattern.strip("*")), q) for pattern, q in ranges if _matches(pattern, name)]
+    return max(matching, default=(0, 0.0))[1]
 
 
 def _media_range(item: str) -> tuple[str, float]:

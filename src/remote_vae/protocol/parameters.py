@@ -1,17 +1,16 @@
-"""Query and JSON text <-> typed options. Strict: what is not understood is refused, never guessed."""
+"""Query and JSON parameters <-> typed options. Strict: what is not understood is refused, never guessed."""
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from remote_vae.errors import InvalidValue, MalformedRequest, UnknownParameter
-from remote_vae.protocol.dtype import check_dtype, clip
+from remote_vae.errors import MalformedRequest, UnknownParameter
+from remote_vae.protocol.dtype import clip
 from remote_vae.protocol.messages import (
     DecodeOptions,
     EncodeOptions,
@@ -21,21 +20,26 @@ from remote_vae.protocol.messages import (
     Scaling,
     ScalingMode,
 )
+from remote_vae.protocol.readers import (
+    MAX_RANK,
+    choice,
+    read_boolean,
+    read_dtype,
+    read_factor,
+    read_quality,
+    read_real,
+    read_seed,
+    read_shape,
+    read_size,
+    read_text,
+)
 
 Pairs = list[tuple[str, str]]
-E = TypeVar("E", bound=StrEnum)
 
 ABSENT: Final = ("", "None", "null")
-BOOLEANS: Final = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 MAX_PAIRS: Final = 64
-MAX_RANK: Final = 8
-MAX_DIGITS: Final = 19  # of any integer: more cannot be a size, a seed or a side
 DEFAULT_QUALITY: Final = DecodeOptions().quality
-SMALLEST_FACTOR: Final = 1e-6  # 1 / scaling_factor must stay far from overflow in every dtype
 
-_INTEGER = re.compile(r"-?[0-9]+")
-_REAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -56,7 +60,7 @@ def split_query(query: str | bytes) -> Pairs:
         if len(pieces) > MAX_PAIRS:
             raise MalformedRequest(f"the query has {len(pieces)} parameters; at most {MAX_PAIRS} are read")
         return [_split_pair(piece) for piece in pieces]
-    except UnicodeDecodeError as exc:
+    except UnicodeError as exc:
         raise MalformedRequest("the query is not percent-encoded UTF-8 text") from exc
 
 
@@ -74,96 +78,6 @@ def from_json(parameters: object) -> Pairs:
     if len(parameters) > MAX_PAIRS:
         raise MalformedRequest(f"'parameters' has {len(parameters)} entries; at most {MAX_PAIRS} are read")
     return [(str(name), v if isinstance(v, str) else json.dumps(v)) for name, v in parameters.items()]
-
-
-def read_boolean(name: str, text: str) -> bool:
-    if text not in BOOLEANS:
-        raise MalformedRequest(f"{name}={clip(text)!r} is not a boolean; expected True or False", name=name)
-    return BOOLEANS[text]
-
-
-def read_integer(name: str, text: str) -> int:
-    """A plain decimal integer in ASCII; its range is judged by who knows the limits."""
-    if not _INTEGER.fullmatch(text) or len(text) > MAX_DIGITS:
-        raise MalformedRequest(f"{name}={clip(text)!r} is not an integer of at most {MAX_DIGITS} digits", name=name)
-    return int(text)
-
-
-def read_size(name: str, text: str) -> int:
-    value = read_integer(name, text)
-    if value < 1:
-        raise InvalidValue(f"{name}={value} must be at least 1", name=name, value=value)
-    return value
-
-
-def read_quality(name: str, text: str) -> int:
-    value = read_integer(name, text)
-    if not 1 <= value <= 100:
-        raise InvalidValue(f"{name}={value} must be from 1 to 100", name=name, value=value)
-    return value
-
-
-def read_seed(name: str, text: str) -> int:
-    value = read_integer(name, text)
-    if not 0 <= value < 2**63:
-        raise InvalidValue(f"{name}={value} must be from 0 to 2**63 - 1", name=name, value=value)
-    return value
-
-
-def read_real(name: str, text: str) -> float:
-    """A finite decimal number in ASCII."""
-    if _NOT_FINITE.fullmatch(text):
-        raise InvalidValue(f"{name}={text} must be a finite number", name=name)
-    if not _REAL.fullmatch(text):
-        raise MalformedRequest(f"{name}={clip(text)!r} is not a number, like 0.18215", name=name)
-    value = float(text)
-    if not math.isfinite(value) or abs(value) > 1e6:
-        raise InvalidValue(f"{name}={clip(text)} must lie between -1e6 and 1e6", name=name)
-    return value
-
-
-def read_factor(name: str, text: str) -> float:
-    value = read_real(name, text)
-    if abs(value) < SMALLEST_FACTOR:
-        raise InvalidValue(f"{name}={clip(text)} must be at least {SMALLEST_FACTOR} in size: it divides", name=name)
-    return value
-
-
-def read_shape(name: str, text: str) -> tuple[int, ...]:
-    """`1,4,64,64` with or without brackets; *raises* InvalidValue for a size below 1."""
-    inner = text.strip()
-    if inner.startswith("[") and inner.endswith("]"):
-        inner = inner[1:-1]
-    shape = tuple(read_integer(name, item.strip()) for item in inner.split(","))
-    if len(shape) > MAX_RANK:
-        raise MalformedRequest(f"{name} has {len(shape)} axes; at most {MAX_RANK} are read", name=name)
-    for size in shape:
-        if size < 1:
-            raise InvalidValue(f"{name}={list(shape)} has a size below 1", name=name, shape=list(shape))
-    return shape
-
-
-def choice(kind: type[E]) -> Callable[[str, str], E]:
-    """A reader for one of an enumeration's values."""
-
-    def read(name: str, text: str) -> E:
-        try:
-            return kind(text)
-        except ValueError:
-            allowed = [member.value for member in kind]
-            raise InvalidValue(
-                f"{name}={clip(text)!r} is not known; expected one of {', '.join(allowed)}", name=name, allowed=allowed
-            ) from None
-
-    return read
-
-
-def read_text(name: str, text: str) -> str:
-    return clip(text)
-
-
-def read_dtype(name: str, text: str) -> str:
-    return check_dtype(text)
 
 
 _STRING: Final = {"type": "string"}
@@ -207,7 +121,6 @@ DECODE_ONLY: Final = {
     "quality": Parameter(
         read_quality, "Of JPEG and WebP, 1 to 100.", {"type": "integer", "minimum": 1, "maximum": 100}
     ),
-    "input_tensor_type": Parameter(read_text, "A hint that old clients send; not needed.", _STRING),
 }
 ENCODE_ONLY: Final = {
     "posterior": Parameter(
@@ -217,12 +130,13 @@ ENCODE_ONLY: Final = {
 }
 SHARED: Final = {
     "plan": Parameter(read_text, "How to run the VAE; plans that approximate run only when named.", _STRING),
+    "input_tensor_type": Parameter(read_text, "A hint that old clients send; not needed.", _STRING),
     "output_tensor_type": Parameter(read_text, "A hint that old clients send; not needed.", _STRING),
     "return_type": Parameter(read_text, "A hint that old clients send; not needed.", _STRING),
 }
 DECODE: Final[Mapping[str, Parameter]] = {**TENSOR, **FACTORS, **DECODE_ONLY, **SHARED}
 ENCODE: Final[Mapping[str, Parameter]] = {**TENSOR, **FACTORS, **ENCODE_ONLY, **SHARED}
-MARKS_DECODE: Final = frozenset(DECODE_ONLY) - {"quality"} | {"do_scaling"}
+MARKS_DECODE: Final = frozenset(DECODE_ONLY) - {"quality"} | {"do_scaling", "input_tensor_type"}
 
 
 def read(pairs: Pairs, known: Mapping[str, Parameter], *, ignore_unknown: bool = False) -> dict[str, object]:

@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from remote_vae import __version__
 from remote_vae.core.facts import Facts
 from remote_vae.engine.engine import Engine, Served
 from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
@@ -23,6 +23,7 @@ from remote_vae.server.jobs import decode_job, encode_job, fit_decode, model_inf
 from remote_vae.server.settings import Settings
 
 REQUEST_ID = "remote_vae.request_id"
+VERSION = version("remote-vae")
 
 
 class Endpoints:
@@ -84,7 +85,7 @@ class Endpoints:
         """GET /: what this is and where to look."""
         names = {name: list(model.aliases) for name, model in self._engine.models.items()}
         links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready"]
-        return JSONResponse({"service": "remote-vae", "version": __version__, "models": names, "see": links})
+        return JSONResponse({"service": "remote-vae", "version": VERSION, "models": names, "see": links})
 
     async def live(self, request: Request) -> Response:
         """GET /live, /health: the server's own process answers."""
@@ -106,11 +107,11 @@ class Endpoints:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return JSONResponse(openapi.document(__version__, list(self._engine.models)))
+        return JSONResponse(openapi.document(VERSION, list(self._engine.models)))
 
     async def docs(self, request: Request) -> Response:
         """GET /docs: the same, for people; one file, nothing fetched from elsewhere."""
-        return HTMLResponse(openapi.page(openapi.document(__version__, list(self._engine.models))))
+        return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
 
 
 def _provenance(model: Served, facts: Facts, outcome: Outcome, media: float) -> Provenance:

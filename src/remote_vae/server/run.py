@@ -1,5 +1,6 @@
 """Runs the application under uvicorn until it is told to stop."""
 
+import signal
 import socket
 from collections.abc import Callable
 
@@ -38,6 +39,9 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
     )
+    # uvicorn stops gracefully, then raises the signal again; to end well is to have nothing left to do on it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     with listener:
         server.run(sockets=[listener])
     if failures:
