@@ -1,6 +1,6 @@
 """uint8 pixels <-> PNG, JPEG and WebP."""
 
-import warnings
+import struct
 from io import BytesIO
 from typing import Final
 
@@ -8,50 +8,89 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType
+from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
+from remote_vae.media.png import write_png
+
+Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
 
 Buffer = bytes | bytearray | memoryview
-MAGIC: Final = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "WEBP": b"RIFF"}
+MAX_SIDES: Final = {"jpg": 65500, "png": 2**31 - 1, "webp": 16383}  # pixels; what the formats themselves can hold
+FULL_COLOUR_QUALITY: Final = 90  # from this JPEG quality on, colour is kept at full resolution
+WEBP_EFFORT: Final = 2  # of 6: a few percent larger, several times faster than the default
 
 
 def read_image(data: Buffer, *, multiple: int, max_pixels: int, max_side: int) -> NDArray[np.uint8]:
-    """*Shapes*: [H,W,3]."""
-    head = bytes(memoryview(data)[:16])
-    kind = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
-    if kind is None or (kind == "WEBP" and head[8:12] != b"WEBP"):
-        raise UnsupportedMediaType("the body is not a picture; expected PNG, JPEG or WebP")
+    """RGB pixels, turned as EXIF says, resized to the next lower multiple, as diffusers' pipelines take them.
+
+    *Shapes*: [H,W,3], both sides multiples of `multiple`. Of an animation the first frame; transparency is dropped,
+    the upper byte of 16 bits is kept.
+    *Raises* UnsupportedMediaType for other formats, TooLarge before anything is decompressed, InvalidImage.
+    """
+    kind = _format_of(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture: Image.Image = Image.open(BytesIO(data), formats=[kind])
-            width, height = picture.size
-            if width * height > max_pixels or max(width, height) > max_side:
-                raise TooLarge(
-                    f"the picture is {width}x{height} pixels; the limit is {max_pixels} and {max_side} a side"
-                )
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-    except Image.DecompressionBombError as exc:
-        raise TooLarge("the picture is too large") from exc
-    except (OSError, SyntaxError, ValueError, EOFError) as exc:
-        raise InvalidImage("the picture is broken or cut short") from exc
-    rgb = picture.convert("RGB")
-    w, h = rgb.width - rgb.width % multiple, rgb.height - rgb.height % multiple
-    if min(w, h) < 1:
-        raise InvalidImage(f"the picture is {rgb.width}x{rgb.height} pixels; it needs at least {multiple}x{multiple}")
-    if (w, h) != rgb.size:
-        rgb = rgb.resize((w, h), Image.Resampling.LANCZOS)
+        picture: Image.Image = Image.open(BytesIO(data), formats=[kind])
+        _check_size(picture, max_pixels=max_pixels, max_side=max_side)
+        rgb = _to_rgb(ImageOps.exif_transpose(picture))
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error) as exc:
+        raise InvalidImage(f"the {kind} picture is broken or cut short; send it again whole") from exc
+    width, height = (side - side % multiple for side in rgb.size)
+    if min(width, height) < 1:
+        raise InvalidImage(
+            f"the picture is {rgb.width}x{rgb.height} pixels; it needs at least {multiple}x{multiple}",
+            width=rgb.width,
+            height=rgb.height,
+        )
+    if (width, height) != rgb.size:
+        rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(rgb)
 
 
+def _format_of(data: Buffer) -> str:
+    """By the first bytes, so that no other parser of the imaging library ever sees them."""
+    head = bytes(memoryview(data)[:12])
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return "WEBP"
+    raise UnsupportedMediaType(
+        "the body is not a picture; expected PNG, JPEG or WebP, or a tensor with shape and dtype in the query"
+    )
+
+
+def _check_size(picture: Image.Image, *, max_pixels: int, max_side: int) -> None:
+    """From the header: the pixels are still compressed."""
+    width, height = picture.size
+    if width * height > max_pixels or max(width, height) > max_side:
+        raise TooLarge(
+            f"the picture is {width}x{height} pixels; at most {max_pixels} pixels and {max_side} a side are read",
+            width=width,
+            height=height,
+            max_pixels=max_pixels,
+            max_side=max_side,
+        )
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which the imaging library would clip to white
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert("RGB")
+
+
 def write_image(pixels: NDArray[np.uint8], *, image_format: str, quality: int) -> bytes:
-    """*Shapes*: [H,W,3]."""
+    """*Shapes*: [H,W,3]. `quality` is for jpg and webp. *Raises* UnsupportedOutput for sides beyond the format's."""
+    side, most = max(pixels.shape[:2]), MAX_SIDES[image_format]
+    if side > most:
+        raise UnsupportedOutput(
+            f"the picture has a side of {side} pixels; {image_format} holds at most {most}; ask png"
+        )
+    if image_format == "png":
+        return write_png(pixels)
     out = BytesIO()
     picture = Image.fromarray(pixels)
-    if image_format == "png":
-        picture.save(out, "PNG", compress_level=1)
-    elif image_format == "jpg":
-        picture.save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2)
+    if image_format == "jpg":
+        picture.save(out, "JPEG", quality=quality, subsampling=0 if quality >= FULL_COLOUR_QUALITY else 2)
     else:
-        picture.save(out, "WEBP", quality=quality)
+        picture.save(out, "WEBP", quality=quality, method=WEBP_EFFORT)
     return out.getvalue()

@@ -1,20 +1,29 @@
 """uint8 frames -> MP4."""
 
 from io import BytesIO
+from typing import Final
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+FPS: Final = 10  # what diffusers' export_to_video takes when nothing is said
+OPTIONS: Final = {"crf": "17", "preset": "veryfast"}  # to the eye no loss
 
-def write_mp4(frames: NDArray[np.uint8], *, fps: int = 10) -> bytes:
-    """*Shapes*: [F,H,W,3]."""
+
+def write_mp4(frames: NDArray[np.uint8], *, fps: int = FPS) -> bytes:
+    """H.264 in yuv420p, which every browser plays; nothing touches the disk.
+
+    *Shapes*: RGB [F,H,W,3]. H.264 halves the colour's resolution, so an odd side gets its last line twice.
+    """
+    height, width = frames.shape[1:3]
     out = BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
-        stream.height, stream.width = frames.shape[1:3]
+        stream = container.add_stream("libx264", rate=fps, options=dict(OPTIONS))
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
     return out.getvalue()

@@ -1,0 +1,191 @@
+"""Pictures come in as anybody writes them, and go out as anybody reads them."""
+
+import contextlib
+import random
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
+from remote_vae.media.images import read_image, write_image
+from remote_vae.media.png import write_png
+
+REFUSALS = (InvalidImage, TooLarge, UnsupportedMediaType)
+
+
+def picture(width: int = 48, height: int = 32) -> np.ndarray:
+    """Smooth colour, the same on every run."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 5, y * 7, 255 - x * 3 - y], axis=-1).astype(np.uint8)
+
+
+def written(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    out = BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def read(data: bytes, *, multiple: int = 8, max_pixels: int = 10**6, max_side: int = 4096) -> np.ndarray:
+    return read_image(data, multiple=multiple, max_pixels=max_pixels, max_side=max_side)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_of_png(mode: str) -> None:
+    """A PNG of any mode is read as the imaging library makes RGB of it."""
+    image = Image.fromarray(picture()).convert(mode)
+    assert np.array_equal(read(written(image)), np.asarray(image.convert("RGB")))
+
+
+def test_sixteen_bits_keep_their_upper_byte() -> None:
+    """A 16-bit picture is scaled to 8 bits; clipping would turn nearly all of it white."""
+    deep = (np.arange(32 * 32, dtype=np.uint16) * 64).reshape(32, 32)
+    got = read(written(Image.fromarray(deep)))
+    assert np.array_equal(got, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=-1))
+
+
+def test_sixteen_bit_colour() -> None:
+    """A PNG of 16 bits a channel, which the imaging library cannot write, is read too."""
+    deep = np.repeat(picture(8, 8).astype(">u2") * 257, 1, axis=0)
+    lines = b"".join(b"\0" + line.tobytes() for line in deep)
+    chunks = [(b"IHDR", struct.pack(">2I5B", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    assert np.array_equal(read(b"\x89PNG\r\n\x1a\n" + body), picture(8, 8))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_every_mode_of_jpeg(mode: str) -> None:
+    data = written(Image.fromarray(picture()).convert(mode), "JPEG", quality=95)
+    assert np.array_equal(read(data), np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_every_mode_of_webp(mode: str) -> None:
+    data = written(Image.fromarray(picture()).convert(mode), "WEBP", lossless=True)
+    assert np.array_equal(read(data), picture())
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.fromarray(picture()), Image.new("RGB", (48, 32))]
+    data = written(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert np.array_equal(read(data), picture())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(orientation: int) -> None:
+    """A photograph that a phone took sideways is encoded upright."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = written(Image.fromarray(picture()), "PNG", exif=exif)
+    turned = {
+        1: lambda p: p,
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, -1),
+        7: lambda p: p.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda p: np.rot90(p, 1),
+    }[orientation]
+    assert np.array_equal(read(data), turned(picture()))
+
+
+@pytest.mark.parametrize(("size", "multiple"), [((50, 37), 8), ((47, 32), 16), ((48, 33), 16)])
+def test_odd_sizes_as_the_pipelines_take_them(size: tuple[int, int], multiple: int) -> None:
+    """A size that is no multiple is resized to the next lower one, pixel for pixel as diffusers does it."""
+    image = Image.fromarray(picture(*size))
+    expected = VaeImageProcessor(vae_scale_factor=multiple).preprocess(image)
+    got = torch.tensor(read(written(image), multiple=multiple)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def test_a_picture_below_one_latent_is_refused() -> None:
+    with pytest.raises(InvalidImage, match="7x40 pixels; it needs at least 8x8"):
+        read(written(Image.fromarray(picture(7, 40))))
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"GIF89a" + bytes(99), b"RIFF\0\0\0\0WAVE" + bytes(99), b"%PDF-1.7" * 9])
+def test_other_formats_are_refused_unopened(data: bytes) -> None:
+    with pytest.raises(UnsupportedMediaType, match="expected PNG, JPEG or WebP"):
+        read(data)
+
+
+def test_a_bomb_is_refused_from_its_header() -> None:
+    """A hundred megapixels in a few bytes never reach the decompressor: there is nothing behind the header."""
+    header = b"IHDR" + struct.pack(">2I5B", 10_000, 10_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    data += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    with pytest.raises(TooLarge, match="10000x10000") as caught:
+        read(data, max_pixels=4096 * 4096, max_side=20_000)
+    assert caught.value.status == 413
+
+
+def test_a_side_over_the_limit_is_refused() -> None:
+    with pytest.raises(TooLarge, match="64 a side"):
+        read(written(Image.fromarray(picture(72, 8))), max_side=64)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_cut_anywhere_is_refused_or_whole(kind: str) -> None:
+    """However many bytes of its end are missing, nothing but one of our errors is raised."""
+    data = written(Image.fromarray(picture()), kind)
+    refused = 0
+    for length in range(0, len(data) - 1, 7):
+        try:
+            assert read(data[:length]).shape == (32, 48, 3)
+        except REFUSALS:
+            refused += 1
+    assert refused > 5
+    with pytest.raises(InvalidImage, match="cut short"):
+        read(data[: len(data) // 2])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from(["PNG", "JPEG", "WEBP"]), flips=st.integers(1, 12))
+def test_flipped_bytes_are_refused_or_read(seed: int, kind: str, flips: int) -> None:
+    """A picture with broken bytes is pixels or one of our errors, never another exception."""
+    rng = random.Random(seed)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(written(Image.fromarray(picture()), kind, exif=exif))
+    for _ in range(flips):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    with contextlib.suppress(*REFUSALS):
+        assert read(bytes(data)).shape[2] == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 9, 3), (7, 1, 3), (33, 50, 3)])
+def test_our_png_is_a_png(shape: tuple[int, int, int]) -> None:
+    """What we write, the imaging library reads back exactly, for any size and any values."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    image = Image.open(BytesIO(write_png(pixels)))
+    image.verify()
+    assert np.array_equal(np.asarray(Image.open(BytesIO(write_png(pixels))).convert("RGB")), pixels)
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
+def test_written_pictures_look_the_same(image_format: str) -> None:
+    data = write_image(picture(), image_format=image_format, quality=95)
+    back = np.asarray(Image.open(BytesIO(data)).convert("RGB")).astype(float)
+    assert np.abs(back - picture()).mean() < (0.01 if image_format == "png" else 4)
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "webp"])
+def test_quality_is_heard(image_format: str) -> None:
+    small, large = (len(write_image(picture(200, 200), image_format=image_format, quality=q)) for q in (20, 95))
+    assert small < large
+
+
+def test_a_format_that_cannot_hold_the_side_says_so() -> None:
+    pixels = np.zeros((1, 16384, 3), np.uint8)
+    with pytest.raises(UnsupportedOutput, match="webp holds at most 16383"):
+        write_image(pixels, image_format="webp", quality=80)
+    assert write_image(pixels, image_format="png", quality=80)
