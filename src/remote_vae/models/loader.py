@@ -55,7 +55,9 @@ def load(spec: ModelSpec) -> DiffusersVAE:
         module, source, revision = _from_hub(spec, row)
     device = resolve_device(spec.device)
     dtype = resolve_dtype(spec, row, device, force_upcast=bool(getattr(module.config, "force_upcast", False)))
-    module = module.eval().requires_grad_(False).to(device, dtype)
+    # Its parameters go on requiring gradients, as in a user's own pipeline: torch's matmul asks them when it chooses
+    # between one product and a batch of products, and the two differ in the last bit. No graph is ever built here.
+    module = module.eval().to(device, dtype)
     return DiffusersVAE(module, source=source, revision=revision)
 
 
