@@ -1,6 +1,7 @@
 """`remote-vae demo`: a photograph to a latent and back, in every form that the server can send."""
 
 import base64
+import contextlib
 import json
 import math
 import socket
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -18,15 +18,17 @@ import httpx2
 import numpy as np
 import typer
 from PIL import Image
+from rich.markup import escape
 from rich.table import Table
 
-from remote_vae.cli.files import array_of, write_tensor
-from remote_vae.cli.show import console, human_bytes, psnr_db, working
+from remote_vae.cli.files import array_of, check_output, read_file, write_file, write_tensor
+from remote_vae.cli.show import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
 from remote_vae.protocol.frame import TensorFrame
 from remote_vae.protocol.replies import parse_reply
 
+RECIPE_OF_CLASS = {"AutoencoderTiny": "taesd", "AutoencoderKLHunyuanVideo": "hunyuanvideo"}
 JPEG_AGREES_DB = 30.0  # JPEG at quality 95 against the lossless picture
 
 
@@ -40,7 +42,7 @@ class Report:
     stages_ms: dict[str, float] = field(default_factory=dict)
     total_s: float = 0.0
 
-    @contextmanager
+    @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         with working(name.replace("_", " ")):
@@ -49,34 +51,71 @@ class Report:
 
 
 def demo(
-    model: Annotated[str, typer.Option(help="As for serve: NAME[=SOURCE][,recipe=R].")] = "demo",
-    image: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="[default: a photograph of scikit-learn's]")
-    ] = None,
+    model: Annotated[str, typer.Option(help="As for serve, or only a folder or hub id.")] = "demo",
+    image: Annotated[Path | None, typer.Option(help="A picture.", show_default="scikit-learn's flower.jpg")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo-output"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="[default: the model's own]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="the model's own")
+    ] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Without a download, for trials.")] = False,
 ) -> None:
     """Start a server, send it a photograph, get the latent, send it back, compare the pictures."""
     started, report = time.perf_counter(), Report(model=model)
-    photograph = _photograph(image)
-    output.mkdir(parents=True, exist_ok=True)
+    with working("reading the photograph"):
+        photograph = _photograph(image)
+    _make_folder(output)
+    if json_file is not None:
+        check_output(json_file, (json_file.suffix.lower(),))
     options = [*(["--dtype", dtype] if dtype else []), *(["--random-weights"] if random_weights else [])]
-    with _server(model, options, report) as url, Client(url, timeout=600) as client:
+    with _server(_spec_text(model), options, report) as url, Client(url, timeout=600) as client:
         decoded = _round_trip(client, url, photograph, report, output)
     report.psnr_db = round(psnr_db(np.asarray(photograph), np.asarray(decoded), peak=255), 2)
     _side_by_side(photograph, decoded).save(output / "comparison.png")
     report.total_s = round(time.perf_counter() - started, 2)
     _show(report, output)
     if json_file is not None:
-        json_file.write_text(json.dumps(vars(report), indent=2) + "\n")
+        write_file(json_file, (json.dumps(vars(report), indent=2) + "\n").encode())
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(f"folder {path} cannot be made: {exc.strerror}") from exc
+
+
+def _spec_text(model: str) -> str:
+    """What serve takes for `model`, which may also be a folder or hub id alone.
+
+    A round trip undoes its own normalisation, so of the recipes only the layout and the constants' names matter.
+    """
+    from remote_vae.models.registry import REGISTRY, find_row
+
+    source, comma, options = model.partition(",")
+    if "=" in source or find_row(source) is not None:
+        return model
+    known = next((row.recipe for row in REGISTRY.values() if row.repository == source), None)
+    recipe = known or RECIPE_OF_CLASS.get(_class_in(Path(source)), "sd3")
+    return f"model={source},recipe={recipe}{comma}{options}"
+
+
+def _class_in(folder: Path) -> str:
+    """The VAE's class in a folder of diffusers' layout; empty when there is no such folder, as for a hub id."""
+    for place in (folder / "config.json", folder / "vae" / "config.json"):
+        if place.is_file():
+            with contextlib.suppress(ValueError, AttributeError):  # the server says what is wrong with it
+                return str(json.loads(read_file(place)).get("_class_name"))
+    return ""
 
 
 def _photograph(path: Path | None) -> Image.Image:
     """Cropped to a multiple of 16, so that the comparison is pixel by pixel."""
     if path is not None:
-        picture = Image.open(path).convert("RGB")
+        try:
+            picture = Image.open(BytesIO(read_file(path))).convert("RGB")
+        except (OSError, ValueError, SyntaxError) as exc:
+            raise ConfigurationError(f"{path} is not a picture that can be read") from exc
     else:
         try:
             from sklearn.datasets import load_sample_image
@@ -89,7 +128,7 @@ def _photograph(path: Path | None) -> Image.Image:
     return picture.crop((0, 0, width, height))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _server(model: str, options: list[str], report: Report) -> Iterator[str]:
     """A server of our own on a free port, in a process of its own, as a user would start it."""
     with socket.socket() as probe:
@@ -103,7 +142,7 @@ def _server(model: str, options: list[str], report: Report) -> Iterator[str]:
             while not client.ready():
                 if process.poll() is not None:
                     said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-                    raise SetupError(f"the server did not start: {said}")
+                    raise SetupError(f"the server did not start: {said.removeprefix('remote-vae: ')}")
                 time.sleep(0.05)
         yield url
     finally:
@@ -126,7 +165,7 @@ def _round_trip(client: Client, url: str, photograph: Image.Image, report: Repor
     for name in ("png", "jpg"):
         with report.stage(f"decode_{name}"):
             forms[name] = client.decode_reply(latent, do_scaling=True, image_format=name).payload
-        (output / f"decoded.{name}").write_bytes(forms[name])
+        write_file(output / f"decoded.{name}", forms[name])
         report.bytes[name] = len(forms[name])
     with report.stage("decode_tensor"):
         raw = client.decode_reply(latent, do_scaling=True, output_type="pt").payload
@@ -172,13 +211,16 @@ def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def _show(report: Report, output: Path) -> None:
-    table = Table("stage", "ms", title=f"{report.model}: {report.psnr_db:.2f} dB after the round trip")
+    table = Table("stage", "ms")
     for stage, milliseconds in report.stages_ms.items():
         table.add_row(stage.replace("_", " "), f"{milliseconds:.0f}")
-    console.print(table)
+    show_table(table)
     sizes = Table("over the wire", "size")
     for name, count in report.bytes.items():
         sizes.add_row(name.replace("_", " "), human_bytes(count))
-    console.print(sizes)
-    console.print(f"JPEG, PNG, tensor and base64 show the same picture. Look at [bold]{output / 'comparison.png'}[/].")
-    console.print(f"{report.total_s:.1f} s in all.")
+    show_table(sizes)
+    console.print(
+        f"{escape(report.model)}: {report.psnr_db:.2f} dB after the round trip, {report.total_s:.1f} s in all."
+    )
+    where = escape(str(output / "comparison.png"))
+    console.print(f"JPEG, PNG, tensor and base64 show the same picture. Look at [bold]{where}[/].")

@@ -1,39 +1,65 @@
-"""Latents and pictures in files."""
+"""Latents and pictures in files. Whatever is wrong with a file is a ConfigurationError that names it."""
 
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from remote_vae.errors import ConfigurationError
+from remote_vae.client.latents import frame_of
+from remote_vae.errors import ConfigurationError, InvalidValue
 from remote_vae.protocol.frame import TensorFrame
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
+TENSORS = (".safetensors", ".npy")
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PREFERRED_KEYS = ("latents", "latent", "samples")
+
+
+@contextlib.contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ConfigurationError(f"{path} cannot be {what}: {exc.strerror or exc}") from exc
+    except (ValueError, EOFError, InvalidValue, safetensors.SafetensorError) as exc:
+        raise ConfigurationError(f"{path} cannot be {what}: {str(exc).splitlines()[0]}") from exc
+
+
+def read_file(path: Path) -> bytes:
+    with _naming(path, "read"):
+        return path.read_bytes()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    with _naming(path, "written"):
+        path.write_bytes(data)
+
+
+def check_output(path: Path, suffixes: Collection[str]) -> None:
+    """Refuses, before any work is done, what could not be written in the end."""
+    if path.suffix.lower() not in suffixes:
+        raise ConfigurationError(f"{path} has suffix {path.suffix!r}; expected one of {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def read_latents(path: Path, *, key: str | None = None) -> TensorFrame:
     """One tensor of a .safetensors or .npy file; *raises* ConfigurationError naming what is there."""
-    try:
-        if path.suffix == ".npy":
-            return _frame_of_array(np.load(path, allow_pickle=False), path)
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path, key)
-    except (OSError, ValueError, safetensors.SafetensorError) as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
-    raise ConfigurationError(f"{path} has suffix {path.suffix!r}; latents are read from .safetensors and .npy")
-
-
-def _frame_of_array(array: np.ndarray, path: Path) -> TensorFrame:
-    if array.dtype.name not in ("float32", "float16", "uint8"):
-        raise ConfigurationError(f"{path} holds {array.dtype.name}; expected float32 or float16")
-    return TensorFrame(array.dtype.name, array.shape, np.ascontiguousarray(array).tobytes())
+    suffix = path.suffix.lower()
+    if suffix not in TENSORS:
+        raise ConfigurationError(f"{path} has suffix {path.suffix!r}; latents are read from {' and '.join(TENSORS)}")
+    if suffix == ".safetensors":
+        return _read_safetensors(path, key)
+    with _naming(path, "read"), path.open("rb") as file:
+        return frame_of(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def _read_safetensors(path: Path, key: str | None) -> TensorFrame:
     """Through the raw bytes, since numpy has no bfloat16."""
-    tensors = dict(safetensors.deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
+    with _naming(path, "read"):
+        tensors = dict(safetensors.deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
     chosen = key or next((name for name in PREFERRED_KEYS if name in tensors), None)
     if chosen is None and len(tensors) == 1:
         chosen = next(iter(tensors))
@@ -41,20 +67,19 @@ def _read_safetensors(path: Path, key: str | None) -> TensorFrame:
         raise ConfigurationError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; choose one with --key")
     found = tensors[chosen]
     if found["dtype"] not in DTYPES:
-        raise ConfigurationError(
-            f"tensor {chosen!r} in {path} is {found['dtype']}; expected one of {', '.join(DTYPES)}"
-        )
-    return TensorFrame(DTYPES[found["dtype"]], tuple(found["shape"]), bytes(found["data"]))
+        raise ConfigurationError(f"tensor {chosen!r} in {path} is {found['dtype']}; expected {' or '.join(DTYPES)}")
+    with _naming(path, "read"):
+        return TensorFrame(DTYPES[found["dtype"]], tuple(found["shape"]), bytes(found["data"]))
 
 
 def write_tensor(path: Path, tensor: np.ndarray) -> None:
     """As .safetensors under the name "latents", or as .npy."""
-    if path.suffix == ".npy":
-        np.save(path, tensor)
-    elif path.suffix == ".safetensors":
-        save_file({"latents": np.ascontiguousarray(tensor)}, path)
-    else:
-        raise ConfigurationError(f"{path} has suffix {path.suffix!r}; tensors are written as .safetensors and .npy")
+    check_output(path, TENSORS)
+    if path.suffix.lower() == ".safetensors":
+        write_file(path, save({"latents": np.ascontiguousarray(tensor)}))
+        return
+    with _naming(path, "written"), path.open("wb") as file:
+        np.save(file, tensor)
 
 
 def array_of(frame: TensorFrame) -> np.ndarray:

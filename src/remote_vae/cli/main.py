@@ -3,12 +3,13 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from remote_vae import __version__
 from remote_vae.cli.demo import demo
 from remote_vae.cli.remote import decode, encode, models, verify
 from remote_vae.cli.serve import serve
+from remote_vae.cli.show import console
 from remote_vae.errors import RemoteVAEError
 
 app = typer.Typer(
@@ -41,10 +42,9 @@ def main() -> None:
     try:
         app()
     except RemoteVAEError as exc:
-        console = Console(stderr=True)
-        console.print(f"[bold red]remote-vae:[/] {exc.message}", highlight=False, markup=True, soft_wrap=True)
+        console.print(f"[bold red]remote-vae:[/] {escape(exc.message)}")
         if exc.request_id:
-            console.print(f"request id {exc.request_id}", style="dim")
+            console.print(f"request id {exc.request_id}", style="dim", markup=False)
         raise SystemExit(1) from None
 
 

@@ -5,18 +5,19 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from remote_vae.cli.files import array_of, read_latents, write_tensor
-from remote_vae.cli.show import console, human_bytes, psnr_db, working
+from remote_vae.cli.files import TENSORS, array_of, check_output, read_file, read_latents, write_file, write_tensor
+from remote_vae.cli.show import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, InvalidReply
 from remote_vae.protocol.frame import TensorFrame
 from remote_vae.protocol.messages import Reply
 
-Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server, with or without /<model>.")]
+Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server.")]
 Token = Annotated[str | None, typer.Option(envvar="REMOTE_VAE_API_KEY", show_envvar=True, help="Bearer token.")]
-Model = Annotated[str | None, typer.Option(help="Which of the server's models. [default: its first]")]
+Model = Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")]
 Timeout = Annotated[float, typer.Option(help="Seconds, for all tries together.")]
 Scaled = Annotated[
     bool, typer.Option("--scaling/--no-scaling", help="Latents are normalised, as diffusers' pipelines have them.")
@@ -25,23 +26,28 @@ Side = Annotated[int | None, typer.Option(help="Of the picture in pixels; packed
 Key = Annotated[str | None, typer.Option(help="Name of the tensor in a .safetensors file.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 PICTURES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+DECODED = ".png .jpg .webp: the first picture of a batch or video; .mp4; .safetensors .npy: the VAE's raw output."
 
 
 def encode(
-    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP.")],
     output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors or .npy")],
     url: Url = DEFAULT_URL,
     model: Model = None,
-    posterior: Annotated[str | None, typer.Option(help="sample, mode or parameters. [default: the family's]")] = None,
+    posterior: Annotated[
+        str | None, typer.Option(help="sample, mode or parameters.", show_default="the family's")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sample.")] = None,
     scaling: Scaled = True,
     token: Token = None,
     timeout: Timeout = 300.0,
 ) -> None:
     """Turn a picture into a latent."""
+    check_output(output, TENSORS)
+    picture = read_file(image)
     with Client(url, token=token, timeout=timeout) as client, working(f"encoding {image.name}"):
         own = scaling and posterior != "parameters"
-        reply = client.encode_reply(image.read_bytes(), model=model, posterior=posterior, seed=seed, do_scaling=own)
+        reply = client.encode_reply(picture, model=model, posterior=posterior, seed=seed, do_scaling=own)
     if not isinstance(reply.payload, TensorFrame):
         raise InvalidReply("the server did not send a tensor")
     write_tensor(output, array_of(reply.payload))
@@ -49,8 +55,8 @@ def encode(
 
 
 def decode(
-    latents: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".safetensors or .npy")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".png .jpg .webp .mp4, or .safetensors .npy: floats")],
+    latents: Annotated[Path, typer.Argument(help=".safetensors or .npy")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=DECODED)],
     url: Url = DEFAULT_URL,
     model: Model = None,
     height: Side = None,
@@ -62,12 +68,8 @@ def decode(
     timeout: Timeout = 300.0,
 ) -> None:
     """Turn a latent into a picture, a video, or the VAE's raw output."""
-    frame = read_latents(latents, key=key)
-    suffix = output.suffix.lower()
-    if suffix not in (*PICTURES, ".mp4", ".safetensors", ".npy"):
-        raise ConfigurationError(
-            f"{output} has suffix {suffix!r}; expected .png, .jpg, .webp, .mp4, .safetensors or .npy"
-        )
+    check_output(output, (*PICTURES, ".mp4", *TENSORS))
+    frame, suffix = read_latents(latents, key=key), output.suffix.lower()
     kind = "pil" if suffix in PICTURES else "mp4" if suffix == ".mp4" else "pt"
     with Client(url, token=token, timeout=timeout) as client, working(f"decoding {list(frame.shape)}"):
         reply = client.decode_reply(
@@ -83,16 +85,17 @@ def decode(
     if isinstance(reply.payload, TensorFrame):
         write_tensor(output, array_of(reply.payload))
     else:
-        output.write_bytes(reply.payload)
+        write_file(output, reply.payload)
     _report(output, reply, human_bytes(output.stat().st_size))
 
 
 def _report(output: Path, reply: Reply, what: str) -> None:
     made = reply.provenance
     stages = ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in made.timings_ms.items())
-    console.print(f"[green]wrote[/] {output} ({what}) by {made.model}, plan {made.plan}, {made.dtype}; {stages}")
+    by = escape(f"{output} ({what}) by {made.model}, plan {made.plan}, {made.dtype}; {stages}")
+    console.print(f"[green]wrote[/] {by}")
     if made.note:
-        console.print(f"[yellow]note[/] {made.note}")
+        console.print(f"[yellow]note[/] {escape(made.note)}")
 
 
 def models(
@@ -117,11 +120,11 @@ def models(
         factors = (str(card[name] if card[name] is not None else "-") for name in ("scaling_factor", "shift_factor"))
         channels = str(card["latent_channels"])
         table.add_row(card["name"], card["kind"], channels, ratio, *factors, card["dtype"], names, card["source"])
-    console.print(table)
+    show_table(table)
 
 
 def verify(
-    latents: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".safetensors or .npy")],
+    latents: Annotated[Path, typer.Argument(help=".safetensors or .npy")],
     vae: Annotated[str, typer.Option(help="The local VAE: a name of the registry, or NAME=SOURCE[,recipe=R].")],
     url: Url = DEFAULT_URL,
     model: Model = None,
@@ -153,7 +156,7 @@ def verify(
     table.add_row(
         f"{reply.provenance.model} {reply.provenance.dtype}", f"{vae} {dtype}", f"{largest:.3g}", f"{psnr:.1f} dB"
     )
-    console.print(table)
+    show_table(table)
 
 
 def _decode_locally(

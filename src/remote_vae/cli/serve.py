@@ -3,8 +3,9 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
+from remote_vae.cli.show import console
 from remote_vae.errors import ConfigurationError
 
 LIMITS = "Limits"
@@ -15,41 +16,49 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME[=SOURCE][,recipe=R][,dtype=D][,revision=V][,subfolder=S]; repeat for more, the first is /. "
-            "SOURCE is a hub id, a folder or a .safetensors file. [default: demo]"
+            metavar="NAME[=SOURCE][,KEY=VALUE...]",
+            help="Repeat for more; the first is /. SOURCE is a hub id, a folder or a .safetensors file. Keys are "
+            "recipe, dtype, revision, subfolder and device.",
+            show_default="demo",
         ),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the model's own]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="the model's own")
+    ] = None,
     random_weights: Annotated[
         bool | None, typer.Option("--random-weights", help="Seeded weights of the true size, for trials.")
     ] = None,
-    unknown_parameters: Annotated[str | None, typer.Option(help="refuse or ignore. [default: refuse]")] = None,
+    unknown_parameters: Annotated[str | None, typer.Option(help="refuse or ignore.", show_default="refuse")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_reply_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Of one picture or frame.", rich_help_panel=LIMITS)] = None,
     max_side: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_batch: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_frames: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
+    max_query_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Requests per model.", rich_help_panel=LIMITS)] = None,
     body_seconds: Annotated[float | None, typer.Option(rich_help_panel=LIMITS)] = None,
     shutdown_seconds: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
 ) -> None:
-    """Serve one or more VAEs. Every option is also an environment variable, REMOTE_VAE_<OPTION>."""
+    """Serve one or more VAEs.
+
+    Every option is also an environment variable, like REMOTE_VAE_PORT; the models are a JSON list, REMOTE_VAE_MODELS.
+    """
     given: dict[str, Any] = {name: value for name, value in ctx.params.items() if value is not None and name != "model"}
     if model:
         given["models"] = tuple(model)
     settings = _settings(given)
     from remote_vae.server.run import serve as run
 
-    console = Console(stderr=True)
-    with console.status(f"loading {', '.join(settings.models)}") as status:
+    names = escape(", ".join(settings.models))
+    with console.status(f"loading {names}") as status:
 
         def ready(address: str) -> None:
             status.stop()
-            console.print(f"[green]ready[/] {', '.join(settings.models)} at {address} (description at {address}/docs)")
+            console.print(f"[green]ready[/] {names} at {address} (description at {address}/docs)")
 
         run(settings, on_ready=ready)
 
@@ -57,12 +66,15 @@ def serve(
 def _settings(given: dict[str, Any]) -> Any:
     try:
         from pydantic import ValidationError
+        from pydantic_settings import SettingsError
 
         from remote_vae.server.settings import Settings
     except ImportError as exc:
         raise ConfigurationError("the server is not installed; run: pip install 'remote-vae[server]'") from exc
     try:
         return Settings(**given)
+    except SettingsError as exc:
+        raise ConfigurationError(f"{exc}; expected JSON") from exc
     except ValidationError as exc:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in exc.errors()]
         raise ConfigurationError("; ".join(lines)) from exc

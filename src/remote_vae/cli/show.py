@@ -1,22 +1,32 @@
-"""What people see while they wait."""
+"""What people see: talk goes to stderr, results go to stdout."""
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-console = Console(stderr=True, highlight=False)
+PIPE_COLUMNS = 200
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_table(table: Table) -> None:
+    """On stdout; not folded to a terminal's width when it goes elsewhere."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)
 
 
 @contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
-    """A spinner with the seconds that have passed; gone when the work is done."""
+    """A spinner with the seconds that have passed; gone when the work is done, and not there without a terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        progress.add_task(text, total=None)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(escape(text), total=None)
         yield
 
 
