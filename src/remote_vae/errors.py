@@ -11,8 +11,10 @@ RemoteVAEError
 │   ├── NotAcceptable            406  the Accept header asks for what the output type cannot give
 │   ├── RequestTimeout           408  the body did not arrive in time
 │   ├── TooLarge                 413  above one of the server's limits
+│   ├── UriTooLong               414
 │   ├── UnsupportedMediaType     415
 │   ├── TooManyRequests          429  this client's share is used up; retry later
+│   ├── HeadTooLarge             431  URL and headers together, or the number of headers
 │   └── Unprocessable            422  parsed, but impossible
 │       ├── InvalidValue         422  a parameter's value is outside what it may be
 │       ├── LatentMismatch       422  the latent does not fit the model
@@ -95,12 +97,20 @@ class TooLarge(RequestError):
     code, status = "too_large", 413
 
 
+class UriTooLong(RequestError):
+    code, status = "uri_too_long", 414
+
+
 class UnsupportedMediaType(RequestError):
     code, status = "unsupported_media_type", 415
 
 
 class TooManyRequests(RequestError):
     code, status, retry_after = "too_many_requests", 429, 1
+
+
+class HeadTooLarge(RequestError):
+    code, status = "head_too_large", 431
 
 
 class Unprocessable(RequestError):

@@ -8,6 +8,7 @@ import uvicorn
 
 from remote_vae.errors import ConfigurationError
 from remote_vae.server.app import LOADER, build_app
+from remote_vae.server.connection import connection_class
 from remote_vae.server.settings import Settings
 
 
@@ -32,7 +33,8 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            log_level="warning",
+            http=connection_class(settings),
+            log_level="error",
             access_log=False,
             server_header=False,
             ws="none",

@@ -26,7 +26,10 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=8, ge=1)
     max_frames: int = Field(default=257, ge=1)
     max_query_bytes: int = Field(default=8192, ge=1)
+    max_head_bytes: int = Field(default=32768, ge=1024, description="of a URL and its headers")
+    max_headers: int = Field(default=100, ge=10)
     max_waiting: int = Field(default=64, ge=1, description="requests that wait for one model")
+    head_seconds: float = Field(default=10.0, gt=0, description="for a URL and its headers to arrive")
     body_seconds: float = Field(default=60.0, gt=0, description="for a request's body to arrive")
     shutdown_seconds: int = Field(default=30, ge=1, description="for accepted work to finish")
 
