@@ -5,9 +5,12 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from remote_vae.errors import InvalidReply, MalformedRequest, RequestError
 from remote_vae.protocol.frame import Buffer, TensorFrame
+
+MAX_JSON_VALUES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,12 @@ class JsonBody:
 
 def read_json_body(body: Buffer) -> JsonBody:
     """*Raises* MalformedRequest for anything else than an object with base64 text under "inputs"."""
+    text = bytes(body)
+    # A short text can ask for a great many objects; base64 holds none of these characters.
+    if sum(text.count(mark) for mark in (b",", b"{", b"[")) > MAX_JSON_VALUES:
+        raise MalformedRequest(f"the JSON body has more than {MAX_JSON_VALUES} values; expected inputs and parameters")
     try:
-        document = json.loads(bytes(body), parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins)
+        document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins)
     except (ValueError, RecursionError) as exc:
         raise MalformedRequest('the body is not valid JSON; expected {"inputs": "<base64>"}') from exc
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), str):

@@ -21,16 +21,20 @@ class TensorFrame:
     buffer: Buffer
 
     def __post_init__(self) -> None:
-        expected = frame_bytes(self.dtype, self.shape)
-        actual = memoryview(self.buffer).nbytes
-        if actual != expected:
-            raise WrongByteCount(
-                f"the body has {actual} bytes; shape {list(self.shape)} of {self.dtype} needs {expected}",
-                actual_bytes=actual,
-                expected_bytes=expected,
-                shape=list(self.shape),
-                dtype=self.dtype,
-            )
+        check_bytes(memoryview(self.buffer).nbytes, self.dtype, self.shape)
+
+
+def check_bytes(actual: int, dtype: str, shape: tuple[int, ...]) -> None:
+    """*Raises* WrongByteCount unless a tensor of this dtype and shape has `actual` bytes."""
+    expected = frame_bytes(dtype, shape)
+    if actual != expected:
+        raise WrongByteCount(
+            f"the body has {actual} bytes; shape {list(shape)} of {dtype} needs {expected}",
+            actual_bytes=actual,
+            expected_bytes=expected,
+            shape=list(shape),
+            dtype=dtype,
+        )
 
 
 def frame_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -15,7 +15,7 @@ from remote_vae.errors import MalformedRequest, UnknownRoute, UnsupportedMediaTy
 from remote_vae.protocol import parameters
 from remote_vae.protocol.bodies import read_json_body
 from remote_vae.protocol.dtype import FLOAT_DTYPES, ITEM_BYTES, check_dtype, clip
-from remote_vae.protocol.frame import Buffer, TensorFrame, frame_bytes
+from remote_vae.protocol.frame import Buffer, TensorFrame, check_bytes, frame_bytes
 from remote_vae.protocol.messages import (
     DecodeOptions,
     DecodeRequest,
@@ -45,6 +45,10 @@ class TensorClaim:
     def nbytes(self) -> int:
         return frame_bytes(self.dtype, self.shape)
 
+    def check(self, actual: int) -> None:
+        """*Raises* WrongByteCount for a body of another length."""
+        check_bytes(actual, self.dtype, self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -58,6 +62,11 @@ class Head:
     pairs: parameters.Pairs
     accept: str
     ignore_unknown: bool
+
+    @property
+    def raw_claim(self) -> TensorClaim | None:
+        """What the body's own bytes must amount to; None where the query promises nothing about them."""
+        return None if self.body_is_json else self.claim
 
 
 def parse_route(path: str) -> tuple[str | None, Operation | None]:
