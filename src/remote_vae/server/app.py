@@ -15,12 +15,12 @@ from remote_vae.errors import ConfigurationError, RemoteVAEError
 from remote_vae.models.registry import find_row
 from remote_vae.models.spec import ModelSpec, parse_spec
 from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
-from remote_vae.server.endpoints import Endpoints
+from remote_vae.server.endpoints import Endpoints, page_only
 from remote_vae.server.faults import RequestId, on_error
 from remote_vae.server.settings import Settings
 
 LOADER: Final = "remote_vae.models.loader:open_model"
-METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
 
 
 def build_app(
@@ -48,23 +48,35 @@ def build_app(
             await engine.stop()
 
     app = Starlette(
-        routes=[
-            Route("/", at.home, methods=["GET"]),
-            Route("/health", at.live, methods=["GET"]),
-            Route("/live", at.live, methods=["GET"]),
-            Route("/ready", at.ready, methods=["GET"]),
-            Route("/models", at.models, methods=["GET"]),
-            Route("/openapi.json", at.openapi, methods=["GET"]),
-            Route("/docs", at.docs, methods=["GET"]),
-            Route("/{path:path}", at.post, methods=METHODS),
-        ],
+        routes=_routes(at),
         middleware=[Middleware(RequestId)],
         exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # a redirect would turn POST into GET in most clients
+    app.router.redirect_slashes = False
     app.state.engine = engine
     return app
+
+
+def _routes(at: Endpoints) -> list[Route]:
+    """Each page with and without a trailing slash: a redirect would turn POST into GET in most clients."""
+    pages = {
+        "health": at.live,
+        "live": at.live,
+        "ready": at.ready,
+        "models": at.models,
+        "openapi.json": at.openapi,
+        "docs": at.docs,
+    }
+    return [
+        Route("/", at.home, methods=["GET"]),
+        *(
+            Route(path, page_only(page), methods=METHODS)
+            for name, page in pages.items()
+            for path in (f"/{name}", f"/{name}/")
+        ),
+        Route("/{path:path}", at.post, methods=METHODS),
+    ]
 
 
 def _report(

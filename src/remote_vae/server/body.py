@@ -1,30 +1,45 @@
-"""Reading a request's body: within the limit, within the time, into one buffer."""
+"""What comes from the client: its body, within the limit and the time, and the news that it has gone."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from remote_vae.errors import MalformedRequest, RequestTimeout, TooLarge
+from remote_vae.protocol.wire import TensorClaim
 from remote_vae.server.settings import Settings
 
+T = TypeVar("T")
 
-def check_length(request: Request, settings: Settings) -> int | None:
-    """The announced length, judged before a byte of the body is read; *raises* TooLarge."""
+
+def check_length(request: Request, claim: TensorClaim | None, settings: Settings) -> None:
+    """The announced length, judged before a byte of the body is read; `claim` is what a raw body must hold.
+
+    *Raises* TooLarge, WrongByteCount, MalformedRequest.
+    """
+    announced = _announced(request)
+    if max(announced or 0, claim.nbytes if claim else 0) > settings.max_body_bytes:
+        raise _too_large(settings)
+    if claim is not None and announced is not None:
+        claim.check(announced)
+
+
+def _announced(request: Request) -> int | None:
     text = request.headers.get("content-length")
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 19:
         raise MalformedRequest("content-length is not a number")
-    length = int(text)
-    if length > settings.max_body_bytes:
-        raise _too_large(settings)
-    return length
+    return int(text)
 
 
-async def read_body(request: Request, settings: Settings) -> bytearray:
-    """The whole body; *raises* TooLarge, RequestTimeout, MalformedRequest when the client goes away."""
-    announced = check_length(request, settings)
-    body = bytearray(announced or 0)
+async def read_body(request: Request, claim: TensorClaim | None, settings: Settings) -> bytearray:
+    """The whole body, which ends at the latest where the claim does.
+
+    *Raises* TooLarge, WrongByteCount, RequestTimeout, MalformedRequest when the client goes away.
+    """
+    body = bytearray(_announced(request) or 0)
     filled = 0
     try:
         async with asyncio.timeout(settings.body_seconds):
@@ -32,16 +47,35 @@ async def read_body(request: Request, settings: Settings) -> bytearray:
                 end = filled + len(chunk)
                 if end > settings.max_body_bytes:
                     raise _too_large(settings)
+                if claim is not None and end > claim.nbytes:
+                    claim.check(end)
                 body[filled:end] = chunk
                 filled = end
     except TimeoutError:
         raise RequestTimeout(
-            f"the body did not arrive within {settings.body_seconds:.0f} s", seconds=settings.body_seconds
+            f"the body did not arrive within {settings.body_seconds:g} s", seconds=settings.body_seconds
         ) from None
     except ClientDisconnect:
         raise MalformedRequest("the client went away before its body was complete") from None
     del body[filled:]
     return body
+
+
+async def while_wanted(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives; it is cancelled when the client goes away, since nobody would read the answer.
+
+    *Raises* MalformedRequest when the client goes away.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())  # after the body nothing else can come
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise MalformedRequest("the client went away before its answer was ready")
+    finally:
+        task.cancel()
+        gone.cancel()
 
 
 def _too_large(settings: Settings) -> TooLarge:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 
 from starlette.requests import Request
@@ -11,19 +11,39 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from remote_vae.core.facts import Facts
 from remote_vae.engine.engine import Engine, Served
 from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
-from remote_vae.errors import MalformedRequest, MethodNotAllowed, NotReady
+from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
 from remote_vae.protocol import wire
+from remote_vae.protocol.dtype import clip
 from remote_vae.protocol.frame import Buffer
 from remote_vae.protocol.messages import DecodeOptions, Form, Operation, Provenance, Reply
 from remote_vae.protocol.parameters import DEFAULT_QUALITY
 from remote_vae.protocol.replies import render_reply
 from remote_vae.server import openapi
-from remote_vae.server.body import check_length, read_body
+from remote_vae.server.body import check_length, read_body, while_wanted
 from remote_vae.server.jobs import decode_job, encode_job, fit_decode, model_info, write_payload
 from remote_vae.server.settings import Settings
 
 REQUEST_ID = "remote_vae.request_id"
 VERSION = version("remote-vae")
+
+
+Page = Callable[[Request], Awaitable[Response]]
+
+
+def page_only(page: Page) -> Page:
+    """The page for GET and HEAD, MethodNotAllowed for every other method."""
+
+    async def answer(request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            raise _wrong_method(request, ["GET", "HEAD"])
+        return await page(request)
+
+    return answer
+
+
+def _wrong_method(request: Request, allowed: list[str]) -> MethodNotAllowed:
+    text = f"{clip(request.method)} does nothing here; expected {' or '.join(allowed)}"
+    return MethodNotAllowed(text, method=clip(request.method), allowed=allowed)
 
 
 class Endpoints:
@@ -38,11 +58,9 @@ class Endpoints:
         head = self._head(request)
         model = self._engine.find(head.model)
         facts = self._engine.facts(model)
-        if head.operation is Operation.DECODE:
-            reply = await self._decode(model, facts, head, await read_body(request, self._settings))
-        else:
-            reply = await self._encode(model, facts, head, await read_body(request, self._settings))
-        return _respond(reply, request)
+        body = await read_body(request, head.raw_claim, self._settings)
+        run = self._decode if head.operation is Operation.DECODE else self._encode
+        return _respond(await while_wanted(request, run(model, facts, head, body)))
 
     def _head(self, request: Request) -> wire.Head:
         """Everything that can be judged before the body is read."""
@@ -50,20 +68,22 @@ class Endpoints:
         path = raw.decode("latin-1")
         if request.method != "POST":
             self._engine.find(wire.parse_route(path)[0])
-            raise MethodNotAllowed(f"{request.method} does nothing here; decoding and encoding are POST requests")
+            raise _wrong_method(request, ["POST"] if path.strip("/") else ["GET", "HEAD", "POST"])
         query: bytes = request.scope["query_string"]
         if len(query) > self._settings.max_query_bytes:
-            raise MalformedRequest(f"the query has {len(query)} bytes; the limit is {self._settings.max_query_bytes}")
+            limit = self._settings.max_query_bytes
+            raise UriTooLong(f"the query has {len(query)} bytes; the limit is {limit}", value=len(query), limit=limit)
         ignore = self._settings.unknown_parameters == "ignore"
         head = wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
-        check_length(request, self._settings)
-        if head.claim is not None and isinstance(head.options, DecodeOptions) and not head.body_is_json:
-            model = self._engine.find(head.model)
-            fit_decode(model, self._engine.facts(model), head.claim.shape, head.options, self._settings)
+        model = self._engine.find(head.model)
+        if head.raw_claim is not None and isinstance(head.options, DecodeOptions):
+            fit_decode(model, self._engine.facts(model), head.raw_claim.shape, head.options, self._settings)
+        check_length(request, head.raw_claim, self._settings)
         return head
 
     async def _decode(self, model: Served, facts: Facts, head: wire.Head, body: Buffer) -> Reply:
-        message = wire.parse_decode(head, body)
+        parse = wire.parse_decode
+        message = await asyncio.to_thread(parse, head, body) if head.body_is_json else parse(head, body)
         job = decode_job(model, facts, message, self._settings)
         return await self._run(model, facts, job, message.form, message.options.quality)
 
@@ -126,7 +146,7 @@ def _provenance(model: Served, facts: Facts, outcome: Outcome, media: float) -> 
     )
 
 
-def _respond(reply: Reply, request: Request) -> Response:
+def _respond(reply: Reply) -> Response:
     status, headers, body = render_reply(reply)
     content = body if isinstance(body, bytes) else bytes(body)
     fields: Mapping[str, str] = dict(headers)

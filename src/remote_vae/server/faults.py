@@ -1,6 +1,8 @@
 """Errors -> JSON replies, in one place, and the request id on every reply."""
 
+import logging
 import uuid
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -13,10 +15,13 @@ from remote_vae.errors import (
     MethodNotAllowed,
     RemoteVAEError,
     RequestError,
+    RequestTimeout,
     UnknownRoute,
 )
 from remote_vae.protocol.replies import render_error, request_id_of
 from remote_vae.server.endpoints import REQUEST_ID
+
+LOG: Final = logging.getLogger("remote_vae.server")
 
 
 async def on_error(request: Request, exc: Exception) -> Response:
@@ -24,8 +29,13 @@ async def on_error(request: Request, exc: Exception) -> Response:
     error = _as_ours(exc)
     error.request_id = request.scope.get(REQUEST_ID)
     status, headers, body = render_error(error)
-    if status == 405:
-        headers.append(("allow", "POST"))
+    allowed = error.detail.get("allowed")
+    if isinstance(error, MethodNotAllowed) and isinstance(allowed, list):
+        headers.append(("allow", ", ".join(allowed)))
+    if isinstance(error, RequestTimeout):
+        headers.append(("connection", "close"))  # the rest of the body would still be on its way
+    if isinstance(error, InternalError):
+        LOG.error("request %s: %s", error.request_id, type(exc).__name__)
     return Response(body, status, dict(headers))
 
 
@@ -34,7 +44,7 @@ def _as_ours(exc: Exception) -> RemoteVAEError:
         return exc
     if isinstance(exc, HTTPException):
         if exc.status_code == 405:
-            return MethodNotAllowed("this method does nothing here; decoding and encoding are POST requests")
+            return MethodNotAllowed("this method does nothing anywhere here", allowed=["GET", "HEAD", "POST"])
         return UnknownRoute("there is nothing here") if exc.status_code == 404 else RequestError(exc.detail)
     return InternalError("something went wrong in the server; its log tells more under this request id")
 
