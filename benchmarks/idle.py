@@ -1,0 +1,32 @@
+"""A VAE that does no work, so that what is left to measure is the service."""
+
+import torch
+
+from remote_vae.core.facts import Facts
+from remote_vae.core.recipe import Constants, Recipe
+from remote_vae.models.spec import ModelSpec
+
+SMALL_LATENT, SMALL_PIXELS = (1, 4, 64, 64), (1, 3, 256, 256)  # float32: 64 KiB in, 768 KiB out
+WIDE_LATENT, WIDE_PIXELS = (1, 800, 128, 128), (1, 3, 128, 128)  # float32: 50 MiB in, 192 KiB out
+
+
+class IdleVAE:
+    """Gives the same pixels for every latent."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, channels: int, ratio: int, pixels: tuple[int, ...]) -> None:
+        self.facts = Facts(channels, ratio, 1, Constants(), "float32", deterministic=True)
+        self._pixels = torch.zeros(pixels)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return self._pixels
+
+
+def load(found: dict[str, object]) -> tuple[IdleVAE, Recipe]:
+    """What a replica calls."""
+    spec = ModelSpec.from_json(found)
+    if spec.name == "small":
+        return IdleVAE(SMALL_LATENT[1], 4, SMALL_PIXELS), spec.resolve_recipe()
+    return IdleVAE(WIDE_LATENT[1], 1, WIDE_PIXELS), spec.resolve_recipe()

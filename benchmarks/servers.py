@@ -1,0 +1,52 @@
+"""The servers that are compared: `servers.py NAME PORT` runs one until it is told to stop.
+
+All of them take a body and answer with as many bytes as ours does for it.
+"""
+
+import sys
+
+from replies import TYPE, reply_to
+
+
+def ours(port: int) -> None:
+    """remote-vae as `remote-vae serve` runs it, with two VAEs that do no work."""
+    from remote_vae.server.run import serve
+    from remote_vae.server.settings import Settings
+
+    serve(Settings(port=port, models=("small=idle,recipe=sd1", "wide=idle,recipe=sd1")), loader="idle:load")
+
+
+def bare(port: int) -> None:
+    """Starlette on uvicorn and nothing else."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def post(request: Request) -> Response:
+        return Response(reply_to(await request.body()), media_type=TYPE)
+
+    async def ready(request: Request) -> Response:
+        return Response("ok")
+
+    app = Starlette(routes=[Route("/ready", ready), Route("/{path:path}", post, methods=["POST"])])
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
+
+
+def litserve(port: int) -> None:
+    import idle_litserve
+
+    idle_litserve.run(port, fast_queue=False)
+
+
+def litserve_fast_queue(port: int) -> None:
+    import idle_litserve
+
+    idle_litserve.run(port, fast_queue=True)
+
+
+SERVERS = {server.__name__: server for server in (ours, bare, litserve, litserve_fast_queue)}
+
+if __name__ == "__main__":
+    SERVERS[sys.argv[1]](int(sys.argv[2]))
