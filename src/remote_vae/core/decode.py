@@ -8,7 +8,7 @@ from einops import rearrange
 
 from remote_vae.core.affine import Scaling, denormalise
 from remote_vae.core.layout import Fit
-from remote_vae.core.pixels import channels_last, to_uint8, to_unit
+from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteInput, NonFiniteOutput
@@ -42,18 +42,18 @@ def decode(vae: VAE, recipe: Recipe, latent: torch.Tensor, *, fit: Fit, scaling:
 
     *Raises* NonFiniteInput, NonFiniteOutput when not even float32 gives finite pixels.
     """
-    if not torch.isfinite(latent).all():
+    if not all_finite(latent):
         raise NonFiniteInput("the latent holds NaN or infinity; a diffusion step before this one has gone wrong")
     latent = rearrange(latent, fit.pattern, **_free_sizes(fit))
     if output is Output.FIRST:
         latent = latent[:1]
     latent = latent.to(vae.device)
     pixels, dtype, note = _run(vae, recipe, latent, scaling), vae.dtype, ""
-    if not torch.isfinite(pixels).all() and vae.dtype is not torch.float32:
+    if not all_finite(pixels) and vae.dtype is not torch.float32:
         with vae.upcast():
             pixels, dtype = _run(vae, recipe, latent, scaling), vae.dtype
         note = "redone in float32, because the output was not finite"
-    if not torch.isfinite(pixels).all():
+    if not all_finite(pixels):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too; the latent lies outside its range")
     return Decoded(_finish(pixels, recipe.pixel_affine, output).cpu(), dtype, note)
 

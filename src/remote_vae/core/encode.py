@@ -8,7 +8,7 @@ from einops import rearrange
 from torch.nn import functional
 
 from remote_vae.core.affine import Scaling, normalise
-from remote_vae.core.pixels import from_unit
+from remote_vae.core.pixels import all_finite, from_unit
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
@@ -47,11 +47,11 @@ def encode(
     if recipe.kind == "video" and unit.ndim == 4:
         unit = rearrange(unit, "b c h w -> b c 1 h w")
     latent, dtype, note = _run(vae, recipe, unit, scaling, take, seed), vae.dtype, ""
-    if not torch.isfinite(latent).all() and vae.dtype is not torch.float32:
+    if not all_finite(latent) and vae.dtype is not torch.float32:
         with vae.upcast():
             latent, dtype = _run(vae, recipe, unit, scaling, take, seed), vae.dtype
         note = "redone in float32, because the output was not finite"
-    if not torch.isfinite(latent).all():
+    if not all_finite(latent):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
     return Encoded(latent.cpu(), dtype, note)
 
@@ -95,7 +95,7 @@ def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:
 
 
 def _unit_of_floats(image: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(image).all():
+    if not all_finite(image):
         raise NonFiniteInput("the picture holds NaN or infinity")
     largest = float(image.abs().max())
     if largest > LARGEST_PIXEL:

@@ -24,3 +24,11 @@ def channels_last(pixels: torch.Tensor) -> torch.Tensor:
 def from_unit(unit: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
     """The inverse of `to_unit`, without its clamp."""
     return (unit - affine.add) / affine.mul
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite.
+
+    A finite sum says so, and takes a fraction of the time and no memory; where it overflowed, each value is looked at.
+    """
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
