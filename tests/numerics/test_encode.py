@@ -1,0 +1,134 @@
+"""Pictures encoded here and by diffusers' img2img pipelines: the same latents, before and after their scaling."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
+from diffusers.video_processor import VideoProcessor
+from PIL import Image
+
+from remote_vae import Client
+
+PIPELINES = {
+    "sd": StableDiffusionImg2ImgPipeline,
+    "xl": StableDiffusionXLImg2ImgPipeline,
+    "play": StableDiffusionXLImg2ImgPipeline,
+    "three": StableDiffusion3Img2ImgPipeline,
+    "flux": FluxImg2ImgPipeline,
+}
+NETWORKS = ("unet", "transformer", "safety_checker", "feature_extractor")
+SEED = 21
+
+
+def build(name: str, vae: Any) -> Any:
+    """The pipeline with its VAE, its scheduler and nothing else: that much is enough to encode."""
+    cls = PIPELINES[name]
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
+    if name in ("sd", "xl", "play"):
+        scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
+    texts = [part for part in cls._get_signature_types() if part.startswith(("text_encoder", "tokenizer"))]
+    parts = dict.fromkeys([*texts, *(part for part in NETWORKS if part in cls._get_signature_types())])
+    extra = {"requires_safety_checker": False} if name == "sd" else {}
+    pipeline = cls(vae=vae, scheduler=scheduler, **parts, **extra)
+    pipeline.scheduler.set_timesteps(10)
+    return pipeline
+
+
+def prepare(pipeline: Any, image: torch.Tensor, generator: torch.Generator, size: tuple[int, int]) -> torch.Tensor:
+    """The pipeline's own start of an img2img run; a latent given as the image is not encoded again."""
+    timestep = pipeline.scheduler.timesteps[-1:]
+    common = {"dtype": torch.float32, "device": torch.device("cpu"), "generator": generator}
+    with torch.no_grad():
+        if isinstance(pipeline, FluxImg2ImgPipeline):
+            found = pipeline.prepare_latents(image, timestep, 1, 16, *size, **common)[0]
+        else:
+            found = pipeline.prepare_latents(image, timestep, 1, 1, **common)
+    return found
+
+
+def picture(height: int, width: int) -> Image.Image:
+    values = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 80), (53, 70)])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_seeded_sample_is_the_pipelines(families: Any, name: str, height: int, width: int) -> None:
+    """A picture encoded with a seed starts img2img as the pipeline's own encoding does, at sizes that are floored too.
+
+    The pipeline draws the posterior's noise first and the start's noise next, so the latter's generator is moved on.
+    """
+    pipeline, image = build(name, families.modules[name]), picture(height, width)
+    pixels = pipeline.image_processor.preprocess(image)
+    size = (pixels.shape[2], pixels.shape[3])
+    expected = prepare(pipeline, pixels, torch.Generator().manual_seed(SEED), size)
+    with Client(families.url) as client:
+        latent = torch.from_numpy(client.encode(image, model=name, seed=SEED, posterior="sample", do_scaling=True))
+        default = client.encode(image, model=name, seed=SEED, do_scaling=True)
+    assert np.array_equal(default, latent.numpy()), "a sample is what these families take when nothing is said"
+    moved_on = torch.Generator().manual_seed(SEED)
+    torch.randn(latent.shape, generator=moved_on)
+    torch.testing.assert_close(prepare(pipeline, latent, moved_on, size), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_parameters_are_enough_to_sample_at_home(families: Any, name: str) -> None:
+    """A client that asks for the posterior's parameters draws the sample that the VAE's own distribution draws."""
+    module, pixels = families.modules[name], torch.rand((2, 3, 48, 80), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        posterior = module.encode(pixels * 2 - 1).latent_dist
+    with Client(families.url) as client:
+        moments = client.encode(pixels, model=name, posterior="parameters")
+        mode = client.encode(pixels, model=name, posterior="mode")
+    torch.testing.assert_close(moments, posterior.parameters, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mode, posterior.mode(), atol=1e-5, rtol=0)
+    ours = type(posterior)(moments).sample(torch.Generator().manual_seed(2))
+    torch.testing.assert_close(ours, posterior.sample(torch.Generator().manual_seed(2)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Passing `image` as torch tensor with value range")
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_tensors_are_told_apart_as_the_pipelines_do(families: Any, name: str, signed: bool) -> None:
+    """A float tensor in [0, 1] or in [-1, 1] is encoded as the pipeline's image processor takes it, floored in size."""
+    pipeline, module = build(name, families.modules[name]), families.modules[name]
+    pixels = torch.rand((1, 3, 53, 70), generator=torch.Generator().manual_seed(4))
+    pixels = pixels * 2 - 1 if signed else pixels
+    with torch.no_grad():
+        expected = module.encode(pipeline.image_processor.preprocess(pixels)).latent_dist.mode()
+    with Client(families.url) as client:
+        found = client.encode(pixels, model=name, posterior="mode")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_preview_encodes_to_the_latents_of_the_model_it_stands_for(families: Any) -> None:
+    """A preview's latent is the model's when scaled by the server, and the unscaled one when nothing is asked."""
+    pixels = torch.rand((1, 3, 48, 80), generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        expected = families.modules["tinyflux"].encode(pixels * 2 - 1).latents
+    with Client(families.url) as client:
+        scaled = client.encode(pixels, model="tinyflux", do_scaling=True)
+        raw = client.encode(pixels, model="tinyflux")
+    torch.testing.assert_close(scaled, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close((raw - 0.1159) * 0.3611, expected, atol=1e-5, rtol=0)
+
+
+def test_a_video_is_encoded_framewise(families: Any) -> None:
+    """A video longer than one window gives the mode of the VAE's own framewise encoding, scaled by its factor."""
+    module = families.modules["video"]
+    video = torch.rand((1, 3, 25, 32, 48), generator=torch.Generator().manual_seed(8))
+    with torch.no_grad():
+        expected = module.encode(VideoProcessor(vae_scale_factor=8).normalize(video)).latent_dist.mode() * 0.47
+    with Client(families.url) as client:
+        found = client.encode(video, model="video", do_scaling=True)
+    assert found.shape == (1, 16, 7, 4, 6)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
