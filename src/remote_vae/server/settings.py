@@ -1,9 +1,9 @@
 """Every setting of the server, by flag or environment variable, in one place."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -13,7 +13,9 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    models: tuple[str, ...] = Field(default=("demo",), description="NAME[=SOURCE][,key=value...]; the first is /")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("demo",), description="NAME[=SOURCE][,key=value...]; the first is /; ';' between them in the environment"
+    )
     random_weights: bool = Field(default=False, description="seeded weights of the true size, for trials")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(default=None, description="None: by the registry")
@@ -32,6 +34,11 @@ class Settings(BaseSettings):
     head_seconds: float = Field(default=10.0, gt=0, description="for a URL and its headers to arrive")
     body_seconds: float = Field(default=60.0, gt=0, description="for a request's body to arrive")
     shutdown_seconds: int = Field(default=30, ge=1, description="for accepted work to finish")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, models: object) -> object:
+        return tuple(filter(None, map(str.strip, models.split(";")))) if isinstance(models, str) else models
 
     @field_validator("models", mode="after")
     @classmethod
