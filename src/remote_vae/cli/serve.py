@@ -39,7 +39,7 @@ def serve(
     max_batch: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_frames: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_query_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
-    max_head_bytes: Annotated[int | None, typer.Option(help="Of a URL and its headers.", rich_help_panel=LIMITS)] = None,
+    max_head_bytes: Annotated[int | None, typer.Option(help="URL and headers.", rich_help_panel=LIMITS)] = None,
     max_headers: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Requests per model.", rich_help_panel=LIMITS)] = None,
     head_seconds: Annotated[float | None, typer.Option(rich_help_panel=LIMITS)] = None,

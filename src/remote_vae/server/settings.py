@@ -14,7 +14,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("demo",), description="NAME[=SOURCE][,key=value...]; the first is /; ';' between them in the environment"
+        default=("demo",), description="NAME[=SOURCE][,key=value...]; the first is /; ';' between in the environment"
     )
     random_weights: bool = Field(default=False, description="seeded weights of the true size, for trials")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
