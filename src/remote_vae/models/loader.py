@@ -30,6 +30,9 @@ CLASSES = {
     "AutoencoderTiny": diffusers.AutoencoderTiny,
 }
 RANDOM_SEED = 0
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# A star matches slashes too: one that came first would fetch every model of a pipeline's repository.
+HUB_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.safetensors.index.json")
 
 
 def open_model(found: dict[str, object]) -> tuple[DiffusersVAE, Recipe]:
@@ -49,12 +52,15 @@ def load(spec: ModelSpec) -> DiffusersVAE:
             module, source, revision = _from_folder(folder, spec), "embedded", ""
     elif spec.source is not None and spec.source.endswith(".safetensors"):
         module, source, revision = _from_file(Path(spec.source), spec), Path(spec.source).name, ""
+    elif spec.source is not None and spec.source.endswith(PICKLES):
+        raise ModelLoadError(f"{spec.source!r} can run code when it is opened, so only .safetensors files are read")
     elif spec.source is not None and _is_folder(spec.source):
         module, source, revision = _from_folder(Path(spec.source), spec), Path(spec.source).name, ""
     else:
         module, source, revision = _from_hub(spec, row)
     device = resolve_device(spec.device)
-    dtype = resolve_dtype(spec, row, device, force_upcast=bool(getattr(module.config, "force_upcast", False)))
+    policy = find_row(spec.recipe or spec.name) or row
+    dtype = resolve_dtype(spec, policy, device, force_upcast=bool(getattr(module.config, "force_upcast", False)))
     # Its parameters go on requiring gradients, as in a user's own pipeline: torch's matmul asks them when it chooses
     # between one product and a batch of products, and the two differ in the last bit. No graph is ever built here.
     module = module.eval().to(device, dtype)
@@ -116,8 +122,8 @@ def _from_hub(spec: ModelSpec, row: Row | None) -> tuple[torch.nn.Module, str, s
         path = snapshot_download(
             repository,
             revision=spec.revision,
-            allow_patterns=[prefix + name for prefix in prefixes for name in ("config.json", "*.safetensors")],
-            ignore_patterns=["*.fp16.*", "*.bf16.*", "*non_ema*", "*lora*"],
+            allow_patterns=[prefix + name for prefix in prefixes for name in HUB_FILES],
+            ignore_patterns=["*.fp16.*", "*.bf16.*", "*non_ema*"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         raise ModelLoadError(
@@ -183,7 +189,7 @@ def _load_errors(place: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, safetensors.SafetensorError) as exc:
         raise ModelLoadError(
-            f"the weights in {str(place)!r} cannot be loaded: {str(exc).strip().splitlines()[0][:300]}",
+            f"the weights in {str(place)!r} cannot be loaded: {' '.join(str(exc).split())[:300]}",
             place=str(place),
         ) from exc
 

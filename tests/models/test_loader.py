@@ -1,0 +1,264 @@
+"""Weights from folders and files: what is loaded is what was saved, and what cannot be trusted is refused."""
+
+import json
+import pickle
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import load_file, save_file
+
+from remote_vae.errors import ModelLoadError
+from remote_vae.models import loader
+from remote_vae.models.loader import load, open_model
+from remote_vae.models.registry import REGISTRY, Row
+from remote_vae.models.spec import ModelSpec, parse_spec
+
+TINY: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 16),
+    "norm_num_groups": 4,
+    "layers_per_block": 2,
+    "scaling_factor": 0.31,
+    "shift_factor": 0.17,
+}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def module() -> AutoencoderKL:
+    torch.manual_seed(2)
+    return AutoencoderKL(**TINY, latent_channels=4).eval()
+
+
+@pytest.fixture
+def folder(module: AutoencoderKL, tmp_path: Path) -> Path:
+    module.save_pretrained(tmp_path / "pipeline" / "vae")
+    return tmp_path / "pipeline" / "vae"
+
+
+@pytest.fixture
+def tiny_row(monkeypatch: pytest.MonkeyPatch) -> Row:
+    """sd1 with the tiny architecture, since a single file does not say its own."""
+    row = Row("sd1", (), "some/where", "vae", "sd1", "AutoencoderKL", {**TINY, "latent_channels": 4}, "float16")
+    monkeypatch.setitem(REGISTRY, "sd1", row)
+    return row
+
+
+def weights_of(source: Path, **options: Any) -> dict[str, torch.Tensor]:
+    return dict(load(ModelSpec("mine", str(source), recipe="sd1", **options)).module.state_dict())
+
+
+def assert_same(found: dict[str, torch.Tensor], module: torch.nn.Module) -> None:
+    wanted = module.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_folders(module: AutoencoderKL, folder: Path) -> None:
+    """A VAE's folder, a pipeline's folder and a pipeline's folder with its subfolder give the same weights."""
+    for found in (weights_of(folder), weights_of(folder.parent), weights_of(folder.parent, subfolder="vae")):
+        assert_same(found, module)
+
+
+def test_facts_come_from_the_model(folder: Path) -> None:
+    """The facts are those of the folder's own config, not those of the name it is served under."""
+    vae, recipe = open_model(parse_spec(f"flux1={folder},recipe=sd3").to_json())
+    assert (vae.facts.constants.scaling_factor, vae.facts.constants.shift_factor) == (0.31, 0.17)
+    assert (vae.facts.latent_channels, vae.facts.spatial_compression_ratio, vae.facts.source) == (4, 8, "vae")
+    assert recipe.name == "sd3"
+
+
+def test_a_file_with_diffusers_names(module: AutoencoderKL, folder: Path, tiny_row: Row) -> None:
+    """A single file with diffusers' names is loaded into its row's architecture."""
+    assert_same(weights_of(folder / WEIGHTS), module)
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+@pytest.mark.parametrize("quant", [True, False])
+def test_a_file_with_the_original_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, quant: bool
+) -> None:
+    """A single file with the names of the original code, alone or in a whole checkpoint, is loaded; the rest is not."""
+    torch.manual_seed(3)
+    config = {**TINY, "latent_channels": 4, "use_quant_conv": quant, "use_post_quant_conv": quant}
+    module = AutoencoderKL(**config)
+    row = Row("sd1", (), "some/where", "vae", "sd1", "AutoencoderKL", config, "float16")
+    monkeypatch.setitem(REGISTRY, "sd1", row)
+    original = {prefix + name: tensor for name, tensor in to_original(module.state_dict()).items()}
+    if prefix:
+        original["model.diffusion_model.out.weight"] = torch.zeros(3)
+    save_file(original, tmp_path / "original.safetensors")
+    assert_same(weights_of(tmp_path / "original.safetensors"), module)
+
+
+LEVELS = (
+    ("down_blocks.{0}.resnets.", "down.{0}.block."),
+    ("down_blocks.{0}.downsamplers.0.", "down.{0}.downsample."),
+    ("up_blocks.{0}.resnets.", "up.{1}.block."),
+    ("up_blocks.{0}.upsamplers.0.", "up.{1}.upsample."),
+)
+NAMES = (
+    *((ours.format(n, 3 - n), theirs.format(n, 3 - n)) for n in range(4) for ours, theirs in LEVELS),
+    ("mid_block.resnets.0.", "mid.block_1."),
+    ("mid_block.resnets.1.", "mid.block_2."),
+    ("mid_block.attentions.0.group_norm.", "mid.attn_1.norm."),
+    ("mid_block.attentions.0.to_q.", "mid.attn_1.q."),
+    ("mid_block.attentions.0.to_k.", "mid.attn_1.k."),
+    ("mid_block.attentions.0.to_v.", "mid.attn_1.v."),
+    ("mid_block.attentions.0.to_out.0.", "mid.attn_1.proj_out."),
+    ("conv_shortcut", "nin_shortcut"),
+    ("conv_norm_out", "norm_out"),
+)
+
+
+def to_original(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """diffusers' names -> those of the latent diffusion code, which counts the decoder's levels from the picture."""
+    found = {}
+    for name, tensor in state.items():
+        original = reduce(lambda text, pair: text.replace(*pair), NAMES, name)
+        found[original] = tensor[:, :, None, None].clone() if "attn_1" in original and tensor.ndim == 2 else tensor
+    return found
+
+
+Harm = Callable[[Path], Path]
+
+
+def with_pickle(folder: Path) -> Path:
+    (folder / WEIGHTS).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({}))
+    return folder
+
+
+def as_file(suffix: str) -> Harm:
+    def harm(folder: Path) -> Path:
+        (folder / f"model{suffix}").write_bytes(pickle.dumps({}))
+        return folder / f"model{suffix}"
+
+    return harm
+
+
+def with_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Harm:
+    def harm(folder: Path) -> Path:
+        weights = load_file(folder / WEIGHTS)
+        change(weights)
+        save_file(weights, folder / WEIGHTS)
+        return folder
+
+    return harm
+
+
+def with_config(**changes: object) -> Harm:
+    def harm(folder: Path) -> Path:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        return folder
+
+    return harm
+
+
+def with_bytes(name: str, data: bytes) -> Harm:
+    def harm(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder
+
+    return harm
+
+
+def truncated(folder: Path) -> Path:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+    return folder
+
+
+KEY = "decoder.conv_in.weight"
+HARMS: dict[str, tuple[Harm, str]] = {
+    "a folder with a pickle only": (with_pickle, "can run code"),
+    "a .ckpt file": (as_file(".ckpt"), "can run code"),
+    "a .pt file": (as_file(".pt"), "can run code"),
+    "a .bin file": (as_file(".bin"), "can run code"),
+    "a tensor too few": (with_weights(lambda weights: weights.pop(KEY)), f"1 tensors are missing .{KEY}"),
+    "a tensor too many": (with_weights(lambda weights: weights.update(extra=torch.zeros(1))), "1 are unknown .extra"),
+    "a tensor of another shape": (with_weights(lambda weights: weights.update({KEY: torch.zeros(1)})), KEY),
+    "half a file": (truncated, "cannot be loaded"),
+    "no safetensors": (with_bytes(WEIGHTS, b"\x80\x04not safetensors"), "cannot be loaded"),
+    "an empty file": (with_bytes(WEIGHTS, b""), "cannot be loaded"),
+    "another class": (with_config(_class_name="UNet2DConditionModel"), "holds a UNet2DConditionModel"),
+    "a class of its own code": (with_config(_class_name="Mine", auto_map={"AutoModel": "mine.Mine"}), "holds a Mine"),
+    "a config that is no JSON": (with_bytes("config.json", b"{"), "not a JSON object"),
+    "a config that is a list": (with_bytes("config.json", b"[]"), "not a JSON object"),
+    "a folder that is not there": (lambda folder: folder / "nowhere", "no config.json"),
+}
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_refusals(folder: Path, name: str) -> None:
+    """A folder or file that is not what it should be is refused in one sentence that says why."""
+    harm, why = HARMS[name]
+    with pytest.raises(ModelLoadError, match=why) as caught:
+        load(ModelSpec("mine", str(harm(folder)), recipe="sd1"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a tensor too few", "a tensor too many", "a tensor of another shape", "half a file"])
+def test_refusals_of_single_files(folder: Path, tiny_row: Row, name: str) -> None:
+    """A single file is judged as a folder is."""
+    harm, why = HARMS[name]
+    with pytest.raises(ModelLoadError, match=why):
+        load(ModelSpec("mine", str(harm(folder) / WEIGHTS), recipe="sd1"))
+
+
+def test_code_beside_the_weights_is_left_alone(folder: Path) -> None:
+    """A Python file that comes with a model is not run, whatever its config says."""
+    (folder / "mine.py").write_text("raise SystemExit('this must not run')")
+    load(ModelSpec("mine", str(with_config(auto_map={"AutoModel": "mine.Mine"})(folder)), recipe="sd1"))
+
+
+def test_a_pickle_beside_the_weights_is_not_opened(module: AutoencoderKL, folder: Path) -> None:
+    """Where both are there the safetensors are read, and the pickle could hold anything."""
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"anything")
+    assert_same(weights_of(folder), module)
+
+
+def test_an_unnamed_architecture(folder: Path) -> None:
+    """A single file under a recipe that is no model's name is refused, for its architecture cannot be known."""
+    with pytest.raises(ModelLoadError, match="architecture"):
+        load(ModelSpec("demo", str(folder / WEIGHTS)))
+
+
+def test_random_weights_are_the_same_every_time(tiny_row: Row) -> None:
+    """Random weights are seeded, and drawing them leaves the caller's own randomness alone."""
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first, second = (load(ModelSpec("sd1", random_weights=True)) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert_same(dict(first.module.state_dict()), second.module)
+    assert float(first.module.state_dict()[KEY].std()) > 0
+    assert first.facts.source == "random weights"
+
+
+def test_every_class_can_be_loaded(tmp_path: Path) -> None:
+    """A preview's folder is loaded by its own class, which has no posterior."""
+    tiny: ModelMixin = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+    tiny.save_pretrained(tmp_path)
+    vae = load(ModelSpec("taesd", str(tmp_path)))
+    assert isinstance(vae.module, loader.CLASSES["AutoencoderTiny"])
+    assert vae.facts.deterministic
+    assert vae.facts.spatial_compression_ratio == 8
+
+
+def test_an_absent_device(folder: Path) -> None:
+    """A device that is not there is refused by name."""
+    with pytest.raises(ModelLoadError, match="nosuch"):
+        load(ModelSpec("mine", str(folder), recipe="sd1", device="nosuch"))

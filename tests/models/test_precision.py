@@ -1,0 +1,125 @@
+"""Which precision a model runs in, and what happens to a decode that overflows it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from remote_vae.core.affine import Scaling
+from remote_vae.core.decode import Output, decode
+from remote_vae.core.encode import Take, encode
+from remote_vae.core.layout import fit_latent
+from remote_vae.errors import NonFiniteOutput
+from remote_vae.models.loader import load, resolve_dtype
+from remote_vae.models.recipes import RECIPES
+from remote_vae.models.registry import find_row
+from remote_vae.models.spec import ModelSpec
+from remote_vae.models.vae import DiffusersVAE
+
+TINY: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "scaling_factor": 0.31,
+}
+FIT = {"model": "test", "height": None, "width": None}
+OVERFLOWS = 1e5  # beyond float16's 65504, well within bfloat16's and float32's range
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "force_upcast", "expected"),
+    [
+        ("sd1", None, True, torch.float16),
+        ("sdxl", None, True, torch.float32),
+        ("kolors", "float16", True, torch.float32),
+        ("sdxl", None, False, torch.float16),
+        ("sdxl", "bfloat16", True, torch.bfloat16),
+        ("playground", None, True, torch.float32),
+        ("sd3", None, False, torch.float16),
+        ("flux1", None, False, torch.bfloat16),
+        ("hunyuanvideo", None, False, torch.float16),
+        ("flux1", "float32", False, torch.float32),
+    ],
+)
+def test_policy_on_a_gpu(name: str, asked: str | None, force_upcast: bool, expected: torch.dtype) -> None:
+    """On a GPU a family runs in its own precision or the one asked for; SDXL's float16 weights in float32."""
+    spec = ModelSpec(name, dtype=asked)
+    assert resolve_dtype(spec, find_row(name), torch.device("cuda"), force_upcast=force_upcast) is expected
+
+
+@pytest.mark.parametrize("name", ["sd1", "flux1", "demo"])
+def test_policy_on_a_cpu(name: str) -> None:
+    """On a CPU a model runs in float32 unless something else is asked for."""
+    row, cpu = find_row(name), torch.device("cpu")
+    assert resolve_dtype(ModelSpec(name), row, cpu, force_upcast=False) is torch.float32
+    assert resolve_dtype(ModelSpec(name, dtype="bfloat16"), row, cpu, force_upcast=False) is torch.bfloat16
+
+
+def save(folder: Path, *, force_upcast: bool, overflow: str = "", factor: float = OVERFLOWS) -> Path:
+    """A tiny model whose `overflow` part adds a number that is out of float16's range, and takes it off again."""
+    torch.manual_seed(6)
+    module = AutoencoderKL(**TINY, latent_channels=4, force_upcast=force_upcast)
+    if overflow:
+        part = module.decoder if overflow == "decoder" else module.encoder
+        with torch.no_grad():
+            part.conv_in.weight.mul_(factor)
+    module.save_pretrained(folder)
+    return folder
+
+
+def test_a_recipe_brings_its_familys_policy(tmp_path: Path) -> None:
+    """A folder served under a name of the user's own follows the precision policy of its recipe's family."""
+    folder = save(tmp_path, force_upcast=True)
+    as_sdxl = load(ModelSpec("mine", str(folder), recipe="sdxl", dtype="float16"))
+    as_sd = load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float16"))
+    assert (as_sdxl.facts.dtype, as_sd.facts.dtype) == ("float32", "float16")
+
+
+def run(vae: DiffusersVAE) -> Any:
+    latent, recipe = torch.randn((1, 4, 6, 8), generator=torch.Generator().manual_seed(1)), RECIPES["sd1"]
+    fit = fit_latent(recipe, vae.facts, tuple(latent.shape), **FIT)
+    return decode(vae, recipe, latent, fit=fit, scaling=Scaling(own=True), output=Output.RAW)
+
+
+def test_an_overflowing_decode_is_redone(tmp_path: Path) -> None:
+    """A decode that overflows float16 is redone in float32 and says so, and the model is left in float16."""
+    folder = save(tmp_path, force_upcast=False, overflow="decoder")
+    vae = load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float16"))
+    done = run(vae)
+    assert (done.dtype, vae.dtype) == (torch.float32, torch.float16)
+    assert "redone in float32" in done.note
+    assert torch.isfinite(done.pixels).all()
+    exact = run(load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float32")))
+    assert exact.note == ""
+    torch.testing.assert_close(done.pixels, exact.pixels, atol=0.05, rtol=0)
+
+
+def test_a_decode_within_range_is_not_redone(tmp_path: Path) -> None:
+    """A decode that stays finite in float16 runs in float16 and has no note."""
+    done = run(load(ModelSpec("mine", str(save(tmp_path, force_upcast=False)), recipe="sd1", dtype="float16")))
+    assert (done.dtype, done.note, done.pixels.dtype) == (torch.float16, "", torch.float16)
+
+
+def test_an_overflowing_encode_is_redone(tmp_path: Path) -> None:
+    """An encode that overflows float16 is redone in float32 and says so."""
+    folder = save(tmp_path, force_upcast=False, overflow="encoder")
+    vae = load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float16"))
+    image = torch.rand((1, 3, 48, 64), generator=torch.Generator().manual_seed(1))
+    done = encode(vae, RECIPES["sd1"], image, scaling=Scaling(own=True), take=Take.MODE)
+    assert (done.dtype, vae.dtype) == (torch.float32, torch.float16)
+    assert "redone in float32" in done.note
+    assert torch.isfinite(done.latent).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_not_even_float32_can_decode_fails(tmp_path: Path, dtype: str) -> None:
+    """A picture that is not finite in float32 either is an error and never a picture."""
+    vae = load(ModelSpec("mine", str(save(tmp_path, force_upcast=False)), recipe="sd1", dtype=dtype))
+    with torch.no_grad():
+        vae.module.decoder.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(NonFiniteOutput, match="float32"):
+        run(vae)

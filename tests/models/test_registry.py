@@ -1,0 +1,116 @@
+"""The table of models: every promised name resolves, and every row is the architecture that it says it is."""
+
+import pytest
+import torch
+
+from remote_vae.errors import ConfigurationError
+from remote_vae.models.loader import CLASSES
+from remote_vae.models.recipes import RECIPES
+from remote_vae.models.registry import ALIASES, REGISTRY, find_recipe, find_row
+from remote_vae.models.spec import ModelSpec, parse_spec
+
+PROMISED = {
+    "sd1": ("pixart-alpha",),
+    "sdxl": ("pixart-sigma", "kolors", "auraflow", "hunyuandit", "omnigen"),
+    "sd3": ("sd3.5",),
+    "flux1": ("flux", "hidream", "chroma", "z-image", "lumina2"),
+    "hunyuanvideo": (),
+    "demo": (),
+    "taesd": (),
+    "taesdxl": (),
+    "taesd3": (),
+    "taef1": (),
+}
+PARAMETERS = {
+    "sd1": 83_653_863,
+    "sdxl": 83_653_863,
+    "playground": 83_653_863,
+    "sd3": 83_819_683,
+    "flux1": 83_819_683,
+    "hunyuanvideo": 246_478_803,
+    "taesd": 2_445_063,
+    "taesdxl": 2_445_063,
+    "taesd3": 2_458_899,
+    "taef1": 2_458_899,
+}
+CONSTANTS = {"sd1": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0609), "flux1": (0.3611, 0.1159)}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_promised_names(name: str) -> None:
+    """Every name and alias that is promised leads to its row, in any case."""
+    for spelling in (name, *PROMISED[name]):
+        assert find_row(spelling) is REGISTRY[name]
+        assert find_row(spelling.upper()) is REGISTRY[name]
+        assert find_recipe(spelling) is RECIPES[REGISTRY[name].recipe]
+
+
+def test_no_name_means_two_things() -> None:
+    """An alias is no other row's name, and no two rows share one."""
+    spellings = [*REGISTRY, *(alias for row in REGISTRY.values() for alias in row.aliases)]
+    assert len(spellings) == len(set(spellings))
+    assert set(ALIASES.values()) <= set(REGISTRY)
+    assert all(spelling == spelling.lower() for spelling in spellings)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_architectures(name: str) -> None:
+    """A row's architecture has the parameters of the published model, counted without allocating any."""
+    row = REGISTRY[name]
+    with torch.device("meta"):
+        module = CLASSES[row.cls](**row.config)
+    assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[name]
+
+
+def test_every_row_has_a_known_size() -> None:
+    """Every row but the embedded one, whose weights are at hand, is counted above."""
+    assert set(PARAMETERS) == set(REGISTRY) - {"demo"}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants(name: str) -> None:
+    """A row's constants are the published ones, so that random weights are scaled as the real ones are."""
+    config = REGISTRY[name].config
+    assert (config.get("scaling_factor"), config.get("shift_factor")) == CONSTANTS[name]
+
+
+def test_a_spec_is_read() -> None:
+    """A model's argument gives its name, its source and its options."""
+    spec = parse_spec("mine=owner/repo,recipe=sdxl,dtype=float16,revision=abc,subfolder=vae,device=cpu")
+    assert spec == ModelSpec(
+        "mine", "owner/repo", recipe="sdxl", dtype="float16", revision="abc", subfolder="vae", device="cpu"
+    )
+    assert spec.resolve_recipe() is RECIPES["sdxl"]
+
+
+def test_a_models_own_options_win() -> None:
+    """What is said of one model wins over what is said of all."""
+    spec = parse_spec("sd1,dtype=float16,device=cpu", dtype="bfloat16", device="cuda", random_weights=True)
+    assert (spec.dtype, spec.device, spec.random_weights) == ("float16", "cpu", True)
+    plain = parse_spec("sd1", dtype="bfloat16", device="cuda")
+    assert (plain.dtype, plain.device, plain.source, plain.recipe) == ("bfloat16", "cuda", None, None)
+
+
+@pytest.mark.parametrize("text", ["sd1", "flux=some/where,recipe=flux1,subfolder=vae", "kolors,dtype=float32"])
+def test_a_spec_travels(text: str) -> None:
+    """A spec that went to another process as JSON values is the same spec."""
+    spec = parse_spec(text)
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("nosuch", "nosuch=SOURCE"),
+        ("mine=owner/repo", "recipe=NAME"),
+        ("mine=owner/repo,recipe=nosuch", "'nosuch'"),
+        ("sd1,dtype=float8", "'float8'"),
+        ("sd1,colour=red", "'colour=red'"),
+        ("sd1,dtype", "'dtype'"),
+        ("sd1,dtype=", "'dtype='"),
+    ],
+)
+def test_a_wrong_spec_is_refused(text: str, named: str) -> None:
+    """A spec that cannot be meant is refused, and the refusal quotes what is wrong or shows what is missing."""
+    with pytest.raises(ConfigurationError, match=named):
+        parse_spec(text)
