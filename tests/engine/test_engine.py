@@ -142,6 +142,27 @@ async def test_the_event_loop_is_free() -> None:
     assert ticks > 10
 
 
+async def test_a_caller_that_goes_away() -> None:
+    """A job whose caller has gone is worked off, and the next job gets its own answer, not that one's."""
+    async with running("sleep") as engine:
+        gone = asyncio.create_task(engine.run(engine.find(None), job(7)))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        sent = job(3)
+        outcome = await engine.run(engine.find(None), sent)
+        assert gone.cancelled()
+    assert outcome.block.buffer == sent.latent.buffer
+
+
+async def test_stopping_over_a_job() -> None:
+    """A job that runs while the engine stops fails as ReplicaFailed at once, and nothing hangs."""
+    async with running("sleep") as engine:
+        work = asyncio.create_task(engine.run(engine.find(None), job(7)))
+        await asyncio.sleep(0.1)
+    with pytest.raises(ReplicaFailed):
+        await work
+
+
 async def test_too_many_waiting() -> None:
     """Beyond the bound on waiting jobs a job is refused at once, and the waiting ones are served."""
     async with running("sleep", most_waiting=2) as engine:
@@ -157,7 +178,8 @@ async def test_nothing_is_left() -> None:
     async with running() as engine:
         await engine.run(engine.find(None), job())
         pid = engine.pids()["copy"]
-        names = [segment.name for segment in engine._replicas["copy"]._segments.values()]
+        names = engine._replicas["copy"]._memory.names
+        assert len(names) == 2
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
