@@ -148,7 +148,7 @@ async def test_a_caller_that_goes_away() -> None:
         gone = asyncio.create_task(engine.run(engine.find(None), job(7)))
         await asyncio.sleep(0.1)
         gone.cancel()
-        sent = job(3)
+        sent = job(3, side=8)
         outcome = await engine.run(engine.find(None), sent)
         assert gone.cancelled()
     assert outcome.block.buffer == sent.latent.buffer
