@@ -60,8 +60,12 @@ class Replica:
 
     async def run(self, job: DecodeJob | EncodeJob) -> Outcome:
         """*Raises* what the core raises, and ReplicaFailed when the process dies over it."""
-        # A caller that goes away must not take the turn along: the process would answer the next one with this job.
-        return await asyncio.shield(asyncio.ensure_future(self._run(job, time.perf_counter())))
+        asked = time.perf_counter()
+        await self._turn.acquire()  # a caller that goes away while it waits leaves no work behind
+        # One that goes away later must not take the turn along: the process would answer the next one with this job.
+        work = asyncio.ensure_future(self._run(job, asked))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look at it
+        return await asyncio.shield(work)
 
     async def stop(self) -> None:
         """Ends the process, by force if it does not go by itself, and frees the shared memory."""
@@ -108,6 +112,8 @@ class Replica:
             message = json.loads(ours.recv_bytes())
         except (EOFError, OSError):
             ours.close()
+            if self._stopping.is_set():
+                process.kill()  # it does not look at its pipe before it has loaded
             process.join(STOP_SECONDS)
             raise ReplicaFailed(f"the process of model {self.name!r} died while loading ({process.exitcode})") from None
         if "error" in message:
@@ -116,19 +122,25 @@ class Replica:
         return ours, Facts.from_json(message["facts"])
 
     async def _run(self, job: DecodeJob | EncodeJob, asked: float) -> Outcome:
+        """Holds the turn, and gives it up at the end."""
+        try:
+            return await self._talk(job, asked)
+        finally:
+            self._turn.release()
+
+    async def _talk(self, job: DecodeJob | EncodeJob, asked: float) -> Outcome:
         block = job.latent if isinstance(job, DecodeJob) else job.image
-        async with self._turn:
-            if self._stopping.is_set():
-                raise NotReady(f"the server is shutting down; model {self.name!r} takes no more work")
-            if not self.ready:
-                await self._start()  # it has died while nobody was looking
-            started = time.perf_counter()
-            data = memoryview(block.buffer).cast("B")
-            name = await self._copy(data.nbytes, self._memory.fill, data)
-            answer = await self._ask({**to_message(job), "in": name, "out": self._memory.room(job.reply_bytes)})
-            if "error" in answer:
-                raise from_json(answer["error"], status=0)
-            found = await self._copy(answer["nbytes"], self._memory.read, answer["nbytes"])
+        if self._stopping.is_set():
+            raise NotReady(f"the server is shutting down; model {self.name!r} takes no more work")
+        if not self.ready:
+            await self._start()  # it has died while nobody was looking
+        started = time.perf_counter()
+        data = memoryview(block.buffer).cast("B")
+        name = await self._copy(data.nbytes, self._memory.fill, data)
+        answer = await self._ask({**to_message(job), "in": name, "out": self._memory.room(job.reply_bytes)})
+        if "error" in answer:
+            raise from_json(answer["error"], status=0)
+        found = await self._copy(answer["nbytes"], self._memory.read, answer["nbytes"])
         seconds = {"queue": started - asked, job_name(job): float(answer["seconds"])}
         pixels = Block(answer["dtype"], tuple(answer["shape"]), found)
         return Outcome(pixels, answer["plan"], answer["dtype_run"], answer["note"], seconds)
