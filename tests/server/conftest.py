@@ -44,9 +44,10 @@ class Server:
         )
 
     def replicas(self) -> list[int]:
-        """The processes of the replicas, which are the server's children that are no resource trackers."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        """The processes of the replicas, which are children that were spawned for work, in the order of their start."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = sorted(int(pid) for task in tasks for pid in task.read_text().split())
+        return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def wait_until_live(self, *, ready: bool = True) -> None:
         deadline = time.monotonic() + 60

@@ -1,0 +1,218 @@
+"""A server's life: starting, failing to start, losing a replica, and stopping."""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from typer.testing import CliRunner
+
+from remote_vae.cli.main import app
+from remote_vae.server.settings import Settings
+
+SLEEP, DIE, RAISE = 8.0, 7.0, 9.0  # what the first value of a latent makes the VAE do
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`remote-vae serve` until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "remote_vae.cli.main", "serve", *arguments],
+        env={**os.environ, **environment, "COLUMNS": "400", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "text"),
+    [
+        (["--model", "nobody"], {}, "model 'nobody' is not in the registry"),
+        (["--model", "a=/nowhere,recipe=sd1"], {}, "there is no config.json in folder '/nowhere'"),
+        (["--model", "a=/nowhere,recipe=sd9"], {}, "recipe 'sd9' is not known"),
+        (["--model", "a=/nowhere,colour=red"], {}, "'colour=red' in model"),
+        (["--model", "ready=/nowhere,recipe=sd1"], {}, "model name 'ready' cannot be a route"),
+        (["--model", "sd1", "--model", "sd1"], {}, "model name 'sd1' is given twice"),
+        (["--port", "70000"], {}, "port: Input should be less than or equal to 65535"),
+        (["--dtype", "int8"], {}, "dtype: Input should be"),
+        (["--max-batch", "0"], {}, "max_batch: Input should be greater than or equal to 1"),
+        ([], {"REMOTE_VAE_PORT": "http"}, "port: Input should be a valid integer"),
+        ([], {"REMOTE_VAE_MODELS": " ; "}, "at least one model is needed"),
+        (["--host", "192.0.2.1"], {}, "cannot listen on 192.0.2.1"),
+        (["--host", "no such host"], {}, "cannot listen on no such host"),
+    ],
+)
+def test_a_start_that_fails_is_one_sentence(arguments: list[str], environment: dict[str, str], text: str) -> None:
+    """A server that cannot start says why in one line on stderr, without a traceback, and ends with 1."""
+    ended = command(*arguments, **{"REMOTE_VAE_PORT": "0", **environment})
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("remote-vae: ")
+    assert text in lines[0]
+
+
+def test_port_that_is_taken() -> None:
+    """A port that somebody listens on already is said in one line."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        ended = command("--port", port)
+    assert ended.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("fault", ["cut short", "no header", "another architecture"])
+def test_corrupt_weights(live: Any, tmp_path: Path, fault: str) -> None:
+    """A server whose weights are broken or of another architecture never serves; it says so and ends with 1."""
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        source = "flux" if fault == "another architecture" and name != "config.json" else "sd"
+        (tmp_path / name).write_bytes((live.folder / source / name).read_bytes())
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    if fault == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    if fault == "no header":
+        weights.write_bytes(b"\xff" * 1000)
+    ended = command("--port", "0", "--model", f"a={tmp_path},recipe=sd1")
+    assert ended.returncode == 1
+    assert f"the weights in '{tmp_path}'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting has a flag of its name and a variable REMOTE_VAE_<NAME>, and a flag beats the variable."""
+    text = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, ["serve", "--help"]).output
+    for name in Settings.model_fields:
+        assert f"--{name.removesuffix('s') if name == 'models' else name}".replace("_", "-") in text
+    monkeypatch.setenv("REMOTE_VAE_MAX_BATCH", "3")
+    monkeypatch.setenv("REMOTE_VAE_MODELS", "sd1; flux1=/a b,recipe=flux1")
+    assert Settings().max_batch == 3
+    assert Settings().models == ("sd1", "flux1=/a b,recipe=flux1")
+    assert Settings(max_batch=4).max_batch == 4
+
+
+def test_limits_are_honoured(start: Any) -> None:
+    """A limit that is set by the operator is what a reply names, and what /models says."""
+    with start("copy", max_batch=2, unknown_parameters="ignore") as server:
+        reply = requests.post(server.url + "/?shape=3,3,8,8&dtype=float32&typo=1&output_type=pt", timeout=10)
+        assert (reply.status_code, reply.json()["detail"]["limit"]) == (413, 2)
+        assert requests.get(server.url + "/models", timeout=10).json()["models"][0]["limits"]["max_batch"] == 2
+
+
+def test_while_loading(start: Any) -> None:
+    """While a model loads the server is live but not ready: 503 with Retry-After, for pages and for work."""
+    with start("slow-to-load", ready=False) as server:
+        assert requests.get(server.url + "/health", timeout=10).status_code == 200
+        for reply in (requests.get(server.url + "/ready", timeout=10), server.decode()):
+            assert reply.status_code == 503
+            assert int(reply.headers["retry-after"]) >= 1
+            assert reply.json()["error_type"] == "not_ready"
+        server.wait_until_live()
+        assert server.decode().status_code == 200
+
+
+@pytest.mark.parametrize("model", ["copy", "never-loads"])
+def test_stopping_is_quick(start: Any, model: str) -> None:
+    """A server without work, loading or not, ends with 0 within 5 seconds of SIGTERM and leaves no process behind."""
+    with start(model, ready=model == "copy") as server:
+        deadline = time.monotonic() + 20
+        while not server.replicas() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        replicas = server.replicas()
+        idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        idle.request("GET", "/live")
+        idle.getresponse().read()
+        asked = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 0
+        assert time.monotonic() - asked < 5
+        idle.close()
+    assert len(replicas) == 1
+    for pid in replicas:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_accepted_work_is_finished(start: Any) -> None:
+    """Requests that are accepted before SIGTERM are answered, new ones are not, and the server ends with 0."""
+    with start("copy") as server:
+        replies: list[requests.Response] = []
+        threads = [threading.Thread(target=lambda: replies.append(server.decode(SLEEP))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.7)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+        for thread in threads:
+            thread.join()
+        assert [reply.status_code for reply in replies] == [200] * 3
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_a_stop_that_takes_too_long(start: Any) -> None:
+    """Work that is not done within shutdown_seconds does not keep the server from ending."""
+    with start("copy", shutdown_seconds=1) as server:
+        threads = [threading.Thread(target=ignore_breaks, args=(server,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        asked = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(timeout=20)
+        assert time.monotonic() - asked < 6
+        for thread in threads:
+            thread.join()
+
+
+def ignore_breaks(server: Any) -> None:
+    with contextlib.suppress(requests.ConnectionError):
+        server.decode(SLEEP)
+
+
+def test_a_killed_replica(start: Any) -> None:
+    """A replica that is killed over a request fails that request alone with 503; the next one is served."""
+    with start("copy", "flux1") as server:
+        replies: list[requests.Response] = []
+        thread = threading.Thread(target=lambda: replies.append(server.decode(SLEEP)))
+        thread.start()
+        time.sleep(0.4)
+        os.kill(server.replicas()[0], signal.SIGKILL)
+        assert server.decode(path="/flux1").status_code == 200
+        thread.join()
+        assert replies[0].status_code == 503
+        assert replies[0].json()["error_type"] == "replica_failed"
+        assert int(replies[0].headers["retry-after"]) >= 1
+        assert server.decode().status_code == 200
+        assert len(server.replicas()) == 2
+
+
+def test_a_replica_that_dies_of_its_work(start: Any) -> None:
+    """Native code that ends the replica's process is 503 for that request, and the server goes on."""
+    with start("copy") as server:
+        for _ in range(2):
+            assert server.decode(DIE).json()["error_type"] == "replica_failed"
+            assert server.decode().status_code == 200
+
+
+def test_an_error_inside_tells_nothing(start: Any) -> None:
+    """What a model's code raises is 500 with a fixed text; the log has the request's id and no word of the request."""
+    with start("copy") as server:
+        reply = server.decode(RAISE)
+        assert (reply.status_code, reply.json()["error_type"]) == (500, "internal_error")
+        assert "internal name" not in reply.text
+        assert reply.json()["request_id"] in server.log.read_text()
+        assert server.decode().status_code == 200
+    assert "internal name" not in server.log.read_text()
