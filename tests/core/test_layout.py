@@ -1,0 +1,119 @@
+"""Which layout a latent has, from its shape alone."""
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from einops import rearrange
+
+from remote_vae.core.facts import Facts
+from remote_vae.core.layout import Fit, fit_latent
+from remote_vae.core.recipe import Constants
+from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
+from remote_vae.models.recipes import RECIPES
+
+IMAGE = {channels: Facts(channels, 8, 1, Constants(), "float32", deterministic=False) for channels in (4, 16)}
+VIDEO = Facts(16, 8, 4, Constants(), "float32", deterministic=False)
+
+
+def fit(shape: tuple[int, ...], *, channels: int = 16, height: int | None = None, width: int | None = None) -> Fit:
+    return fit_latent(RECIPES["flux1"], IMAGE[channels], shape, model="m", height=height, width=width)
+
+
+def fit_video(shape: tuple[int, ...], **sizes: int | None) -> Fit:
+    return fit_latent(RECIPES["hunyuanvideo"], VIDEO, shape, model="m", **{"height": None, "width": None, **sizes})
+
+
+def size(found: Fit) -> tuple[int, int, int, int]:
+    return found.batch, found.frames, found.height, found.width
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "expected"),
+    [
+        ((2, 16, 6, 10), 16, (2, 1, 48, 80)),
+        ((1, 4, 151, 173), 4, (1, 1, 1208, 1384)),  # odd sizes occur
+        ((16, 6, 10), 16, (1, 1, 48, 80)),  # the batch axis is missing
+        ((4, 6, 16), 4, (1, 1, 48, 128)),
+        ((16, 16, 16, 16), 16, (16, 1, 128, 128)),
+    ],
+)
+def test_grids(shape: tuple[int, ...], channels: int, expected: tuple[int, ...]) -> None:
+    """A grid of latents is [B,C,h,w], or [C,h,w] without its batch axis; the picture is the ratio times as large."""
+    assert size(fit(shape, channels=channels)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "picture"),
+    [
+        ((2, 15, 64), 16, (48, 80)),
+        ((1, 2, 15, 64), 16, (48, 80)),  # a leading 1 more
+        ((2, 15, 16), 4, (48, 80)),
+        ((2, 15, 64), 16, (56, 89)),  # sizes are floored to whole tokens
+    ],
+)
+def test_packed_latents(shape: tuple[int, ...], channels: int, picture: tuple[int, int]) -> None:
+    """Tokens of 2x2 cells, with a leading 1 or without, are a grid of the size that height and width say."""
+    found = fit(shape, channels=channels, height=picture[0], width=picture[1])
+    assert size(found) == (2, 1, 48, 80)
+
+
+def test_a_fit_unpacks_as_the_pipelines_do() -> None:
+    """A packed latent is rearranged into the very grid that it was packed from."""
+    grid = torch.randn((2, 16, 6, 10), generator=torch.Generator().manual_seed(1))
+    packed = FluxPipeline._pack_latents(grid, 2, 16, 6, 10)
+    found = fit(tuple(packed.shape), height=48, width=80)
+    free = {name: found.sizes[name] for name in ("h", "w", "i", "j")}
+    assert torch.equal(rearrange(packed, found.pattern, **free), grid)
+
+
+def test_a_grid_needs_no_size() -> None:
+    """Height and width are for packed latents; with a grid they are hints, and wrong ones change nothing."""
+    assert size(fit((1, 16, 6, 10), height=7, width=9000)) == (1, 1, 48, 80)
+    assert size(fit_video((1, 16, 3, 40, 64), height=24, width=320)) == (1, 9, 320, 512)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((2, 16, 7, 4, 6), (2, 25, 32, 48)), ((16, 1, 4, 6), (1, 1, 32, 48))])
+def test_videos(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """A video's latent is [B,C,F,h,w], with or without its batch axis, and its frames are 4(F-1)+1."""
+    found = fit_video(shape)
+    assert size(found) == expected
+    assert found.pixels == expected[0] * expected[1] * expected[2] * expected[3]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"height": 48}, {"width": 80}])
+def test_packed_latents_need_both_sizes(sizes: dict[str, int]) -> None:
+    """A packed latent without height or width is malformed, and the refusal names both."""
+    with pytest.raises(MalformedRequest, match="height and width"):
+        fit((1, 15, 64), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "says"),
+    [
+        ((1, 4, 6, 10), {}, "4 channels; model 'm' takes 16"),
+        ((1, 15, 16), {"height": 48, "width": 80}, "takes 16"),
+        ((1, 15, 64), {"height": 48, "width": 96}, "15 tokens; .* = 18"),
+        ((1, 15, 64), {"height": 80, "width": 32}, "15 tokens; .* = 10"),
+        ((64,), {}, "does not know"),
+        ((1, 1, 1, 16, 6, 10), {}, "does not know"),
+        ((3, 2, 15, 64), {"height": 48, "width": 80}, "2 channels; model 'm' takes 16"),
+    ],
+)
+def test_what_does_not_fit(shape: tuple[int, ...], sizes: dict[str, int], says: str) -> None:
+    """A latent of another model, rank or size is refused with what it has and what was expected."""
+    with pytest.raises(LatentMismatch, match=says) as caught:
+        fit(shape, **sizes)
+    assert caught.value.detail["shape"] == list(shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 16, 4, 10), (1, 4, 6, 10), (1, 15, 64)])
+def test_what_does_not_fit_a_video(shape: tuple[int, ...]) -> None:
+    """A picture's latent is refused by a video model, and so is a video's with its axes in another order."""
+    with pytest.raises(RemoteVAEError, match=r"16|expected one of"):
+        fit_video(shape, height=48, width=80)
+
+
+def test_frames_and_back() -> None:
+    """A video's length in frames gives the latent's length that gives it; frames beyond a whole group are dropped."""
+    assert [VIDEO.frames_out(count) for count in (1, 2, 7)] == [1, 5, 25]
+    assert [VIDEO.latent_frames(count) for count in (1, 4, 5, 8, 25)] == [1, 1, 2, 2, 7]
