@@ -17,8 +17,6 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
     `on_ready` gets the address once every model is loaded. *Raises* ConfigurationError, and what loading raised.
     """
-    listener = _listen(settings)
-    address = _address(listener)
     failures: list[BaseException] = []
 
     def failed(exc: BaseException) -> None:
@@ -27,7 +25,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
     def ready() -> None:
         if on_ready is not None:
-            on_ready(address)
+            on_ready(_address(listener))
 
     app = build_app(settings, loader=loader, on_ready=ready, on_failure=failed)
     server = uvicorn.Server(
@@ -44,7 +42,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     # uvicorn stops gracefully, then raises the signal again; to end well is to have nothing left to do on it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    with listener:
+    with _listen(settings) as listener:
         server.run(sockets=[listener])
     if failures:
         raise failures[0]
