@@ -24,7 +24,6 @@ from remote_vae.protocol.readers import (
     MAX_RANK,
     choice,
     read_boolean,
-    read_dtype,
     read_factor,
     read_quality,
     read_real,
@@ -98,7 +97,7 @@ TENSOR: Final = {
         {"type": "array", "items": _SIZE, "maxItems": MAX_RANK},
     ),
     "dtype": Parameter(
-        read_dtype, "Type of the tensor in the body: float16, float32 or bfloat16; uint8 for pictures.", _STRING
+        read_text, "Type of the tensor in the body: float16, float32 or bfloat16; uint8 for pictures.", _STRING
     ),
 }
 FACTORS: Final = {

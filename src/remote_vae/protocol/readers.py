@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from remote_vae.errors import InvalidValue, MalformedRequest
-from remote_vae.protocol.dtype import check_dtype, clip
+from remote_vae.protocol.dtype import clip
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -108,7 +108,3 @@ def choice(kind: type[E]) -> Callable[[str, str], E]:
 
 def read_text(name: str, text: str) -> str:
     return clip(text)
-
-
-def read_dtype(name: str, text: str) -> str:
-    return check_dtype(text)
