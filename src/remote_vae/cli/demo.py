@@ -147,7 +147,7 @@ def _server(model: str, options: list[str], report: Report) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.communicate(timeout=60)
 
 
 def _round_trip(client: Client, url: str, photograph: Image.Image, report: Report, output: Path) -> Image.Image:

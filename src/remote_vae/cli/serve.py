@@ -31,6 +31,10 @@ def serve(
     random_weights: Annotated[
         bool | None, typer.Option("--random-weights", help="Seeded weights of the true size, for trials.")
     ] = None,
+    memory_budget: Annotated[
+        int | None,
+        typer.Option(help="Bytes for one model, weights and work together.", show_default="what the device has free"),
+    ] = None,
     unknown_parameters: Annotated[str | None, typer.Option(help="refuse or ignore.", show_default="refuse")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_reply_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
@@ -48,7 +52,7 @@ def serve(
 ) -> None:
     """Serve one or more VAEs.
 
-    Every option is also an environment variable, like REMOTE_VAE_PORT; the models are a JSON list, REMOTE_VAE_MODELS.
+    Every option is also an environment variable, like REMOTE_VAE_PORT; models are in REMOTE_VAE_MODELS, with ; between.
     """
     given: dict[str, Any] = {name: value for name, value in ctx.params.items() if value is not None and name != "model"}
     if model:
@@ -69,15 +73,12 @@ def serve(
 def _settings(given: dict[str, Any]) -> Any:
     try:
         from pydantic import ValidationError
-        from pydantic_settings import SettingsError
 
         from remote_vae.server.settings import Settings
     except ImportError as exc:
         raise ConfigurationError("the server is not installed; run: pip install 'remote-vae[server]'") from exc
     try:
         return Settings(**given)
-    except SettingsError as exc:
-        raise ConfigurationError(f"{exc}; expected JSON") from exc
     except ValidationError as exc:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in exc.errors()]
         raise ConfigurationError("; ".join(lines)) from exc

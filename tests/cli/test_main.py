@@ -1,0 +1,80 @@
+"""The command as a whole, and serve's flags."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_vae.server.settings import Settings
+
+COMMANDS = ("serve", "encode", "decode", "models", "demo", "verify")
+
+
+def test_version_and_help(command: Any) -> None:
+    """--version is the package's; without arguments, and with --help, every command is listed."""
+    assert command("--version").out == version("remote-vae") + "\n"
+    shown = command("--help")
+    assert shown.code == 0
+    assert all(re.search(rf"│ {name} ", shown.out) for name in COMMANDS)
+    assert all(name in command().text for name in COMMANDS)
+
+
+def test_version_needs_no_torch() -> None:
+    """The command starts without torch, diffusers or the server, in a fresh interpreter."""
+    code = (
+        "import sys; sys.argv = ['remote-vae', '--version']\n"
+        "from remote_vae.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'starlette', 'sklearn'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command(name: str, command: Any) -> None:
+    """Each command has a help that tells its defaults, also those that are no values."""
+    shown = command(name, "--help")
+    assert shown.code == 0
+    assert "[default: " in shown.text
+
+
+def test_serve_has_a_flag_for_every_setting(command: Any) -> None:
+    """Every field of Settings is a flag of serve; models is --model."""
+    shown = command("serve", "--help").text
+    flags = {name.replace("_", "-") for name in Settings.model_fields} - {"models"} | {"model"}
+    assert sorted(flag for flag in flags if f"--{flag}" not in shown) == []
+
+
+WRONG = {
+    "a port out of range": (["--port", "70000"], "port: Input should be less than or equal to 65535"),
+    "an unknown model": (["--model", "nonsense"], "model 'nonsense' is not in the registry"),
+    "an unknown recipe": (["--model", "mine=./x,recipe=nonsense"], "recipe 'nonsense' is not known; known are sd1"),
+    "an unknown key": (["--model", "sd1,colour=red"], "'colour=red' in model 'sd1,colour=red' is not key=value"),
+    "an unknown dtype": (["--dtype", "int8"], "dtype: Input should be 'float32', 'float16' or 'bfloat16'"),
+    "one name twice": (["--model", "sd1", "--model", "sd1"], "model name 'sd1' is given twice"),
+    "a reserved name": (["--model", "models=./x,recipe=sd1"], "model name 'models' cannot be a route"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_one_sentence(name: str, command: Any) -> None:
+    """What serve cannot do is one sentence and exit code 1, before anything is loaded."""
+    words, sentence = WRONG[name]
+    said = command("serve", "--port", 0, *words)
+    assert (said.code, said.out) == (1, "")
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_missing_weights_end_the_server(command: Any, tmp_path: Path) -> None:
+    """A folder without weights ends serve with the loader's sentence and exit code 1."""
+    said = command("serve", "--port", 0, "--model", f"mine={tmp_path},recipe=sd1")
+    assert said.code == 1
+    assert "there is no config.json in folder" in said.err
+    assert said.err.count("\n") == 1
