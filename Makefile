@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/remote-vae
 
-.PHONY: demo test lint types serve bench train clean help
+.PHONY: demo test lint types serve bench train picture clean help
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -36,10 +36,14 @@ lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev   ## what the service costs beside a VAE, against LitServe and a bare server
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 
 train: $(VENV)/.dev   ## the embedded model again, from nothing
 	$(BIN)/python training/demo_vae.py
+
+picture: $(VENV)/.demo ## the README's picture, of the demo as it is now
+	$(RUN) demo
+	$(BIN)/python -c "from PIL import Image; Image.open('demo-output/comparison.png').save('docs/images/demo.jpg', quality=90)"
 
 clean:                ## remove what the targets made
 	rm -rf $(VENV) demo-output build dist

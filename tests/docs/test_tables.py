@@ -1,0 +1,145 @@
+"""The documentation's tables against the code."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import typer.main
+from diffusers import AutoencoderKLHunyuanVideo
+
+from remote_vae.cli.main import app
+from remote_vae.errors import all_errors
+from remote_vae.models.recipes import RECIPES
+from remote_vae.models.registry import REGISTRY
+from remote_vae.protocol import parameters
+from remote_vae.protocol.messages import Form, Provenance, Reply
+from remote_vae.protocol.replies import render_reply
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROW = re.compile(r"^\|(.+)\|$", re.MULTILINE)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+
+def rows(page: str, *, first: str) -> list[list[str]]:
+    """The cells of the table whose head begins with `first`, back-ticks taken off."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    found = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
+    return found
+
+
+def test_every_error_has_a_row() -> None:
+    """docs/errors.md has code, class, status and meaning of every class, and no class that there is not."""
+    sent, raised = rows("errors.md", first="`error_type`"), rows("errors.md", first="`code`")
+    documented = {(code, name, int(status)) for code, name, status, _ in sent}
+    documented |= {(code, name, 0) for code, name, _ in raised}
+    assert documented == {(cls.code, cls.__name__, cls.status) for cls in all_errors()}
+    assert all(row[-1] for row in sent + raised)
+
+
+def test_every_parameter_has_a_row() -> None:
+    """docs/wire.md has every parameter, under the operation that takes it, and no other."""
+    documented: dict[str, set[str]] = {"decode": set(), "encode": set()}
+    for names, operation, meaning in rows("wire.md", first="name"):
+        assert meaning
+        for name in names.split(", "):
+            for one in documented if operation == "both" else [operation]:
+                documented[one].add(name)
+    assert documented == {"decode": set(parameters.DECODE), "encode": set(parameters.ENCODE)}
+
+
+def test_every_header_has_a_row() -> None:
+    """docs/wire.md has the headers that tell how a reply came about."""
+    full = Provenance("r", "m", "v", "whole", "float32", "note", {"decode": 1.0})
+    _, headers, _ = render_reply(Reply(b"x", Form.PNG, full))
+    documented = {name for cell, _ in rows("wire.md", first="header") for name in cell.split(", ")}
+    assert documented == {name for name, _ in headers} - {"content-type"}
+
+
+def test_every_route_has_a_row(live: Any) -> None:
+    """The routes that docs/wire.md calls GET answer 200 to GET; those it calls POST answer 405 to it, or 200 as pages."""
+    both = {"/"}
+    for cell, method, _ in rows("wire.md", first="route"):
+        for route in cell.split(", "):
+            status = requests.get(live.url + route.replace("<model>", "sd"), timeout=10).status_code
+            assert status == (200 if method == "GET" or route in both else 405), route
+    described = set(requests.get(f"{live.url}/openapi.json", timeout=10).json()["paths"])
+    documented = {route for cell, _, _ in rows("wire.md", first="route") for route in cell.split(", ")}
+    assert {
+        path.replace("/sd/", "/<model>/") for path in described if path.count("/") == 1 or "/sd/" in path
+    } <= documented
+
+
+def test_every_reply_form_is_named() -> None:
+    """docs/wire.md names every media type that a reply can have."""
+    text = (ROOT / "docs" / "wire.md").read_text()
+    assert [form.value for form in Form if f"`{form.value}`" not in text] == []
+
+
+def test_every_model_has_a_row() -> None:
+    """docs/models.md has each row of the registry, with its aliases, weights, factors and precision."""
+    table = {row[0]: row for row in rows("models.md", first="name")}
+    assert set(table) == set(REGISTRY)
+    for name, model in REGISTRY.items():
+        _, aliases, weights, channels, scaling, shift, precision = table[name]
+        assert tuple(filter(None, aliases.split(", "))) == model.aliases
+        assert weights == (model.repository or "in the package")
+        overflows = model.honours_force_upcast and model.config.get("force_upcast")
+        assert precision == ("float32" if overflows else model.dtype)
+        if name != "demo":
+            assert (channels, scaling, shift) == facts(name)
+
+
+def facts(name: str) -> tuple[str, str, str]:
+    """Channels, scaling and shift as a table has them."""
+    model, recipe = REGISTRY[name], RECIPES[REGISTRY[name].recipe]
+    if model.cls == "AutoencoderKLHunyuanVideo":
+        defaults = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__kwdefaults__ or {}
+        names = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__code__.co_varnames
+        values = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__defaults__
+        count = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__code__.co_argcount
+        config = {**dict(zip(names[count - len(values) : count], values, strict=True)), **defaults}
+    else:
+        config = dict(model.config)
+    literal = getattr(recipe.ops[0], "literal", None)
+    scaling = literal.scaling_factor if literal else config["scaling_factor"]
+    shift = literal.shift_factor if literal else config.get("shift_factor")
+    return str(config.get("latent_channels", 4)), str(scaling), "" if shift is None else str(shift)
+
+
+def flags() -> dict[str, set[str]]:
+    """The flags of each command."""
+    group: Any = typer.main.get_command(app)
+    return {
+        name: {flag for item in command.params for flag in (*item.opts, *item.secondary_opts)} | {"--help"}
+        for name, command in group.commands.items()
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_exists(page: Path) -> None:
+    """Every flag that a page names is one of a command's; in a line with a command, one of that command's."""
+    known = flags()
+    anywhere = set().union(*known.values())
+    for line in page.read_text().splitlines():
+        called = re.search(r"\bremote-vae (\w+)", line)
+        allowed = known[called.group(1)] if called and called.group(1) in known else anywhere
+        assert set(FLAG.findall(line)) <= allowed, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Relative links and pictures are files of the repository, and every `make` target exists."""
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if not link.startswith(("http://", "https://", "#")):
+            assert (page.parent / link.partition("#")[0]).exists(), link
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) <= targets
