@@ -15,6 +15,7 @@ class IdleVAE:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    decoder = encoder = None
 
     def __init__(self, channels: int, ratio: int, pixels: tuple[int, ...]) -> None:
         self.facts = Facts(channels, ratio, 1, Constants(), "float32", deterministic=True)

@@ -66,6 +66,7 @@ class StepVAE:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    decoder = encoder = None
     facts = Facts(3, 1, 1, OWN, "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ class CopyVAE:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    decoder = encoder = None
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.misbehaviour = spec.get("misbehaviour", "")

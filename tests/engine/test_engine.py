@@ -42,7 +42,7 @@ def job(first: float = 1.0, *, side: int = 4, own: bool = False) -> DecodeJob:
     values = np.linspace(-1, 1, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
     values.flat[0] = first
     fit = Fit("b c h w -> b c h w", {"b": 1, "c": 3, "h": side, "w": side}, 1, 1, side, side)
-    return DecodeJob(own, None, Block("float32", values.shape, values.tobytes()), fit, "raw")
+    return DecodeJob(own, None, None, Block("float32", values.shape, values.tobytes()), fit, "raw")
 
 
 async def test_bytes_come_back() -> None:

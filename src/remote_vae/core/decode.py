@@ -1,15 +1,19 @@
 """Latent -> pixels: a recipe run forwards."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
 from einops import rearrange
 
 from remote_vae.core.affine import Scaling, denormalise
+from remote_vae.core.execute import TERMS, Terms, first_that_fits, own_code, plans, stream
 from remote_vae.core.layout import Fit
 from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
-from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
+from remote_vae.core.plan import Plan
+from remote_vae.core.recipe import Affine, Decode, NoiseBlend, Op, PixelAffine, Rearrange, Recipe, Select
+from remote_vae.core.stages import Program
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteInput, NonFiniteOutput
 
@@ -29,18 +33,28 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Pixels on the CPU; `dtype` is what the VAE ran in, `note` is what the caller should know."""
+    """Pixels on the CPU; the precision and the plan that ran; `note` is what the caller should know."""
 
     pixels: torch.Tensor
     dtype: torch.dtype
+    plan: str
     note: str = ""
 
 
 @torch.inference_mode()
-def decode(vae: VAE, recipe: Recipe, latent: torch.Tensor, *, fit: Fit, scaling: Scaling, output: Output) -> Decoded:
+def decode(
+    vae: VAE,
+    recipe: Recipe,
+    latent: torch.Tensor,
+    *,
+    fit: Fit,
+    scaling: Scaling,
+    output: Output,
+    terms: Terms = TERMS,
+) -> Decoded:
     """Pixels of a latent in one of the recipe's layouts.
 
-    *Raises* NonFiniteInput, NonFiniteOutput when not even float32 gives finite pixels.
+    *Raises* NonFiniteInput, TooLarge when no plan fits, NonFiniteOutput when not even float32 gives finite pixels.
     """
     if not all_finite(latent):
         raise NonFiniteInput("the latent holds NaN or infinity; a diffusion step before this one has gone wrong")
@@ -48,14 +62,14 @@ def decode(vae: VAE, recipe: Recipe, latent: torch.Tensor, *, fit: Fit, scaling:
     if output is Output.FIRST:
         latent = latent[:1]
     latent = latent.to(vae.device)
-    pixels, dtype, note = _run(vae, recipe, latent, scaling), vae.dtype, ""
-    if not all_finite(pixels) and vae.dtype is not torch.float32:
-        with vae.upcast():
-            pixels, dtype = _run(vae, recipe, latent, scaling), vae.dtype
-        note = "redone in float32, because the output was not finite"
-    if not all_finite(pixels):
-        raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too; the latent lies outside its range")
-    return Decoded(_finish(pixels, recipe.pixel_affine, output).cpu(), dtype, note)
+    try:
+        return _decode(vae, recipe, latent, scaling, output, terms)
+    except NonFiniteOutput:
+        if vae.dtype is torch.float32:
+            raise
+    with vae.upcast():
+        found = _decode(vae, recipe, latent, scaling, output, terms)
+    return replace(found, note="redone in float32, because the output was not finite")
 
 
 def _free_sizes(fit: Fit) -> dict[str, int]:
@@ -64,9 +78,31 @@ def _free_sizes(fit: Fit) -> dict[str, int]:
     return {name: size for name, size in fit.sizes.items() if name in wire.replace("(", " ").replace(")", " ").split()}
 
 
-def _run(vae: VAE, recipe: Recipe, z: torch.Tensor, scaling: Scaling) -> torch.Tensor:
-    """The recipe's operations, up to and without the pixel range."""
-    for op in recipe.ops:
+def _decode(vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, output: Output, terms: Terms) -> Decoded:
+    at = next(index for index, op in enumerate(recipe.ops) if isinstance(op, Decode))
+    z = _apply(recipe.ops[:at], latent, vae, scaling).to(vae.dtype)
+    after = tuple(op for op in recipe.ops[at + 1 :] if not isinstance(op, PixelAffine))
+    program = None if after else vae.decoder  # what comes after needs the whole output
+    ratio = vae.facts.spatial_compression_ratio
+    item_bytes = z.element_size() if output in (Output.RAW, Output.UNIT) else 1
+    around = 3 * len(z) * z.shape[-2] * z.shape[-1] * ratio**2 * item_bytes
+
+    def attempt(plan: Plan) -> torch.Tensor:
+        if plan.strips is None or program is None:
+            with own_code(vae, plan):
+                pixels = _apply(after, vae.decode(z), vae, scaling)
+            return _finish(_finite(pixels), recipe.pixel_affine, output)
+        canvas = _Canvas(program, z, ratio, recipe.pixel_affine, output)
+        stream(program, z, plan.strips, canvas.put, terms)
+        return canvas.pixels
+
+    found, plan = first_that_fits(plans(program, z, terms, around_bytes=around), attempt)
+    return Decoded(found.cpu(), vae.dtype, plan.name)
+
+
+def _apply(ops: Iterable[Op], z: torch.Tensor, vae: VAE, scaling: Scaling) -> torch.Tensor:
+    """The operations on either side of the VAE."""
+    for op in ops:
         match op:
             case Rearrange():
                 z = rearrange(z, op.pattern, **op.sizes)
@@ -77,11 +113,36 @@ def _run(vae: VAE, recipe: Recipe, z: torch.Tensor, scaling: Scaling) -> torch.T
             case NoiseBlend():
                 noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
                 z = z * (1 - op.scale) + noise.to(z) * op.scale
-            case Decode():
-                z = vae.decode(z.to(vae.dtype))
-            case PixelAffine():
-                break
+            case Decode() | PixelAffine():
+                raise TypeError("not an operation on latents or raw pixels")
     return z
+
+
+def _finite(pixels: torch.Tensor) -> torch.Tensor:
+    if not all_finite(pixels):
+        raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too; the latent lies outside its range")
+    return pixels
+
+
+class _Canvas:
+    """The output of a batch of pictures, finished strip by strip, so that a picture's floats never exist as a whole."""
+
+    def __init__(self, program: Program, z: torch.Tensor, ratio: int, affine: PixelAffine, output: Output) -> None:
+        self._affine, self._output = affine, output
+        batch, height, width = len(z), z.shape[2] * ratio, z.shape[3] * ratio
+        channels = program.stages[-1].channels
+        floats = output in (Output.RAW, Output.UNIT)
+        shape = (batch, channels, height, width) if floats else (batch, height, width, channels)
+        self.pixels = torch.empty(shape, dtype=z.dtype if floats else torch.uint8, device=z.device)
+
+    def put(self, index: int, row: int, strip: torch.Tensor) -> None:
+        """*Raises* NonFiniteOutput."""
+        done = _finish(_finite(strip), self._affine, self._output)[0]
+        rows = slice(row, row + strip.shape[2])
+        if self._output in (Output.RAW, Output.UNIT):
+            self.pixels[index, :, rows] = done
+        else:
+            self.pixels[index, rows] = done
 
 
 def _finish(pixels: torch.Tensor, affine: PixelAffine, output: Output) -> torch.Tensor:

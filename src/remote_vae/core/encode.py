@@ -1,6 +1,6 @@
 """Pixels -> posterior -> latent: a recipe run backwards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -8,7 +8,9 @@ from einops import rearrange
 from torch.nn import functional
 
 from remote_vae.core.affine import Scaling, normalise
+from remote_vae.core.execute import TERMS, Terms, first_that_fits, own_code, plans, stream
 from remote_vae.core.pixels import all_finite, from_unit
+from remote_vae.core.plan import Plan, PlanName
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
@@ -26,46 +28,57 @@ class Take(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A latent on the CPU; `dtype` is what the VAE ran in, `note` is what the caller should know."""
+    """A latent on the CPU; the precision and the plan that ran; `note` is what the caller should know."""
 
     latent: torch.Tensor
     dtype: torch.dtype
+    plan: str
     note: str = ""
 
 
 @torch.inference_mode()
 def encode(
-    vae: VAE, recipe: Recipe, image: torch.Tensor, *, scaling: Scaling, take: Take, seed: int | None = None
+    vae: VAE,
+    recipe: Recipe,
+    image: torch.Tensor,
+    *,
+    scaling: Scaling,
+    take: Take,
+    seed: int | None = None,
+    terms: Terms = TERMS,
 ) -> Encoded:
     """The latent of a picture or video.
 
     *Shapes*: uint8 [B,H,W,3] or [B,3,H,W], float [B,3,H,W] or [B,3,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
     channels for parameters. Floats are taken as [-1, 1] when any is negative, else as [0, 1].
-    *Raises* NonFiniteInput, InvalidValue, NonFiniteOutput.
+    *Raises* NonFiniteInput, InvalidValue, TooLarge when no plan fits, NonFiniteOutput.
     """
     unit = prepare(image, ratio=vae.facts.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
     if recipe.kind == "video" and unit.ndim == 4:
         unit = rearrange(unit, "b c h w -> b c 1 h w")
-    latent, dtype, note = _run(vae, recipe, unit, scaling, take, seed), vae.dtype, ""
-    if not all_finite(latent) and vae.dtype is not torch.float32:
-        with vae.upcast():
-            latent, dtype = _run(vae, recipe, unit, scaling, take, seed), vae.dtype
-        note = "redone in float32, because the output was not finite"
-    if not all_finite(latent):
-        raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
-    return Encoded(latent.cpu(), dtype, note)
+    try:
+        return _encode(vae, recipe, unit, scaling, take, seed, terms)
+    except NonFiniteOutput:
+        if vae.dtype is torch.float32:
+            raise
+    with vae.upcast():
+        found = _encode(vae, recipe, unit, scaling, take, seed, terms)
+    return replace(found, note="redone in float32, because the output was not finite")
 
 
-def _run(vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take, seed: int | None) -> torch.Tensor:
+def _encode(
+    vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take, seed: int | None, terms: Terms
+) -> Encoded:
     """The recipe's operations, last to first; the posterior's parameters leave before they are normalised."""
+    plan: str = PlanName.WHOLE
     for op in reversed(recipe.ops):
         match op:
             case PixelAffine():
                 x = from_unit(x, op)
             case Decode():
-                x = vae.encode(x.to(vae.dtype))
+                x, plan = _moments(vae, x.to(vae.dtype), terms)
                 if take is Take.PARAMETERS:
-                    return x
+                    break
                 x = x if vae.facts.deterministic else _draw(x, take, seed)
             case Affine():
                 x = normalise(x, op, scaling, vae.facts.constants).to(x.dtype)
@@ -73,7 +86,31 @@ def _run(vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take
                 x = rearrange(x, op.inverse, **op.sizes)
             case Select() | NoiseBlend():
                 pass
-    return x
+    if not all_finite(x):
+        raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
+    return Encoded(x.cpu(), vae.dtype, plan)
+
+
+def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, str]:
+    """What the encoder gives, and the plan that gave it."""
+    program, ratio = vae.encoder, vae.facts.spatial_compression_ratio
+    sides = tuple(side // ratio for side in pixels.shape[-2:])
+    around = 2 * len(pixels) * vae.facts.latent_channels * sides[0] * sides[1] * pixels.element_size()
+
+    def attempt(plan: Plan) -> torch.Tensor:
+        if plan.strips is None or program is None:
+            with own_code(vae, plan):
+                return vae.encode(pixels)
+        found = pixels.new_empty(len(pixels), program.stages[-1].channels, *sides)
+
+        def put(index: int, row: int, strip: torch.Tensor) -> None:
+            found[index, :, row : row + strip.shape[2]] = strip[0]
+
+        stream(program, pixels, plan.strips, put, terms)
+        return found
+
+    found, plan = first_that_fits(plans(program, pixels, terms, around_bytes=around), attempt)
+    return found, plan.name
 
 
 def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ class Facts:
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
     plans: tuple[str, ...] = ("whole",)
+    weight_bytes: int = 0
     source: str = ""
     revision: str = ""
 

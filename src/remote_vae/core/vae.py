@@ -1,12 +1,12 @@
 """The narrow waist: all that the rest of the house asks of a VAE."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 
 from remote_vae.core.facts import Facts
+from remote_vae.core.stages import Program
 
 
 class VAE(Protocol):
@@ -20,20 +20,32 @@ class VAE(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def decoder(self) -> Program | None:
+        """The decoder as stages; None when its architecture is not one that they can say."""
+        ...
+
+    @property
+    def encoder(self) -> Program | None: ...
+
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """*Shapes*: [B,C,h,w] -> [B,3,H,W], or [B,C,f,h,w] -> [B,3,F,H,W], in the model's own range."""
+        """By the model's own code.
+
+        *Shapes*: [B,C,h,w] -> [B,3,H,W], or [B,C,f,h,w] -> [B,3,F,H,W], in the model's own range.
+        """
         ...
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """*Shapes*: [B,3,H,W] -> [B,2C,h,w], mean and log-variance, or [B,C,h,w] where facts.deterministic."""
+        """By the model's own code.
+
+        *Shapes*: [B,3,H,W] -> [B,2C,h,w], mean and log-variance, or [B,C,h,w] where facts.deterministic.
+        """
+        ...
+
+    def tiling(self) -> AbstractContextManager[None]:
+        """The model's own code works tile by tile, which approximates, for as long as the context lasts."""
         ...
 
     def upcast(self) -> AbstractContextManager[None]:
         """The same weights in float32 for as long as the context lasts."""
         ...
-
-
-def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers."""
-    yield from module.parameters()
-    yield from module.buffers()

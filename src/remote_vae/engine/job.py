@@ -22,10 +22,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The scaling that both operations share: the model's own constants, the caller's, or none."""
+    """What both operations share: the scaling, by the model's own constants, the caller's or none, and the plan.
+
+    `plan` None leaves the choice to the replica, which knows what memory is free.
+    """
 
     own_scaling: bool
     given: Constants | None
+    plan: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ def to_message(job: DecodeJob | EncodeJob) -> dict[str, Any]:
         "shape": block.shape,
         "own_scaling": job.own_scaling,
         "given": asdict(job.given) if job.given else None,
+        "plan": job.plan,
     }
     if isinstance(job, DecodeJob):
         return {**body, "fit": asdict(job.fit), "output": job.output}

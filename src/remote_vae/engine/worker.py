@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Output, decode
-from remote_vae.core.encode import Take, encode
+from remote_vae.core.decode import Decoded, Output, decode
+from remote_vae.core.encode import Encoded, Take, encode
+from remote_vae.core.execute import Terms
 from remote_vae.core.layout import Fit
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae import VAE
 from remote_vae.engine.job import opened
+from remote_vae.engine.memory import Budget
 from remote_vae.errors import InternalError, RemoteVAEError, to_json
 
 Message = dict[str, Any]
@@ -33,6 +35,7 @@ def main(pipe: Connection, loader: str, spec: Message) -> None:
         module, _, name = loader.partition(":")
         load: Callable[[Message], Loaded] = getattr(importlib.import_module(module), name)
         vae, recipe = load(spec)
+        budget = Budget(vae.device, limit_bytes=spec.get("memory_budget"), weights_bytes=vae.facts.weight_bytes)
     except RemoteVAEError as exc:
         _send(pipe, {"error": to_json(exc)})
         return
@@ -43,7 +46,7 @@ def main(pipe: Connection, loader: str, spec: Message) -> None:
             message = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             return
-        _send(pipe, _answer(vae, recipe, message, segments))
+        _send(pipe, _answer(vae, recipe, message, segments, budget))
 
 
 def _send(pipe: Connection, message: Message) -> None:
@@ -68,10 +71,10 @@ class Segments:
         return opened(known)
 
 
-def _answer(vae: VAE, recipe: Recipe, message: Message, segments: Segments) -> Message:
+def _answer(vae: VAE, recipe: Recipe, message: Message, segments: Segments, budget: Budget) -> Message:
     started = time.perf_counter()
     try:
-        tensor, dtype, note = _run(vae, recipe, message, segments)
+        tensor, done = _run(vae, recipe, message, segments, budget)
         blob = tensor.contiguous().view(torch.uint8).reshape(-1)
         out = segments.view("out", message["out"])
         out[: blob.numel()] = blob.numpy().data  # by one thread: more would wait for each other longer than they copy
@@ -86,25 +89,30 @@ def _answer(vae: VAE, recipe: Recipe, message: Message, segments: Segments) -> M
         "dtype": _name(tensor.dtype),
         "shape": list(tensor.shape),
         "nbytes": blob.numel(),
-        "plan": "whole",
-        "dtype_run": _name(dtype),
-        "note": note,
+        "plan": done.plan,
+        "dtype_run": _name(done.dtype),
+        "note": done.note,
         "seconds": time.perf_counter() - started,
     }
 
 
-def _run(vae: VAE, recipe: Recipe, message: Message, segments: Segments) -> tuple[torch.Tensor, torch.dtype, str]:
+def _run(
+    vae: VAE, recipe: Recipe, message: Message, segments: Segments, budget: Budget
+) -> tuple[torch.Tensor, Decoded | Encoded]:
     data = segments.view("in", message["in"])
     dtype: torch.dtype = getattr(torch, message["dtype"])
     count = int(torch.Size(message["shape"]).numel())
     tensor = torch.frombuffer(data, dtype=dtype, count=count).reshape(message["shape"])
     given = _constants(message["given"])
     scaling = Scaling(own=message["own_scaling"], given=given)
+    terms = Terms(message["plan"], budget.bytes_now())
     if message["op"] == "decode":
-        done = decode(vae, recipe, tensor, fit=Fit(**message["fit"]), scaling=scaling, output=Output(message["output"]))
-        return _travelling(done.pixels, of_bfloat16=torch.float16), done.dtype, done.note
-    coded = encode(vae, recipe, tensor, scaling=scaling, take=Take(message["take"]), seed=message["seed"])
-    return _travelling(coded.latent, of_bfloat16=torch.float32), coded.dtype, coded.note
+        fit, output = Fit(**message["fit"]), Output(message["output"])
+        decoded = decode(vae, recipe, tensor, fit=fit, scaling=scaling, output=output, terms=terms)
+        return _travelling(decoded.pixels, of_bfloat16=torch.float16), decoded
+    take = Take(message["take"])
+    encoded = encode(vae, recipe, tensor, scaling=scaling, take=take, seed=message["seed"], terms=terms)
+    return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
 
 
 def _travelling(tensor: torch.Tensor, *, of_bfloat16: torch.dtype) -> torch.Tensor:

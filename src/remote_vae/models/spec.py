@@ -1,6 +1,7 @@
 """What an operator says about a model to be served: `NAME[=SOURCE][,key=value...]`."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError
@@ -15,7 +16,8 @@ class ModelSpec:
     """A model under the name it is served by.
 
     `source` is a hub id, a folder in diffusers' layout or a .safetensors file; None takes the registry's.
-    `dtype` None leaves the precision to the registry's policy.
+    `dtype` None leaves the precision to the registry's policy. *Units*: memory_budget in bytes, for weights and work
+    together; None is what the device has free.
     """
 
     name: str
@@ -26,6 +28,7 @@ class ModelSpec:
     subfolder: str | None = None
     device: str = "auto"
     random_weights: bool = False
+    memory_budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -54,7 +57,14 @@ class ModelSpec:
         return ModelSpec(**{f.name: found[f.name] for f in fields(ModelSpec)})  # type: ignore[arg-type]  # by to_json
 
 
-def parse_spec(text: str, *, random_weights: bool = False, device: str = "auto", dtype: str | None = None) -> ModelSpec:
+def parse_spec(
+    text: str,
+    *,
+    random_weights: bool = False,
+    device: str = "auto",
+    dtype: str | None = None,
+    memory_budget: int | None = None,
+) -> ModelSpec:
     """The spec of a `--model` argument; *raises* ConfigurationError."""
     head, *options = text.split(",")
     name, _, source = head.partition("=")
@@ -66,5 +76,14 @@ def parse_spec(text: str, *, random_weights: bool = False, device: str = "auto",
                 f"{option!r} in model {text!r} is not key=value with key one of {', '.join(_OPTIONS)}", model=text
             )
         spec[key] = value
-    base = ModelSpec(name, source or None, recipe=spec.get("recipe"), dtype=dtype, device=device)
-    return replace(base, random_weights=random_weights, **{key: spec[key] for key in spec if key != "recipe"})
+    base = ModelSpec(
+        name,
+        source or None,
+        recipe=spec.get("recipe"),
+        dtype=dtype,
+        device=device,
+        random_weights=random_weights,
+        memory_budget=memory_budget,
+    )
+    rest: dict[str, Any] = {key: value for key, value in spec.items() if key != "recipe"}
+    return replace(base, **rest)

@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 
 from remote_vae.core.facts import Facts
+from remote_vae.core.plan import EXACT, PlanName
 from remote_vae.core.recipe import Constants
+from remote_vae.models.stages import describe_decoder, describe_encoder
+
+TILED: Final = ("AutoencoderKL", "AutoencoderKLHunyuanVideo")  # whose tiled methods work both ways
 
 
 class DiffusersVAE:
@@ -14,7 +19,12 @@ class DiffusersVAE:
 
     def __init__(self, module: torch.nn.Module, *, source: str, revision: str) -> None:
         self.module = module
-        self.facts = read_facts(module, source=source, revision=revision)
+        self.decoder, self.encoder = describe_decoder(module), describe_encoder(module)
+        self.facts = read_facts(module, plans=self._plans(), source=source, revision=revision)
+
+    def _plans(self) -> tuple[str, ...]:
+        exact = EXACT if self.decoder is not None and self.encoder is not None else (PlanName.WHOLE,)
+        return (*exact, PlanName.TILES) if type(self.module).__name__ in TILED else exact
 
     @property
     def dtype(self) -> torch.dtype:
@@ -35,15 +45,25 @@ class DiffusersVAE:
 
     @contextmanager
     def upcast(self) -> Iterator[None]:
-        before = self.dtype
+        before, kept = self.dtype, (self.decoder, self.encoder)
         self.module.to(torch.float32)
+        self.decoder, self.encoder = describe_decoder(self.module), describe_encoder(self.module)
         try:
             yield
         finally:
             self.module.to(before)
+            self.decoder, self.encoder = kept
+
+    @contextmanager
+    def tiling(self) -> Iterator[None]:
+        self.module.enable_tiling()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.module.disable_tiling()  # type: ignore[operator]
 
 
-def read_facts(module: torch.nn.Module, *, source: str, revision: str) -> Facts:
+def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], source: str, revision: str) -> Facts:
     """The facts of a loaded module, from its own config."""
     config = module.config
     deterministic = type(module).__name__ == "AutoencoderTiny"
@@ -59,6 +79,8 @@ def read_facts(module: torch.nn.Module, *, source: str, revision: str) -> Facts:
         ),
         dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
         deterministic=deterministic,
+        plans=plans,
+        weight_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
         source=source,
         revision=revision,
     )

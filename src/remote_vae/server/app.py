@@ -93,7 +93,13 @@ def _report(
 
 def _served(settings: Settings) -> list[Served]:
     specs = [
-        parse_spec(text, random_weights=settings.random_weights, device=settings.device, dtype=settings.dtype)
+        parse_spec(
+            text,
+            random_weights=settings.random_weights,
+            device=settings.device,
+            dtype=settings.dtype,
+            memory_budget=settings.memory_budget,
+        )
         for text in settings.models
     ]
     names = [spec.name for spec in specs]

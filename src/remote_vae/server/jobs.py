@@ -80,7 +80,7 @@ def decode_job(model: Served, facts: Facts, request: DecodeRequest, settings: Se
     fit = fit_decode(model, facts, request.latent.shape, request.options, settings)
     own, given = _scaling(request.options.scaling)
     block = Block(request.latent.dtype, request.latent.shape, request.latent.buffer)
-    job = DecodeJob(own, given, block, fit, _output(request))
+    job = DecodeJob(own, given, request.options.plan, block, fit, _output(request))
     if job.reply_bytes > settings.max_reply_bytes and not request.form.is_image and request.form is not Form.MP4:
         raise TooLarge(
             f"the reply would have {job.reply_bytes} bytes; the limit is {settings.max_reply_bytes}; ask for pictures, "
@@ -125,7 +125,7 @@ def encode_job(model: Served, facts: Facts, request: EncodeRequest, settings: Se
     values = block.shape[0] * facts.latent_channels * facts.latent_frames(frames) * (height // ratio) * (width // ratio)
     own, given = _scaling(request.options.scaling)
     pixels = block.shape[0] * frames * height * width
-    return EncodeJob(own, given, block, take, request.options.seed, pixels, values)
+    return EncodeJob(own, given, request.options.plan, block, take, request.options.seed, pixels, values)
 
 
 def _check_encode(options: EncodeOptions, take: str, facts: Facts, model: Served) -> None:

@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     random_weights: bool = Field(default=False, description="seeded weights of the true size, for trials")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(default=None, description="None: by the registry")
+    memory_budget: int | None = Field(default=None, ge=1, description="bytes for one model; None: what is free")
     unknown_parameters: Literal["refuse", "ignore"] = "refuse"
 
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)

@@ -1,0 +1,90 @@
+"""A model's encoder or decoder on a batch: by its stages in strips, or by the model's own code, whatever is planned."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import torch
+
+from remote_vae.core.plan import WHOLE_BYTES, Load, Plan, PlanName, choose, predict
+from remote_vae.core.stages import Program
+from remote_vae.core.strips import StripPlan, run
+from remote_vae.core.vae import VAE
+from remote_vae.errors import TooLarge
+
+T = TypeVar("T")
+
+# Below this, strips would save nothing that anybody misses; the model's own code then gives its very own bits.
+SMALL_BYTES: Final = 24 * 2**20
+
+
+def _carry_on() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a job may run. `plan` None leaves it to the planner, `budget_bytes` None does not bound it.
+
+    `checkpoint` is called between strips; what it raises ends the job.
+    """
+
+    plan: str | None = None
+    budget_bytes: int | None = None
+    checkpoint: Callable[[], None] = _carry_on
+
+
+TERMS: Final = Terms()
+
+
+def plans(program: Program | None, batch: torch.Tensor, terms: Terms, *, around_bytes: int) -> tuple[Plan, ...]:
+    """What to try, in order; `around_bytes` is what the whole batch's output takes.
+
+    *Raises* TooLarge, InvalidValue.
+    """
+    if terms.plan == PlanName.TILES:
+        return (Plan(PlanName.TILES),)
+    if program is None:
+        return (Plan(PlanName.WHOLE),)
+    load = Load(batch.shape[2], batch.shape[3], batch.shape[1], batch.element_size(), around_bytes)
+    if terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
+        return (Plan(PlanName.WHOLE),)
+    return choose(program, load, device=batch.device.type, budget=terms.budget_bytes, wanted=terms.plan)
+
+
+def stream(
+    program: Program, batch: torch.Tensor, plan: StripPlan, put: Callable[[int, int, torch.Tensor], None], terms: Terms
+) -> None:
+    """Image by image, each strip of the output to `put(index, row, strip)`."""
+    for index in range(len(batch)):
+        run(
+            program,
+            batch[index : index + 1],
+            plan,
+            lambda row, strip, index=index: put(index, row, strip),  # type: ignore[misc]
+            checkpoint=terms.checkpoint,
+        )
+
+
+def own_code(vae: VAE, plan: Plan) -> AbstractContextManager[None]:
+    """In which the model's own methods do what the plan says."""
+    return vae.tiling() if plan.name is PlanName.TILES else nullcontext()
+
+
+def first_that_fits(found: tuple[Plan, ...], attempt: Callable[[Plan], T]) -> tuple[T, Plan]:
+    """The first plan that the device has the memory for: someone else may have taken what was free when planning.
+
+    *Raises* TooLarge when even the smallest does not fit.
+    """
+    for plan in found:
+        try:
+            return attempt(plan), plan
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+    raise TooLarge("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,44 @@
+"""Counts the bytes of tensors that are alive: what an algorithm needs, apart from any allocator's habits."""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Of the tensors made within the block: `peak`, the most bytes they held at one time, and `current`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.current = 0
+        self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = {_key(item) for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)}
+        found = func(*args, **(kwargs or {}))
+        for item in tree_leaves(found):
+            if isinstance(item, torch.Tensor) and _key(item) not in given:
+                self._count(item.untyped_storage())
+        self.peak = max(self.peak, self.current)
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.current += storage.nbytes()
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.current -= self._known.pop(key, 0)
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

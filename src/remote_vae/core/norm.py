@@ -1,0 +1,103 @@
+"""GroupNorm over strips: statistics that merge, and their application with SiLU; by device behind one seam."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from remote_vae.core.stages import Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Of each channel: how many values, their mean, and the sum of squared distances from it; float32.
+
+    *Shapes*: mean and spread [C].
+    """
+
+    count: int
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of both sets together; how far the two means lie apart is part of the spread.
+
+        *Source*: Chan, Golub and LeVeque, 1979.
+        """
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        share = other.count / count
+        return Moments(
+            count,
+            self.mean + apart * share,
+            self.spread + other.spread + apart.square() * (self.count * share),
+        )
+
+    def of_groups(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and biased variance of each channel's group. *Shapes*: [C] and [C]."""
+        means, spreads = self.mean.view(groups, -1), self.spread.view(groups, -1)
+        mean = means.mean(1, keepdim=True)
+        spread = spreads.sum(1, keepdim=True) + self.count * (means - mean).square().sum(1, keepdim=True)
+        variance = spread / (self.count * means.shape[1])
+        return mean.expand_as(means).reshape(-1), variance.expand_as(means).reshape(-1)
+
+
+class Kernels(Protocol):
+    """What differs between devices. Strips are [1,C,rows,W], channels last."""
+
+    def moments(self, strip: torch.Tensor) -> Moments: ...
+
+    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
+        """`into` becomes the norm of `source`, and SiLU of that; both of one shape."""
+        ...
+
+
+class Plain:
+    """Runs anywhere."""
+
+    def moments(self, strip: torch.Tensor) -> Moments:
+        variance, mean = torch.var_mean(strip.float(), (0, 2, 3), correction=0)
+        count = strip.shape[0] * strip.shape[2] * strip.shape[3]
+        return Moments(count, mean, variance * count)
+
+    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
+        mean, variance = moments.of_groups(norm.groups)
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        shift = norm.bias - mean * scale
+        values = torch.addcmul(shift.view(1, -1, 1, 1), source.float(), scale.view(1, -1, 1, 1))
+        into.copy_(functional.silu(values, inplace=True) if silu else values)
+
+
+class Cpu:
+    """By the kernels of batch norm, which read and write 16-bit channels-last strips in one pass each, and count in
+    float32. Group statistics given as each channel's own make its evaluation mode a GroupNorm.
+    """
+
+    def moments(self, strip: torch.Tensor) -> Moments:
+        channels, count = strip.shape[1], strip.shape[2] * strip.shape[3]
+        unused = torch.zeros(channels), torch.ones(channels)  # float32 here is what makes the results float32
+        mean, variance = torch.batch_norm_update_stats(strip, *unused, 0.0)
+        return Moments(count, mean, variance * count)
+
+    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
+        mean, variance = moments.of_groups(norm.groups)
+        torch.ops.aten.native_batch_norm.out(
+            source,
+            norm.weight,
+            norm.bias,
+            mean,
+            variance,
+            False,
+            0.0,
+            norm.eps,
+            out=into,
+            save_mean=torch.empty(0),
+            save_invstd=torch.empty(0),
+        )
+        if silu:
+            functional.silu(into, inplace=True)
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    return Cpu() if device.type == "cpu" else Plain()

@@ -1,0 +1,204 @@
+"""A budget of bytes -> the plan: how a program will run, and how much memory that will take.
+
+The prediction walks through the program as `core.strips` does and adds up what is alive: maps of a layer, the strips
+between them, and the caller's own input and output.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from remote_vae.core.attention import SCORE_BYTES
+from remote_vae.core.stages import Attention, Convolution, Downsample, Program, Residual, Stage, Upsample
+from remote_vae.core.strips import StripPlan
+from remote_vae.errors import InvalidValue, TooLarge
+
+STRIP_BYTES: Final = {"cpu": 4 * 2**20}  # what stays in a core's cache; elsewhere as below
+LARGE_STRIP_BYTES: Final = 16 * 2**20
+WHOLE_BYTES: Final = 2**62
+
+
+class PlanName(StrEnum):
+    """All but TILES give the pixels of the undivided decoder."""
+
+    WHOLE = "whole"  # every layer at once
+    STRIPS = "strips"  # two maps of the widest layer
+    RECOMPUTE = "strips-recompute"  # one such map, about a quarter more arithmetic
+    TILES = "tiles"  # overlapping tiles, blended: approximate
+
+
+EXACT: Final = (PlanName.STRIPS, PlanName.WHOLE, PlanName.RECOMPUTE)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`strips` None runs the model's own code; `peak_bytes` None is not predicted."""
+
+    name: PlanName
+    strips: StripPlan | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One image's input size, and the bytes around it that stay. *Units*: rows, columns, bytes."""
+
+    height: int
+    width: int
+    channels: int
+    item_bytes: int
+    around_bytes: int = 0
+
+
+def choose(
+    program: Program, load: Load, *, device: str, budget: int | None, wanted: str | None = None
+) -> tuple[Plan, ...]:
+    """The plan to run and, after it, those to fall back on when the device has less memory than it said.
+
+    The fastest exact plan that fits the budget, or the one that is wanted. *Raises* TooLarge naming the numbers when
+    none fits, InvalidValue for a plan that is no exact one.
+    """
+    order = _by_speed(device)
+    names = order if wanted is None else (_exact(wanted),)
+    candidates = [_plan(program, load, name, device) for name in names]
+    fitting = [plan for plan in candidates if budget is None or (plan.peak_bytes or 0) <= budget]
+    if not fitting:
+        least = min(candidates, key=lambda plan: plan.peak_bytes or 0)
+        raise TooLarge(
+            f"this needs {_mega(least.peak_bytes)} MB of memory with plan {least.name.value}; "
+            f"{_mega(budget)} MB are free; send a smaller picture"
+            + ("" if wanted is None else ", or leave the plan to the server"),
+            peak_bytes=least.peak_bytes,
+            budget_bytes=budget,
+            plan=least.name.value,
+        )
+    first = fitting[0]
+    if wanted is not None:
+        return (first,)
+    rest = [plan for plan in candidates if (plan.peak_bytes or 0) < (first.peak_bytes or 0)]
+    return (first, *sorted(rest, key=lambda plan: -(plan.peak_bytes or 0)))
+
+
+def _by_speed(device: str) -> tuple[PlanName, ...]:
+    """On a CPU strips are the fastest, because they stay in the cache; elsewhere large kernels are."""
+    if device == "cpu":
+        return EXACT
+    return (PlanName.WHOLE, PlanName.STRIPS, PlanName.RECOMPUTE)
+
+
+def _exact(name: str) -> PlanName:
+    if name not in EXACT:
+        raise InvalidValue(f"plan={name!r} is not one of {', '.join(EXACT)}", name="plan", allowed=list(EXACT))
+    return PlanName(name)
+
+
+def _mega(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e6:.0f}"
+
+
+def _plan(program: Program, load: Load, name: PlanName, device: str) -> Plan:
+    strip_bytes = WHOLE_BYTES if name is PlanName.WHOLE else STRIP_BYTES.get(device, LARGE_STRIP_BYTES)
+    strips = StripPlan(strip_bytes, recompute=name is PlanName.RECOMPUTE)
+    return Plan(name, strips, predict(program, load, strips))
+
+
+def predict(program: Program, load: Load, plan: StripPlan) -> int:
+    """Bytes that are alive at the worst moment, the caller's input and output counted."""
+    sizes = list(_sizes(program, load))
+    full = max(size.height for size in sizes)
+    peak = 0
+    for index, stage in enumerate(program.stages):
+        before, after = sizes[index], sizes[index + 1]
+        again = plan.recompute and after.height == full
+        if again and isinstance(stage, Upsample):
+            continue  # computed by the block that follows
+        if again and isinstance(program.stages[index - 1], Upsample):
+            before = sizes[index - 1]
+        last = index + 1 == len(program.stages)
+        peak = max(peak, _stage_bytes(stage, before, after, plan, again=again, last=last))
+    image = load.height * load.width * load.channels * load.item_bytes
+    return peak + image + load.around_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    height: int
+    width: int
+    channels: int
+    item_bytes: int
+
+    @property
+    def map_bytes(self) -> int:
+        return self.height * self.width * self.channels * self.item_bytes
+
+    def strip(self, plan: StripPlan, *, halo: int = 0) -> int:
+        """Bytes of a strip with its halo rows."""
+        rows = min(self.height, plan.rows(self.width, self.channels, self.item_bytes))
+        return (rows + 2 * halo) * self.width * self.channels * self.item_bytes
+
+
+def _sizes(program: Program, load: Load) -> Iterator[_Size]:
+    """Of the input, and of every stage's output."""
+    size = _Size(load.height, load.width, load.channels, load.item_bytes)
+    yield size
+    for stage in program.stages:
+        height, width = size.height, size.width
+        if isinstance(stage, Upsample):
+            height, width = 2 * height, 2 * width
+        elif isinstance(stage, Downsample):
+            height, width = height // 2, width // 2
+        size = _Size(height, width, stage.channels, load.item_bytes)
+        yield size
+
+
+def _stage_bytes(  # noqa: PLR0911  # a case per stage
+    stage: Stage, before: _Size, after: _Size, plan: StripPlan, *, again: bool, last: bool
+) -> int:
+    match stage:
+        case Residual() if again:
+            return _recomputed(stage, before, after, plan)
+        case Residual():
+            hidden = _Size(after.height, after.width, stage.first.channels, after.item_bytes)
+            both = hidden.map_bytes + after.map_bytes
+            second = both + hidden.strip(plan, halo=1) + after.strip(plan)
+            if stage.shortcut is None:
+                return max(both + before.strip(plan, halo=1), second)
+            return max(_swept(before, plan, (hidden, after), halo=1), second)
+        case Attention():
+            return _attention(before)
+        case Convolution() if last:
+            return before.map_bytes + before.strip(plan, halo=stage.halo) + 4 * after.strip(plan)
+        case Convolution():
+            return _swept(before, plan, (after,), halo=stage.halo)
+        case Upsample() | Downsample():
+            return _swept(before, plan, (after,), halo=1)
+
+
+def _swept(before: _Size, plan: StripPlan, after: tuple[_Size, ...], *, halo: int) -> int:
+    """While maps are written, the one that they come from goes: at the start that is whole, at the end these are."""
+    start = before.map_bytes + sum(size.strip(plan) for size in after)
+    end = before.strip(plan) + sum(size.map_bytes for size in after)
+    return max(start, end) + before.strip(plan, halo=halo)
+
+
+def _attention(size: _Size) -> int:
+    """The map, its normalised tokens, queries, keys and values; then a chunk's scores and keys in float32."""
+    positions = size.height * size.width
+    rows = min(positions, max(1, SCORE_BYTES // (4 * positions)))
+    narrow = size.item_bytes < 4
+    keys = positions * (size.channels * 4 + size.item_bytes) if narrow else 0
+    scores = rows * (positions * (8 + size.item_bytes * narrow) + size.channels * 4)
+    return max(5 * size.map_bytes, 4 * size.map_bytes + keys + scores)
+
+
+def _recomputed(stage: Residual, before: _Size, after: _Size, plan: StripPlan) -> int:
+    """One map of the output, the map it is computed from unless that is the same, and the strips between them."""
+    hidden = _Size(after.height, after.width, stage.first.channels, after.item_bytes)
+    rising = before.height != after.height
+    between = 2 * hidden.strip(plan, halo=2) + 2 * after.strip(plan, halo=1)
+    if rising:
+        inner = _Size(after.height, after.width, before.channels, after.item_bytes)
+        return max(before.map_bytes, after.map_bytes) + 3 * inner.strip(plan, halo=2) + between
+    held = after.map_bytes if stage.shortcut is None else before.map_bytes + after.map_bytes
+    return held + before.strip(plan, halo=2) + between

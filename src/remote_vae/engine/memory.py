@@ -1,0 +1,59 @@
+"""How many bytes a job may take on a device, as far as that can be known beforehand."""
+
+from pathlib import Path
+from typing import Final
+
+import psutil
+import torch
+
+from remote_vae.errors import ConfigurationError
+
+SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody announces
+CGROUP: Final = Path("/sys/fs/cgroup")
+
+
+class Budget:
+    """Of one replica. `limit_bytes` is the operator's, weights and work together; None takes what the device has free.
+
+    *Raises* ConfigurationError when the weights alone exceed the limit.
+    """
+
+    def __init__(self, device: torch.device, *, limit_bytes: int | None, weights_bytes: int) -> None:
+        if limit_bytes is not None and weights_bytes >= limit_bytes:
+            raise ConfigurationError(
+                f"the weights take {weights_bytes / 1e6:.0f} MB and the memory budget is {limit_bytes / 1e6:.0f} MB; "
+                "raise --memory-budget or take a smaller dtype",
+                weights_bytes=weights_bytes,
+                budget_bytes=limit_bytes,
+            )
+        self._device = device
+        self._most = None if limit_bytes is None else limit_bytes - weights_bytes
+
+    def bytes_now(self) -> int | None:
+        """For the next job; None where the device does not say."""
+        free = free_bytes(self._device)
+        if free is None or self._most is None:
+            return self._most if free is None else free
+        return min(free, self._most)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What can be had at this moment, less a reserve."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((free + cached) * SPARE)
+    if device.type == "mps":
+        return int((torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) * SPARE)
+    if device.type == "cpu":
+        return int(min([psutil.virtual_memory().available, *_of_container()]) * SPARE)
+    return None
+
+
+def _of_container() -> list[int]:
+    """What is left of a container's limit, which the machine's own figures do not show."""
+    try:
+        most, used = (CGROUP / "memory.max").read_text().strip(), int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return []
+    return [max(0, int(most) - used)] if most.isdigit() else []
