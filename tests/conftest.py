@@ -3,10 +3,12 @@
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,3 +107,74 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
             pass
         time.sleep(0.1)
     raise AssertionError("the server did not become ready")
+
+
+HERE = Path(__file__).parent
+COPY_QUERY = "shape=1,3,8,8&dtype=float32&output_type=pt"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server whose VAE copies: its address, its process, and the file that its stdout and stderr go to."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def decode(self, first: float = 1.0, path: str = "/") -> requests.Response:
+        """Sends a latent that comes back as it is; its first value can make the VAE misbehave."""
+        body = struct.pack("192f", first, *(i / 192 for i in range(191)))
+        headers = {"content-type": "tensor/binary"}
+        return requests.post(f"{self.url}{path}?{COPY_QUERY}", body, headers=headers, timeout=60)
+
+    def replicas(self) -> list[int]:
+        """The processes of the replicas, which are children that were spawned for work, in the order of their start."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = sorted(int(pid) for task in tasks for pid in task.read_text().split())
+        return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def wait_until_live(self, *, ready: bool = True) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if requests.get(self.url + ("/ready" if ready else "/live"), timeout=5).status_code == 200:
+                    return
+            except requests.ConnectionError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("the server did not start")
+
+
+Starter = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
+    """Starts a server of `models`, with further settings by name; it has ended when the context ends."""
+
+    @contextmanager
+    def started(*models: str, ready: bool = True, **settings: object) -> Iterator[Server]:
+        port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+        given = {"port": port, "models": ";".join(f"{name}=.,recipe=sd1" for name in models), **settings}
+        environment = {**os.environ, **{f"REMOTE_VAE_{name.upper()}": str(value) for name, value in given.items()}}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, HERE / "misbehaving.py"], stdout=out, stderr=out, env=environment
+            )
+        server = Server(f"http://127.0.0.1:{port}", process, log)
+        try:
+            server.wait_until_live(ready=ready)
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            finally:
+                process.kill()
+
+    return started

@@ -59,6 +59,17 @@ class Raw:
             body = stream.read(int(headers.get("content-length", 0)))
         return Answer(statuses, headers, body)
 
+    def cut_off(self, connection: socket.socket, drop: bytes, *, within: float) -> bool:
+        """Whether the server ends a connection on which a few bytes come now and then."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            try:
+                connection.sendall(drop)
+            except (BrokenPipeError, ConnectionResetError):
+                return True
+            time.sleep(0.1)
+        return False
+
     def closed(self, connection: socket.socket, *, within: float) -> bool:
         """Whether the server closes the connection in time, whatever it says before."""
         deadline = time.monotonic() + within
@@ -104,3 +115,25 @@ def _then_works(good: Any, expected: bytes) -> Iterator[None]:
 def expected(good: Any) -> bytes:
     found: bytes = good()
     return found
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server whose VAE copies, or misbehaves when asked to, and a raw connection to it."""
+
+    server: Any
+    raw: Raw
+
+
+@pytest.fixture(scope="module")
+def patient(start: Any) -> Iterator[Target]:
+    """With the limits that a user has."""
+    with start("copy") as server:
+        yield Target(server, Raw(server.url))
+
+
+@pytest.fixture(scope="module")
+def impatient(start: Any) -> Iterator[Target]:
+    """Waits for one second where others wait for ten or sixty."""
+    with start("copy", head_seconds=1, body_seconds=1) as server:
+        yield Target(server, Raw(server.url))

@@ -1,0 +1,60 @@
+"""A VAE that copies, and does worse when a latent's first value asks for it; run as a program it is a server.
+
+Replicas import this module in their own process. Its server takes every setting from the environment.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from remote_vae.core.facts import Facts
+from remote_vae.core.recipe import Constants, Recipe
+from remote_vae.models.recipes import RECIPES
+
+DIE, SLEEP, RAISE = 7.0, 8.0, 9.0
+SLEEP_SECONDS = 1.0
+
+
+class CopyVAE:
+    """Ratio 1, three channels: decoding and encoding hand the tensor on."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+    decoder = encoder = None
+    facts = Facts(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        first = float(latent.flatten()[0])
+        if first == DIE:
+            os._exit(9)
+        if first == SLEEP:
+            time.sleep(SLEEP_SECONDS)
+        if first == RAISE:
+            raise KeyError("an internal name that nobody outside should see")
+        return latent
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels
+
+    @contextmanager
+    def upcast(self) -> Iterator[None]:
+        yield
+
+
+def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
+    if spec["name"] == "slow-to-load":
+        time.sleep(3)
+    if spec["name"] == "never-loads":
+        time.sleep(300)
+    return CopyVAE(), RECIPES["sd1"]
+
+
+if __name__ == "__main__":
+    from remote_vae.server.run import serve
+    from remote_vae.server.settings import Settings
+
+    serve(Settings(), loader="misbehaving:load")
