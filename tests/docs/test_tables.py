@@ -1,5 +1,6 @@
 """The documentation's tables against the code."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_every_header_has_a_row() -> None:
 
 
 def test_every_route_has_a_row(live: Any) -> None:
-    """The routes that docs/wire.md calls GET answer 200 to GET; those it calls POST answer 405 to it, or 200 as pages."""
+    """The routes that docs/wire.md calls GET answer 200 to GET, the others 405, and it has every route of /docs."""
     both = {"/"}
     for cell, method, _ in rows("wire.md", first="route"):
         for route in cell.split(", "):
@@ -101,11 +102,8 @@ def facts(name: str) -> tuple[str, str, str]:
     """Channels, scaling and shift as a table has them."""
     model, recipe = REGISTRY[name], RECIPES[REGISTRY[name].recipe]
     if model.cls == "AutoencoderKLHunyuanVideo":
-        defaults = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__kwdefaults__ or {}
-        names = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__code__.co_varnames
-        values = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__defaults__
-        count = AutoencoderKLHunyuanVideo.__init__.__wrapped__.__code__.co_argcount
-        config = {**dict(zip(names[count - len(values) : count], values, strict=True)), **defaults}
+        signature = inspect.signature(AutoencoderKLHunyuanVideo.__init__)
+        config = {item.name: item.default for item in signature.parameters.values()}
     else:
         config = dict(model.config)
     literal = getattr(recipe.ops[0], "literal", None)
