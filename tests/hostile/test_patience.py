@@ -66,6 +66,7 @@ def test_a_body_that_does_not_end(impatient: Any) -> None:
         answer = impatient.raw.read(connection)
         assert (answer.status, answer.json()["error_type"]) == (408, "request_timeout")
         assert "within 1 s" in answer.json()["error"]
+        assert answer.headers["connection"] == "close"
         assert impatient.raw.closed(connection, within=1)
 
 
