@@ -163,6 +163,7 @@ def test_verify(live: Any, command: Any, latents: Path) -> None:
     largest, psnr = figures(same.out)
     assert largest < 1e-5
     assert psnr > 100
+    assert same.err == ""
     other = command(
         "verify", latents, "--url", live.url, "--vae", f"local={live.folder / 'sd'},recipe=taesd", "--dtype", "float32"
     )

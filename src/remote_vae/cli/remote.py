@@ -177,12 +177,12 @@ def _decode_locally(
         from remote_vae.core.decode import Output
         from remote_vae.core.decode import decode as run
         from remote_vae.core.layout import fit_latent
-        from remote_vae.models.loader import load
+        from remote_vae.models.loader import open_model
         from remote_vae.models.spec import parse_spec
     except ImportError as exc:
         raise ConfigurationError("verify needs a local VAE; run: pip install 'remote-vae[server]'") from exc
     spec = parse_spec(vae, random_weights=random_weights, dtype=dtype)
-    loaded, recipe = load(spec), spec.resolve_recipe()
+    loaded, recipe = open_model(spec.to_json())
     fit = fit_latent(recipe, loaded.facts, frame.shape, model=spec.name, height=height, width=width)
     latent = torch.frombuffer(bytearray(frame.buffer), dtype=getattr(torch, frame.dtype)).reshape(frame.shape)
     pixels = run(loaded, recipe, latent, fit=fit, scaling=Scaling(own=scaling), output=Output.RAW).pixels
