@@ -1,6 +1,6 @@
 """What a replica is asked and what it answers, in plain values that cross a process boundary."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -88,7 +88,11 @@ def to_message(job: DecodeJob | EncodeJob) -> dict[str, Any]:
         "plan": job.plan,
     }
     if isinstance(job, DecodeJob):
-        return {**body, "fit": asdict(job.fit), "output": job.output}
+        return {
+            **body,
+            "fit": {item.name: getattr(job.fit, item.name) for item in fields(job.fit)},
+            "output": job.output,
+        }
     return {**body, "take": job.take, "seed": job.seed}
 
 
