@@ -16,6 +16,7 @@ from remote_vae.errors import InvalidValue, TooLarge
 
 STRIP_BYTES: Final = {"cpu": 4 * 2**20}  # what stays in a core's cache; elsewhere as below
 LARGE_STRIP_BYTES: Final = 16 * 2**20
+FEWEST_STRIPS: Final = 24  # of the widest map: what lies between two maps shall be little beside them
 WHOLE_BYTES: Final = 2**62
 
 
@@ -98,7 +99,10 @@ def _mega(count: int | None) -> str:
 
 
 def _plan(program: Program, load: Load, name: PlanName, device: str) -> Plan:
-    strip_bytes = WHOLE_BYTES if name is PlanName.WHOLE else STRIP_BYTES.get(device, LARGE_STRIP_BYTES)
+    widest = max(size.map_bytes for size in _sizes(program, load))
+    strip_bytes = WHOLE_BYTES
+    if name is not PlanName.WHOLE:
+        strip_bytes = min(STRIP_BYTES.get(device, LARGE_STRIP_BYTES), widest // FEWEST_STRIPS)
     strips = StripPlan(strip_bytes, recompute=name is PlanName.RECOMPUTE)
     return Plan(name, strips, predict(program, load, strips))
 
@@ -183,13 +187,13 @@ def _swept(before: _Size, plan: StripPlan, after: tuple[_Size, ...], *, halo: in
 
 
 def _attention(size: _Size) -> int:
-    """The map, its normalised tokens, queries, keys and values; then a chunk's scores and keys in float32."""
+    """The map, its tokens, queries, keys and values; then a chunk's scores, and keys and values in float32."""
     positions = size.height * size.width
     rows = min(positions, max(1, SCORE_BYTES // (4 * positions)))
     narrow = size.item_bytes < 4
-    keys = positions * (size.channels * 4 + size.item_bytes) if narrow else 0
-    scores = rows * (positions * (8 + size.item_bytes * narrow) + size.channels * 4)
-    return max(5 * size.map_bytes, 4 * size.map_bytes + keys + scores)
+    wide = 2 * positions * size.channels * 4 if narrow else 0  # keys and values
+    scores = rows * (positions * 8 + size.channels * 8)
+    return max(5 * size.map_bytes, 4 * size.map_bytes + wide + scores)
 
 
 def _recomputed(stage: Residual, before: _Size, after: _Size, plan: StripPlan) -> int:

@@ -1,0 +1,176 @@
+"""Strips give the pixels of the undivided model. The reference is diffusers' own code."""
+
+from collections.abc import Callable
+from importlib import resources
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from remote_vae.core import rows, strips
+from remote_vae.core.norm import Cpu, Moments, Plain
+from remote_vae.core.stages import Program
+from remote_vae.core.strips import StripPlan, run
+from remote_vae.models.stages import describe_decoder, describe_encoder
+
+from .models import flux2, small
+
+FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
+    "sd": small,
+    "flux1": lambda: small(quant=False, layers=2, seed=2),
+    "cogview4": lambda: small((8, 32, 64), attention=False, quant=False, seed=3),
+    "all of one width": lambda: small((16, 16, 16), seed=4),
+    "one level": lambda: small((16,), seed=5),
+    "flux2": flux2,
+}
+ONE_ROW, FEW_ROWS, WHOLE = 1, 6000, 2**40  # bytes of a strip
+CLOSE = 1e-5  # of the output's scale
+
+
+def through(program: Program | None, image: torch.Tensor, plan: StripPlan) -> torch.Tensor:
+    """The whole output, after a check that its strips come in order and leave nothing out."""
+    assert program is not None
+    found: list[torch.Tensor] = []
+
+    def sink(row: int, strip: torch.Tensor) -> None:
+        assert row == sum(piece.shape[2] for piece in found)
+        found.append(strip)
+
+    run(program, image, plan, sink)
+    return torch.cat(found, 2)
+
+
+def apart(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest difference as a share of the reference's scale."""
+    assert found.shape == reference.shape
+    return float((found - reference).abs().max() / reference.abs().max())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("strip_bytes", [ONE_ROW, FEW_ROWS, WHOLE])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode(family: str, strip_bytes: int, recompute: bool) -> None:
+    """Decoding in strips of any height differs from the whole decoder by rounding alone, at odd sizes too."""
+    model = FAMILIES[family]()
+    z = torch.randn(1, model.config.latent_channels, 7, 5)
+    found = through(describe_decoder(model), z, StripPlan(strip_bytes, recompute))
+    assert apart(found, model.decode(z).sample) < CLOSE
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("strip_bytes", [ONE_ROW, FEW_ROWS, WHOLE])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encode(family: str, strip_bytes: int, recompute: bool) -> None:
+    """Encoding in strips of any height differs from the whole encoder by rounding alone."""
+    model = FAMILIES[family]()
+    ratio = 2 ** (len(model.config.block_out_channels) - 1)
+    x = torch.randn(1, 3, 7 * ratio, 5 * ratio)
+    found = through(describe_encoder(model), x, StripPlan(strip_bytes, recompute))
+    assert apart(found, model.encode(x).latent_dist.parameters) < CLOSE
+
+
+@pytest.mark.parametrize("kernels", [Plain(), Cpu()])
+def test_kernels_agree(kernels: Plain | Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every device's kernels give the same decode."""
+    monkeypatch.setattr(strips, "kernels_for", lambda device: kernels)
+    model, z = small(), torch.randn(1, 4, 6, 5)
+    assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) < CLOSE
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_bfloat16(recompute: bool) -> None:
+    """In bfloat16, strips are as near to the float32 decode as diffusers is in bfloat16, within 0.5 dB."""
+    model, z = small((32, 64, 64), layers=2), torch.randn(1, 4, 24, 24)
+    reference = model.decode(z).sample
+    model, z = cast(model), z.bfloat16()
+    found = through(describe_decoder(model), z, StripPlan(FEW_ROWS, recompute))
+
+    def noise(pixels: torch.Tensor) -> torch.Tensor:
+        return 10 * torch.log10((pixels.float() - reference).square().mean())
+
+    assert noise(found) - noise(model.decode(z).sample) < 0.5
+
+
+def test_bfloat16_levels() -> None:
+    """With trained weights in bfloat16, no level of the picture is more than two away from diffusers' own."""
+    folder = resources.files("remote_vae.models") / "demo"
+    model = cast(AutoencoderKL.from_pretrained(str(folder), low_cpu_mem_usage=False).requires_grad_(False))
+    z = torch.randn(1, model.config.latent_channels, 16, 16).bfloat16()
+    pixels = through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample
+    ours, theirs = ((p.float() * 127.5 + 127.5).clamp(0, 255).round() for p in pixels)
+    assert (ours - theirs).abs().max() <= 2
+
+
+def cast(model: torch.nn.Module) -> torch.nn.Module:
+    """By torch's own method: diffusers' one warns about modules that no VAE has."""
+    return torch.nn.Module.to(model, torch.bfloat16)
+
+
+def test_dispersion_of_means_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above notice it when strips' variances are averaged about their own means."""
+
+    def merge(self: Moments, other: Moments) -> Moments:
+        count = self.count + other.count
+        mean = self.mean + (other.mean - self.mean) * (other.count / count)
+        return Moments(count, mean, self.spread + other.spread)
+
+    monkeypatch.setattr(Moments, "merge", merge)
+    model, z = small(), torch.randn(1, 4, 7, 5)
+    assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) > 100 * CLOSE
+
+
+def test_halo_rows_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above notice it when a strip does not get the row below it."""
+    window = rows.Normalised.window
+
+    def forgetful(self: rows.Normalised, start: int, stop: int, **options: bool) -> torch.Tensor:
+        found = window(self, start, stop, **options).clone()
+        found[:, :, -1] = 0
+        return found
+
+    model, z = small(attention=False), torch.randn(1, 4, 7, 5)
+    monkeypatch.setattr(rows.Normalised, "window", forgetful)
+    assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) > 100 * CLOSE
+
+
+def test_statistics_far_from_zero() -> None:
+    """Values that are large beside their spread keep it: no difference of two large squares is taken."""
+    strip = (torch.randn(1, 8, 40, 50) + 3000).contiguous(memory_format=torch.channels_last)
+    exact = strip.double()
+    for kernels in (Plain(), Cpu()):
+        found = kernels.moments(strip[:, :, :13]).merge(kernels.moments(strip[:, :, 13:]))
+        variance = found.of_groups(8)[1]
+        torch.testing.assert_close(variance.double(), exact.var((0, 2, 3), correction=0), rtol=1e-3, atol=0)
+
+
+def test_large_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in chunks of a few queries is exact where scores are large and one position outweighs all others."""
+    monkeypatch.setattr("remote_vae.core.attention.SCORE_BYTES", 500)
+    model = small(layers=1, seed=6)
+    for block in (model.decoder.mid_block, model.encoder.mid_block):
+        block.attentions[0].to_q.weight.mul_(6)
+    z = torch.randn(1, 4, 9, 8)
+    assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) < CLOSE
+
+
+def test_unknown_parts_are_not_described() -> None:
+    """A model with any part that the stages cannot say is left to its own code."""
+    relu = small()
+    relu.decoder.conv_act = torch.nn.ReLU()
+    scaled = small()
+    scaled.decoder.up_blocks[0].resnets[0].output_scale_factor = 2.0
+    heads = small()
+    heads.decoder.mid_block.attentions[0].heads = 2
+    for model in (relu, scaled, heads):
+        assert describe_decoder(model) is None
+        assert describe_encoder(model) is not None
+    assert describe_decoder(torch.nn.Identity()) is None
+
+
+def test_weights_are_shared() -> None:
+    """The stages hold the model's own tensors: nothing but folded kernels and norms' scales is there twice."""
+    model = small()
+    program = describe_decoder(model)
+    assert isinstance(model, AutoencoderKL)
+    assert program is not None
+    assert program.stages[1].weight.data_ptr() == model.decoder.conv_in.weight.data_ptr()  # type: ignore[union-attr]

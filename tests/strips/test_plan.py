@@ -1,0 +1,197 @@
+"""The planner: what it predicts is what runs, what it picks fits, and what does not fit is refused with the numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from remote_vae.core.affine import Scaling
+from remote_vae.core.decode import Output, decode
+from remote_vae.core.encode import Take, encode
+from remote_vae.core.execute import Terms
+from remote_vae.core.layout import fit_latent
+from remote_vae.core.live import LiveBytes
+from remote_vae.core.plan import WHOLE_BYTES, Load, choose, predict
+from remote_vae.core.strips import StripPlan, run
+from remote_vae.engine.memory import Budget
+from remote_vae.errors import ConfigurationError, NonFiniteOutput, RemoteVAEError, TooLarge
+from remote_vae.models.recipes import RECIPES
+from remote_vae.models.stages import describe_decoder, describe_encoder
+from remote_vae.models.vae import DiffusersVAE
+
+from .models import small
+
+WIDTHS = (16, 32, 64, 64)
+STRIPS = StripPlan(64 * 1024)
+PLANS = {"whole": StripPlan(WHOLE_BYTES), "strips": STRIPS, "strips-recompute": StripPlan(64 * 1024, recompute=True)}
+GENEROUS = 2**40
+
+
+@pytest.fixture(autouse=True)
+def small_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As small beside these maps as the true ones are beside a large picture's."""
+    for room in ("attention", "plan"):
+        monkeypatch.setattr(f"remote_vae.core.{room}.SCORE_BYTES", 64 * 1024)
+
+
+@pytest.fixture(scope="module")
+def vae() -> DiffusersVAE:
+    return DiffusersVAE(small(WIDTHS, layers=2), source="seeded", revision="")
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_prediction(name: str, direction: str, vae: DiffusersVAE) -> None:
+    """The predicted peak is within 15 % of the live bytes that a run is seen to hold, and all are freed after it."""
+    plan = PLANS[name]
+    decoding = direction == "decode"
+    program = describe_decoder(vae.module) if decoding else describe_encoder(vae.module)
+    assert program is not None
+    shape = (1, 4, 32, 40) if decoding else (1, 3, 256, 320)
+    with LiveBytes() as live:
+        run(program, torch.randn(shape), plan, lambda row, strip: None)
+    assert live.current == 0
+    predicted = predict(program, Load(shape[2], shape[3], shape[1], 4), plan)
+    assert abs(predicted / live.peak - 1) < 0.15
+
+
+def test_strips_save_memory(vae: DiffusersVAE) -> None:
+    """Of what diffusers' own decode holds, strips hold less than 45 % and recomputing strips less than 30 %."""
+    z = torch.randn(1, 4, 32, 40)
+    program = describe_decoder(vae.module)
+    assert program is not None
+    peaks = []
+    for plan in (None, PLANS["strips"], PLANS["strips-recompute"]):
+        with torch.inference_mode(), LiveBytes() as live:
+            if plan is None:
+                vae.decode(z)
+            else:
+                run(program, z, plan, lambda row, strip: None)
+        peaks.append(live.peak)
+    assert peaks[1] < 0.45 * peaks[0]
+    assert peaks[2] < 0.30 * peaks[0]
+
+
+def test_choice(vae: DiffusersVAE) -> None:
+    """The fastest plan that fits is taken, with smaller ones to fall back on; a named plan is taken as it is."""
+    program, load = vae.decoder, Load(64, 64, 4, 4)
+    assert program is not None
+    by_name = {name: choose(program, load, device="cuda", budget=None, wanted=name)[0] for name in PLANS}
+    peaks = {name: plan.peak_bytes or 0 for name, plan in by_name.items()}
+    assert peaks["strips-recompute"] < peaks["strips"] < peaks["whole"]
+    names = [plan.name for plan in choose(program, load, device="cuda", budget=peaks["whole"])]
+    assert names == ["whole", "strips", "strips-recompute"]
+    names = [plan.name for plan in choose(program, load, device="cuda", budget=peaks["whole"] - 1)]
+    assert names == ["strips", "strips-recompute"]
+    assert choose(program, load, device="cpu", budget=GENEROUS)[0].name == "strips"
+
+
+def test_nothing_fits(vae: DiffusersVAE) -> None:
+    """A latent too large for every plan is refused with what it needs and what there is; tiles are never taken."""
+    assert vae.decoder is not None
+    with pytest.raises(TooLarge, match=r"needs \d+ MB .* strips-recompute; 1 MB are free") as caught:
+        choose(vae.decoder, Load(512, 512, 4, 4), device="cpu", budget=10**6)
+    assert caught.value.detail["budget_bytes"] == 10**6
+    with pytest.raises(RemoteVAEError, match="not one of"):
+        choose(vae.decoder, Load(8, 8, 4, 4), device="cpu", budget=None, wanted="fast")
+
+
+def through(vae: DiffusersVAE, z: torch.Tensor, output: Output = Output.RAW, terms: Terms = Terms()) -> torch.Tensor:  # noqa: B008
+    fit = fit_latent(RECIPES["sd1"], vae.facts, tuple(z.shape), model="sd1", height=None, width=None)
+    return decode(vae, RECIPES["sd1"], z, fit=fit, scaling=Scaling(), output=output, terms=terms).pixels
+
+
+@pytest.mark.parametrize("output", list(Output))
+def test_outputs_agree(output: Output, vae: DiffusersVAE) -> None:
+    """Every output of a batch is the same whether it is finished strip by strip or as a whole."""
+    z = torch.randn(3, 4, 6, 5)
+    strips, own = (through(vae, z, output, terms) for terms in (Terms("strips"), Terms()))
+    assert strips.shape == own.shape
+    assert strips.dtype == own.dtype
+    assert (strips.float() - own.float()).abs().max() <= (1 if strips.dtype is torch.uint8 else 1e-5)
+
+
+def test_encode_by_plan(vae: DiffusersVAE) -> None:
+    """A batch of pictures is encoded in strips as without, and the reply names the plan."""
+    picture = torch.rand(2, 3, 48, 40)
+    found = [
+        encode(vae, RECIPES["sd1"], picture, scaling=Scaling(), take=Take.PARAMETERS, terms=terms)
+        for terms in (Terms("strips-recompute"), Terms())
+    ]
+    assert [item.plan for item in found] == ["strips-recompute", "whole"]
+    torch.testing.assert_close(found[0].latent, found[1].latent, atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_only_by_name(vae: DiffusersVAE) -> None:
+    """Tiles approximate, so they run when they are named, and leave no trace on the next decode."""
+    z = torch.randn(1, 4, 24, 24)
+    vae.module.tile_latent_min_size, vae.module.tile_sample_min_size = 8, 64
+    exact = through(vae, z)
+    assert (through(vae, z, terms=Terms("tiles")) - exact).abs().max() > 1e-3
+    assert torch.equal(through(vae, z), exact)
+
+
+def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the device runs out of memory after all, the next smaller exact plan is tried."""
+    ran: list[StripPlan] = []
+
+    def poor(program: object, batch: object, plan: StripPlan, *rest: object) -> None:
+        ran.append(plan)
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr("remote_vae.core.decode.stream", poor)
+    with pytest.raises(TooLarge, match="every exact plan"):
+        through(vae, torch.randn(1, 4, 64, 64), terms=Terms(budget_bytes=GENEROUS))
+    assert [plan.recompute for plan in ran] == [False, True]
+
+
+def test_cancelled_between_strips(vae: DiffusersVAE) -> None:
+    """What a checkpoint raises ends the job within one strip, and the job's memory is free again."""
+    calls = 0
+
+    def checkpoint() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise KeyboardInterrupt
+
+    with LiveBytes() as live:
+        with pytest.raises(KeyboardInterrupt):
+            through(vae, torch.randn(1, 4, 48, 48), terms=Terms("strips", checkpoint=checkpoint))
+        held = live.current
+    assert calls == 20
+    assert held <= 4 * 48 * 48 * 4 * 2  # the latent, and no map
+
+
+def test_nothing_leaks(vae: DiffusersVAE) -> None:
+    """After many mixed jobs, refused ones among them, no tensor of theirs is alive."""
+    with LiveBytes() as live:
+        for index in range(60):
+            terms = Terms(("strips", "strips-recompute", "whole", None)[index % 4])
+            z = torch.randn(1 + index % 2, 4, 4 + index % 3, 5)
+            if index % 5 == 0:
+                with bad_weights(vae), pytest.raises(NonFiniteOutput):
+                    through(vae, z, terms=terms)
+            else:
+                through(vae, z, Output.UINT8, terms)
+            del z
+        assert live.current == 0
+
+
+@contextmanager
+def bad_weights(vae: DiffusersVAE) -> Iterator[None]:
+    bias = vae.module.decoder.conv_out.bias
+    kept = bias[0].item()
+    bias[0] = torch.nan
+    yield
+    bias[0] = kept
+
+
+def test_budget() -> None:
+    """A budget bounds weights and work together; one that the weights alone exceed is refused at the start."""
+    device = torch.device("cpu")
+    assert Budget(device, limit_bytes=10**6, weights_bytes=4 * 10**5).bytes_now() == 6 * 10**5
+    assert (Budget(device, limit_bytes=None, weights_bytes=5).bytes_now() or 0) > 10**6
+    with pytest.raises(ConfigurationError, match="weights take 2 MB and the memory budget is 1 MB"):
+        Budget(device, limit_bytes=10**6, weights_bytes=2 * 10**6)
