@@ -152,7 +152,8 @@ def test_accepted_work_is_finished(start: Any) -> None:
         for thread in threads:
             thread.start()
         time.sleep(0.7)
-        server.process.send_signal(signal.SIGTERM)
+        for pid in (*server.replicas(), server.process.pid):  # as a service manager does
+            os.kill(pid, signal.SIGTERM)
         time.sleep(0.3)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port))
