@@ -1,9 +1,11 @@
 """The demo model's training pictures: those that come with scikit-image, and procedural ones.
 
-Few photographs are at hand, so each is kept at several sizes and every crop is turned, mirrored and recoloured;
-procedural pictures add the edges, textures and colours that those few lack.
+Few photographs are at hand, so each is kept at several sizes and every crop is stretched, turned, mirrored and
+recoloured: without this, a model learns the photographs by heart. Procedural pictures add the edges, textures and
+colours that those few lack.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,11 +26,12 @@ OTHERS = (
     "brick.png", "cell.png", "coins.png", "color.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
     "logo.png", "moon.png", "page.png", "retina.jpg", "text.png",
 )  # fmt: skip
-SHARES = (0.62, 0.2, 0.18)  # of photographs, others and procedural pictures among the crops
+SHARES = (0.55, 0.22, 0.23)  # of photographs, others and procedural pictures among the crops
 SCALES = (1.0, 0.75, 0.5, 0.35)  # a smaller picture has more detail per pixel
-SMALLEST = 136  # the shorter side of a picture that is worth keeping
+REACH = 1.5
+SMALLEST = 168  # the shorter side of a picture that is worth keeping
 SIDE = 320  # of a procedural picture
-KINDS = ("leaves", "leaves", "noise", "stripes", "text")
+KINDS = ("leaves", "leaves", "leaves", "noise", "stripes", "text")
 
 
 class Pictures:
@@ -56,8 +59,16 @@ class Pictures:
         return values.clamp_(-1, 1).contiguous(memory_format=torch.channels_last)
 
     def _crop(self, picture: Picture, side: int) -> Picture:
-        y, x = (int(self._rng.integers(0, size - side + 1)) for size in picture.shape[:2])
-        crop = np.rot90(picture[y : y + side, x : x + side], int(self._rng.integers(4)))
+        """A part of any size from `side` up to REACH times it and of any shape near a square, never magnified."""
+        sizes = [self._rng.uniform(side, min(REACH * side, length)) for length in picture.shape[:2]]
+        y, x = (self._rng.uniform(0, length - size) for length, size in zip(picture.shape[:2], sizes, strict=True))
+        left, top, right, bottom = int(x), int(y), math.ceil(x + sizes[1]), math.ceil(y + sizes[0])
+        part, box = (
+            Image.fromarray(picture[top:bottom, left:right]),
+            (x - left, y - top, x - left + sizes[1], y - top + sizes[0]),
+        )
+        scaled = np.asarray(part.resize((side, side), Image.Resampling.LANCZOS, box=box))
+        crop = np.rot90(scaled, int(self._rng.integers(4)))
         crop = crop[:, ::-1] if self._rng.random() < 0.5 else crop
         return crop[..., self._rng.permutation(3)] if self._rng.random() < 0.5 else crop
 
@@ -107,13 +118,14 @@ def _leaves(rng: np.random.Generator) -> Picture:
     """Overlapping shapes with sizes by a power law. *Source*: Lee, Mumford and Huang, 2001: these have the statistics
     of occlusion in photographs.
     """
-    palette = rng.integers(0, 256, (12, 3))
+    greys = rng.integers(0, 256, (12, 1))
+    palette = greys + (rng.integers(0, 256, (12, 3)) - greys) * rng.uniform(0.1, 0.6)
     canvas = Image.new("RGB", (SIDE, SIDE), _colour(palette[0]))
     draw = ImageDraw.Draw(canvas)
-    for _ in range(600):
-        radius = min(3 / (1 - rng.random()), SIDE / 3)
+    for _ in range(900):
+        radius = min(2 / (1 - rng.random()), SIDE / 3)
         x, y = rng.random(2) * SIDE
-        ink = _colour(palette[rng.integers(12)] + rng.normal(0, 25, 3))
+        ink = _colour(palette[rng.integers(12)] + rng.normal(0, 25) + rng.normal(0, 8, 3))
         if rng.random() < 0.5:
             draw.ellipse((x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=ink)
         else:
@@ -126,7 +138,7 @@ def _leaves(rng: np.random.Generator) -> Picture:
 def _noise(rng: np.random.Generator) -> Picture:
     """1/f noise whose three channels are correlated, as they are in photographs."""
     layers = np.stack([_pink(rng, rng.uniform(0.8, 1.6)) for _ in range(3)], axis=-1)
-    mix = 0.8 * np.ones((3, 3)) / 3 + 0.35 * rng.normal(0, 1, (3, 3))
+    mix = 0.8 * np.ones((3, 3)) / 3 + 0.12 * rng.normal(0, 1, (3, 3))
     return np.clip(128 + 45 * layers @ mix, 0, 255).astype(np.uint8)
 
 
