@@ -211,6 +211,7 @@ def install(fresh: Path, output: Path) -> None:
         raise SystemExit(f"the folder has {size} bytes; at most {MOST_BYTES} go into the package")
     output.mkdir(parents=True, exist_ok=True)
     for path in fresh.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone
         os.replace(path, output / path.name)
 
 
