@@ -152,6 +152,9 @@ def test_description_covers_every_parameter(copy: Any) -> None:
         listed = {item["name"]: item for item in found["paths"][path]["post"]["parameters"]}
         assert set(listed) == set(known)
         assert all(item["description"] and item["schema"]["type"] for item in listed.values())
+        bodies = found["paths"][path]["post"]["requestBody"]["content"]
+        assert ("tensor/base64" in bodies) == ("encode" not in path)
+        assert ("image/webp" in bodies) == ("decode" not in path)
         page = ask(copy, "GET", "/docs").text
         assert all(f"<code>{name}</code>" in page for name in known)
 

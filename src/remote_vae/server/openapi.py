@@ -5,11 +5,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from remote_vae.errors import RequestError, ServerError, all_errors
-from remote_vae.protocol import parameters
+from remote_vae.protocol import parameters, wire
 from remote_vae.protocol.messages import Form
 
 Document = dict[str, Any]
-BINARY = {"type": "string", "format": "binary"}
+BINARY: Document = {"type": "string", "format": "binary"}
+BASE64: Document = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "inputs": {"type": "string", "contentEncoding": "base64"},
+        "parameters": {"type": "object", "description": "The same names as in the query."},
+    },
+}
+RAW_BODY: Document = {"application/octet-stream": {"schema": BINARY}}
+LATENT_BODY: Document = {
+    **RAW_BODY,
+    "tensor/binary": {"schema": BINARY},
+    **{media: {"schema": BASE64} for media in wire.JSON_TYPES},
+}
+IMAGE_TYPES = [media for media in wire.RAW_TYPES if media.startswith("image/")]
+PICTURE_BODY: Document = {**RAW_BODY, **{media: {"schema": BINARY} for media in IMAGE_TYPES}}
 
 
 def document(version: str, models: list[str]) -> Document:
@@ -18,8 +34,9 @@ def document(version: str, models: list[str]) -> Document:
         "/": {"get": _get("What this server is."), "post": _post("Decode or encode", "By content type and query.")}
     }
     for name in models:
-        paths[f"/{name}/decode"] = {"post": _operation("Latent to picture or video", parameters.DECODE)}
-        paths[f"/{name}/encode"] = {"post": _operation("Picture to latent", parameters.ENCODE)}
+        paths[f"/{name}"] = {"post": _post("Decode or encode", "By content type and query.")}
+        paths[f"/{name}/decode"] = {"post": _operation("Latent to picture or video", parameters.DECODE, LATENT_BODY)}
+        paths[f"/{name}/encode"] = {"post": _operation("Picture to latent", parameters.ENCODE, PICTURE_BODY)}
     about = {
         "/health": "The server answers.",
         "/live": "The server answers.",
@@ -39,29 +56,24 @@ def _get(text: str) -> Document:
 
 def _post(summary: str, text: str) -> Document:
     both = {**parameters.ENCODE, **parameters.DECODE}
-    return {**_operation(summary, both), "description": text}
+    return {**_operation(summary, both, {**LATENT_BODY, **PICTURE_BODY}), "description": text}
 
 
-def _operation(summary: str, known: Mapping[str, parameters.Parameter]) -> Document:
+def _operation(summary: str, known: Mapping[str, parameters.Parameter], body: Document) -> Document:
     return {
         "summary": summary,
         "parameters": [
             {"name": name, "in": "query", "description": item.doc, "schema": dict(item.schema)}
             for name, item in known.items()
         ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                media: {"schema": BINARY} for media in ("tensor/binary", "application/octet-stream", "image/png")
-            },
-        },
+        "requestBody": {"required": True, "content": body},
         "responses": {"200": _ok(), **_errors()},
     }
 
 
 def _ok() -> Document:
     content = {form.value: {"schema": BINARY} for form in Form if form is not Form.BASE64}
-    content[Form.BASE64.value] = {"schema": {"type": "object"}}
+    content[Form.BASE64.value] = {"schema": BASE64}
     return {
         "description": "The picture, video or tensor; raw tensors name their shape and dtype in headers.",
         "content": content,

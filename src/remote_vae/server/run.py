@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import warnings
 from collections.abc import Callable
 
 import uvicorn
@@ -42,6 +43,8 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     # uvicorn stops gracefully, then raises the signal again; to end well is to have nothing left to do on it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    # What a stranger's broken picture makes the imaging library say would fill the log with the picture's own bytes.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     with _listen(settings) as listener:
         server.run(sockets=[listener])
     if failures:
