@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from remote_vae.cli.main import app
 from remote_vae.server.settings import Settings
 
+RAW = {"content-type": "tensor/binary"}
 SLEEP, DIE, RAISE = 8.0, 7.0, 9.0  # what the first value of a latent makes the VAE do
 
 
@@ -100,6 +101,32 @@ def test_every_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch)
     assert Settings().max_batch == 3
     assert Settings().models == ("sd1", "flux1=/a b,recipe=flux1")
     assert Settings(max_batch=4).max_batch == 4
+
+
+def test_random_weights(free_address: tuple[str, int]) -> None:
+    """Models of the registry are served with seeded weights, each at its own path, without a download."""
+    url, port = free_address
+    arguments = ["--model", "taesd", "--model", "taef1", "--random-weights", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "remote_vae.cli.main", "serve", *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(url + "/ready", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.1)
+        for name, channels in (("taesd", 4), ("taef1", 16)):
+            query = f"shape=1,{channels},8,8&dtype=float32"
+            reply = requests.post(f"{url}/{name}?{query}", bytes(channels * 256), timeout=60, headers=RAW)
+            assert (reply.status_code, reply.headers.get("x-model")) == (200, name)
+            assert reply.headers["content-type"] == "image/jpeg"
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
 
 
 def test_limits_are_honoured(start: Any) -> None:
