@@ -18,6 +18,8 @@ from remote_vae.engine.engine import Engine, Served
 from remote_vae.engine.job import Block, DecodeJob
 from remote_vae.errors import InternalError, ModelLoadError, NonFiniteInput, Overloaded, ReplicaFailed, UnknownModel
 
+DEADLY = ((7, 4), (1, 8), (2, 4))  # first pixel and side of three jobs, of which the first kills the process
+
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +156,39 @@ async def test_a_caller_that_goes_away() -> None:
     assert outcome.block.buffer == sent.latent.buffer
 
 
+async def test_many_at_once() -> None:
+    """Jobs of many callers and sizes at once each get their own answer."""
+    async with running() as engine:
+        sent = [job(float(10 + number), side=4 + number * 7) for number in range(40)]
+        found = await asyncio.gather(*(engine.run(engine.find(None), one) for one in sent))
+    assert [outcome.block.buffer for outcome in found] == [one.latent.buffer for one in sent]
+
+
+async def test_the_job_behind_a_deadly_one() -> None:
+    """Only the job that the process was at fails when it dies; the one that stood ready gets its answer."""
+    async with running("die") as engine:
+        deadly, behind, last = (asyncio.create_task(engine.run(engine.find(None), job(n, side=s))) for n, s in DEADLY)
+        assert (await behind).block.shape == (1, 3, 8, 8)
+        assert (await last).block.shape == (1, 3, 4, 4)
+        with pytest.raises(ReplicaFailed):
+            await deadly
+
+
+async def test_a_caller_that_goes_away_while_it_waits() -> None:
+    """A job that nobody waits for any more is not begun, also when it stood ready."""
+    async with running("sleep") as engine:
+        first, second, third = (asyncio.create_task(engine.run(engine.find(None), job(7))) for _ in range(3))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        third.cancel()
+        await first
+        started = time.perf_counter()
+        await engine.run(engine.find(None), job(1))
+    assert time.perf_counter() - started < 0.4
+    assert second.cancelled()
+    assert third.cancelled()
+
+
 async def test_stopping_over_a_job() -> None:
     """A job that runs while the engine stops fails as ReplicaFailed at once, and nothing hangs."""
     async with running("sleep") as engine:
@@ -178,7 +213,7 @@ async def test_nothing_is_left() -> None:
     async with running() as engine:
         await engine.run(engine.find(None), job())
         pid = engine.pids()["copy"]
-        names = engine._replicas["copy"]._memory.names
+        names = [name for memory in engine._replicas["copy"]._memories for name in memory.names]
         assert len(names) == 2
     assert pid is not None
     with pytest.raises(ProcessLookupError):
