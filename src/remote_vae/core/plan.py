@@ -172,7 +172,9 @@ def _stage_bytes(  # noqa: PLR0911  # a case per stage
         case Attention():
             return _attention(before)
         case Convolution() if last:
-            return before.map_bytes + before.strip(plan, halo=stage.halo) + 4 * after.strip(plan)
+            rows = plan.rows(after.width, max(before.channels, after.channels), after.item_bytes)
+            written = min(rows, after.height) * after.width * after.channels * after.item_bytes
+            return before.map_bytes + before.strip(plan, halo=stage.halo) + 4 * written
         case Convolution():
             return _swept(before, plan, (after,), halo=stage.halo)
         case Upsample() | Downsample():

@@ -124,6 +124,7 @@ class Convolved:
 
     def __init__(self, source: Rows, stage: Convolution, kernels: Kernels, moments: Moments | None = None) -> None:
         self.height, self.width, self.channels = source.height, source.width, stage.channels
+        self.widest = max(source.channels, stage.channels)
         self._source, self._stage = source, stage
         self._input = Normalised(source, kernels, stage.norm, moments)
 

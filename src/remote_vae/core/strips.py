@@ -210,7 +210,9 @@ class _Run:
         return x
 
     def _rows(self, found: Rows) -> int:
-        return self._plan.rows(found.width, found.channels, self._item_bytes)
+        """By the wider of what a convolution reads and writes: the last one writes three channels and reads many."""
+        channels = found.widest if isinstance(found, Convolved) else found.channels
+        return self._plan.rows(found.width, channels, self._item_bytes)
 
 
 def _linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:
