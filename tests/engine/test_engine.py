@@ -165,7 +165,7 @@ async def test_many_at_once() -> None:
 
 
 async def test_the_job_behind_a_deadly_one() -> None:
-    """Only the job that the process was at fails when it dies; the one that stood ready gets its answer."""
+    """Only the job that the process was at fails when it dies; those behind it get their answers."""
     async with running("die") as engine:
         deadly, behind, last = (asyncio.create_task(engine.run(engine.find(None), job(n, side=s))) for n, s in DEADLY)
         assert (await behind).block.shape == (1, 3, 8, 8)
@@ -175,7 +175,7 @@ async def test_the_job_behind_a_deadly_one() -> None:
 
 
 async def test_a_caller_that_goes_away_while_it_waits() -> None:
-    """A job that nobody waits for any more is not begun, also when it stood ready."""
+    """A job that nobody waits for any more is not begun."""
     async with running("sleep") as engine:
         first, second, third = (asyncio.create_task(engine.run(engine.find(None), job(7))) for _ in range(3))
         await asyncio.sleep(0.1)
@@ -213,7 +213,7 @@ async def test_nothing_is_left() -> None:
     async with running() as engine:
         await engine.run(engine.find(None), job())
         pid = engine.pids()["copy"]
-        names = [name for memory in engine._replicas["copy"]._memories for name in memory.names]
+        names = engine._replicas["copy"]._memory.names
         assert len(names) == 2
     assert pid is not None
     with pytest.raises(ProcessLookupError):

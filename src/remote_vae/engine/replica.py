@@ -6,10 +6,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -20,24 +18,10 @@ from remote_vae.engine.job import Block, DecodeJob, EncodeJob, Outcome, opened, 
 from remote_vae.errors import NotReady, RemoteVAEError, ReplicaFailed, from_json
 
 LARGE_BYTES: Final = 4 << 20  # a copy of this many takes half a millisecond
-JOBS_READY: Final = 2  # the one that the process works on, and the next
 SMALLEST_SEGMENT: Final = 1 << 20
 STOP_SECONDS: Final = 5.0
 
 T = TypeVar("T")
-
-
-class Unheard(Exception):
-    """The process died before it was asked this question."""
-
-
-@dataclass(slots=True, eq=False)
-class Question:
-    """A job as the process gets it; `unwanted` once nobody waits for the answer any more."""
-
-    message: bytes
-    answer: "asyncio.Future[dict[str, Any]]"
-    unwanted: bool = False
 
 
 class Replica:
@@ -45,7 +29,7 @@ class Replica:
 
     The event loop itself talks with the process: questions and answers are short, and a thread in between would wait
     for the interpreter more than for the process. What takes long, starting and stopping, is done in a thread, and so
-    is copying a large tensor. One job ahead is kept ready, so that the process need not wait between two.
+    is copying a large tensor.
     """
 
     def __init__(self, name: str, *, loader: str, spec: dict[str, object]) -> None:
@@ -54,12 +38,11 @@ class Replica:
         self.failure: RemoteVAEError | None = None
         self._loader, self._spec = loader, spec
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"replica-{name}")
-        self._memories = [Memory(slot) for slot in range(JOBS_READY)]
-        self._turns = asyncio.Semaphore(JOBS_READY)
-        self._changing = asyncio.Lock()  # held while the process is started or stopped
-        self._questions: deque[Question] = deque()  # the first is with the process
+        self._turn = asyncio.Lock()  # held by the one who talks with the process
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None  # None while there is no process that has loaded the model
+        self._answer: asyncio.Future[dict[str, Any]] | None = None
+        self._memory = Memory()
         self._stopping = threading.Event()
 
     @property
@@ -72,33 +55,25 @@ class Replica:
 
     async def start(self) -> Facts:
         """Waits until the model is loaded; *raises* ModelLoadError or whatever else the loader said."""
-        async with self._changing:
+        async with self._turn:
             return await self._start()
 
     async def run(self, job: DecodeJob | EncodeJob) -> Outcome:
         """*Raises* what the core raises, and ReplicaFailed when the process dies over it."""
         asked = time.perf_counter()
-        await self._turns.acquire()  # a caller that goes away while it waits leaves no work behind
-        question = Question(b"", asyncio.get_running_loop().create_future())
-        # One that goes away later must not take its memory along: the process may be at work in it.
-        work = asyncio.ensure_future(self._run(question, job, asked))
+        await self._turn.acquire()  # a caller that goes away while it waits leaves no work behind
+        # One that goes away later must not take the turn along: the process would answer the next one with this job.
+        work = asyncio.ensure_future(self._run(job, asked))
         work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look at it
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            question.unwanted = True
-            raise
+        return await asyncio.shield(work)
 
     async def stop(self) -> None:
         """Ends the process, by force if it does not go by itself, and frees the shared memory."""
         self._stopping.set()
         self._hang_up()
-        async with self._changing:
+        async with self._turn:
             await self._in_thread(self._end, STOP_SECONDS)
-        for _ in range(JOBS_READY):
-            await self._turns.acquire()
-        for memory in self._memories:
-            memory.free()
+            self._memory.free()
         self._thread.shutdown(wait=False)
 
     async def _start(self) -> Facts:
@@ -146,76 +121,61 @@ class Replica:
             raise from_json(message["error"], status=0)
         return ours, Facts.from_json(message["facts"])
 
-    async def _run(self, question: Question, job: DecodeJob | EncodeJob, asked: float) -> Outcome:
-        """Has a turn, and gives it up at the end."""
-        memory = self._memories.pop()
+    async def _run(self, job: DecodeJob | EncodeJob, asked: float) -> Outcome:
+        """Holds the turn, and gives it up at the end."""
         try:
-            block = job.latent if isinstance(job, DecodeJob) else job.image
-            data = memoryview(block.buffer).cast("B")
-            name = await self._copy(data.nbytes, memory.fill, data)
-            message = {**to_message(job), "slot": memory.slot, "in": name, "out": memory.room(job.reply_bytes)}
-            question.message = json.dumps(message).encode()
-            answer = await self._ask(question)
-            if "error" in answer:
-                raise from_json(answer["error"], status=0)
-            waited, worked = time.perf_counter() - asked, float(answer["seconds"])
-            found = await self._copy(answer["nbytes"], memory.read, answer["nbytes"])
+            return await self._talk(job, asked)
         finally:
-            self._memories.append(memory)
-            self._turns.release()
-        seconds = {"queue": max(0.0, waited - worked), job_name(job): worked}
+            self._turn.release()
+
+    async def _talk(self, job: DecodeJob | EncodeJob, asked: float) -> Outcome:
+        block = job.latent if isinstance(job, DecodeJob) else job.image
+        if self._stopping.is_set():
+            raise NotReady(f"the server is shutting down; model {self.name!r} takes no more work")
+        if not self.ready:
+            await self._start()  # it has died while nobody was looking
+        started = time.perf_counter()
+        data = memoryview(block.buffer).cast("B")
+        name = await self._copy(data.nbytes, self._memory.fill, data)
+        answer = await self._ask({**to_message(job), "in": name, "out": self._memory.room(job.reply_bytes)})
+        if "error" in answer:
+            raise from_json(answer["error"], status=0)
+        found = await self._copy(answer["nbytes"], self._memory.read, answer["nbytes"])
+        seconds = {"queue": started - asked, job_name(job): float(answer["seconds"])}
         pixels = Block(answer["dtype"], tuple(answer["shape"]), found)
         return Outcome(pixels, answer["plan"], answer["dtype_run"], answer["note"], seconds)
 
-    async def _ask(self, question: Question) -> dict[str, Any]:
-        while True:
-            async with self._changing:
-                if self._stopping.is_set():
-                    raise NotReady(f"the server is shutting down; model {self.name!r} takes no more work")
-                if not self.ready:
-                    await self._start()  # it has died while nobody was looking, or over the job before this one
-            question.answer = asyncio.get_running_loop().create_future()
-            self._questions.append(question)
-            if len(self._questions) == 1:
-                self._send_first()
-            try:
-                return await question.answer
-            except Unheard:
-                continue
-            except (EOFError, OSError) as exc:
-                raise ReplicaFailed(f"the process of model {self.name!r} died over this request; try again") from exc
-
-    def _send_first(self) -> None:
-        while self._questions and self._questions[0].unwanted:
-            self._questions.popleft().answer.cancel()
-        if self._questions and self._pipe is not None:
-            try:
-                self._pipe.send_bytes(self._questions[0].message)
-            except OSError:
-                self._hang_up()
+    async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._answer = asyncio.get_running_loop().create_future()
+        try:
+            if self._pipe is None:
+                raise EOFError
+            self._pipe.send_bytes(json.dumps(message).encode())
+            return await self._answer
+        except (EOFError, OSError) as exc:
+            self._hang_up()
+            raise ReplicaFailed(f"the process of model {self.name!r} died over this request; try again") from exc
+        finally:
+            self._answer = None
 
     def _on_answer(self) -> None:
         """The event loop calls this when the pipe can be read: there is an answer, or the process has died."""
-        if self._pipe is None:
-            return
         try:
-            message = json.loads(self._pipe.recv_bytes())
+            message = json.loads(self._pipe.recv_bytes()) if self._pipe is not None else None
         except (EOFError, OSError):
             self._hang_up()
             return
-        question = self._questions.popleft()
-        self._send_first()  # before anything is done with the answer, for which the process does not wait
-        question.answer.set_result(message)
+        if self._answer is not None and not self._answer.done() and message is not None:
+            self._answer.set_result(message)
 
     def _hang_up(self) -> None:
-        """Closes the pipe, upon which a process that lives ends, and tells those who wait for an answer."""
+        """Closes the pipe, upon which a process that lives ends, and tells the one who waits for an answer."""
         if self._pipe is not None:
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             self._pipe.close()
         self._pipe = None
-        asked, self._questions = self._questions, deque()
-        for index, question in enumerate(asked):
-            question.answer.set_exception(Unheard() if index else EOFError())
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(EOFError())
 
     def _end(self, patience: float) -> None:
         if self._process is not None:
@@ -228,8 +188,7 @@ class Replica:
 class Memory:
     """Shared memory for one tensor on the way in and one on the way out; kept for the next job."""
 
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
+    def __init__(self) -> None:
         self._segments: dict[str, SharedMemory] = {}
 
     @property

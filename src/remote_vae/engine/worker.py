@@ -77,7 +77,7 @@ def _answer(vae: VAE, recipe: Recipe, message: Message, segments: Segments, budg
     try:
         tensor, done = _run(vae, recipe, message, segments, budget)
         blob = tensor.contiguous().view(torch.uint8).reshape(-1)
-        out = segments.view(f"out{message['slot']}", message["out"])
+        out = segments.view("out", message["out"])
         out[: blob.numel()] = blob.numpy().data  # by one thread: more would wait for each other longer than they copy
     except RemoteVAEError as exc:
         return {"error": to_json(exc)}
@@ -100,7 +100,7 @@ def _answer(vae: VAE, recipe: Recipe, message: Message, segments: Segments, budg
 def _run(
     vae: VAE, recipe: Recipe, message: Message, segments: Segments, budget: Budget
 ) -> tuple[torch.Tensor, Decoded | Encoded]:
-    data = segments.view(f"in{message['slot']}", message["in"])
+    data = segments.view("in", message["in"])
     dtype: torch.dtype = getattr(torch, message["dtype"])
     count = int(torch.Size(message["shape"]).numel())
     tensor = torch.frombuffer(data, dtype=dtype, count=count).reshape(message["shape"])
