@@ -16,6 +16,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from remote_vae.models.spec import ModelSpec
+
 TINY: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -144,7 +146,7 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
 def ask(home: Path, specs: list[dict[str, object]], **environment: str) -> list[Any]:
     """What loading each spec gave, in a process of its own: the hub's client reads its settings at import."""
     defaults = {"source": None, "recipe": "sd1", "dtype": None, "revision": None, "subfolder": None, "anonymous": False}
-    whole = [{"name": "mine", "device": "cpu", "random_weights": False, **defaults, **spec} for spec in specs]
+    whole = [{**ModelSpec("sd1", device="cpu").to_json(), "name": "mine", **defaults, **spec} for spec in specs]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(whole)],
