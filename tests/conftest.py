@@ -120,6 +120,7 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    verify: Path | None = None  # the certificate of a server that has one
 
     @property
     def port(self) -> int:
@@ -142,7 +143,8 @@ class Server:
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                if requests.get(self.url + ("/ready" if ready else "/live"), timeout=5).status_code == 200:
+                path, verify = "/ready" if ready else "/live", self.verify and str(self.verify)
+                if requests.get(self.url + path, timeout=5, verify=verify).status_code == 200:
                     return
             except requests.ConnectionError:
                 pass
@@ -158,7 +160,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
     """Starts a server of `models`, with further settings by name; it has ended when the context ends."""
 
     @contextmanager
-    def started(*models: str, ready: bool = True, **settings: object) -> Iterator[Server]:
+    def started(*models: str, ready: bool = True, verify: Path | None = None, **settings: object) -> Iterator[Server]:
         port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
         given = {"port": port, "models": ";".join(f"{name}=.,recipe=sd1" for name in models), **settings}
         environment = {**os.environ, **{f"REMOTE_VAE_{name.upper()}": str(value) for name, value in given.items()}}
@@ -166,7 +168,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
             process = subprocess.Popen(
                 [sys.executable, HERE / "misbehaving.py"], stdout=out, stderr=out, env=environment
             )
-        server = Server(f"http://127.0.0.1:{port}", process, log)
+        server = Server(f"{'https' if verify else 'http'}://127.0.0.1:{port}", process, log, verify)
         try:
             server.wait_until_live(ready=ready)
             yield server

@@ -5,6 +5,7 @@ RemoteVAEError
 │   ├── MalformedRequest         400  text or body that cannot be parsed
 │   │   ├── UnknownParameter     400  a query name nobody knows, so perhaps a typo
 │   │   └── WrongByteCount       400  body length is not product(shape) x item size
+│   ├── Unauthorized             401  no key, or none that is known
 │   ├── UnknownRoute             404
 │   │   └── UnknownModel         404
 │   ├── MethodNotAllowed         405
@@ -48,7 +49,7 @@ class RemoteVAEError(Exception):
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 0  # of the reply; 0 for what is never sent
-    retry_after: ClassVar[int | None] = None  # seconds, for the Retry-After header
+    retry_after: int | None = None  # seconds, for the Retry-After header
 
     def __init__(self, message: str, *, request_id: str | None = None, **detail: object) -> None:
         super().__init__(message)
@@ -71,6 +72,10 @@ class UnknownParameter(MalformedRequest):
 
 class WrongByteCount(MalformedRequest):
     code = "wrong_byte_count"
+
+
+class Unauthorized(RequestError):
+    code, status = "unauthorized", 401
 
 
 class UnknownRoute(RequestError):

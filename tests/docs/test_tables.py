@@ -17,6 +17,7 @@ from remote_vae.models.registry import REGISTRY
 from remote_vae.protocol import parameters
 from remote_vae.protocol.messages import Form, Provenance, Reply
 from remote_vae.protocol.replies import render_reply
+from remote_vae.server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -95,6 +96,21 @@ def test_every_model_has_a_row() -> None:
         assert precision == ("float32" if overflows else model.dtype)
         if name != "demo":
             assert (channels, scaling, shift) == facts(name)
+
+
+def test_every_setting_has_a_row() -> None:
+    """docs/operating.md has every setting with what it is without it, each has a flag, and keys have none."""
+    table = {name: (default, meaning) for name, default, meaning in rows("operating.md", first="setting")}
+    assert set(table) == set(Settings.model_fields)
+    for name, item in Settings.model_fields.items():
+        default, meaning = table[name]
+        assert meaning
+        if type(item.default) in (int, float):
+            assert float(default) == item.default, name
+        elif isinstance(item.default, str):
+            assert default == item.default
+    as_flags = {name.replace("models", "model").replace("_", "-") for name in Settings.model_fields}
+    assert {flag.removeprefix("--") for flag in flags()["serve"]} - {"help"} == as_flags - {"keys"}
 
 
 def facts(name: str) -> tuple[str, str, str]:

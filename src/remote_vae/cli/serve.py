@@ -1,5 +1,6 @@
 """`remote-vae serve`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ from remote_vae.cli.show import console
 from remote_vae.errors import ConfigurationError
 
 LIMITS = "Limits"
+ACCESS = "Who may come in"
 
 
 def serve(
@@ -36,6 +38,17 @@ def serve(
         typer.Option(help="Bytes for one model, weights and work together.", show_default="what the device has free"),
     ] = None,
     unknown_parameters: Annotated[str | None, typer.Option(help="refuse or ignore.", show_default="refuse")] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="Keys of those who may come in, one a line.", rich_help_panel=ACCESS)
+    ] = None,
+    allow_anonymous: Annotated[
+        bool | None, typer.Option("--allow-anonymous", help="Serve others without keys.", rich_help_panel=ACCESS)
+    ] = None,
+    client_requests_per_second: Annotated[
+        float | None, typer.Option(help="For one key, or one address.", rich_help_panel=ACCESS)
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.", rich_help_panel=ACCESS)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file.", rich_help_panel=ACCESS)] = None,
     max_body_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_reply_bytes: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Of one picture or frame.", rich_help_panel=LIMITS)] = None,
@@ -53,6 +66,7 @@ def serve(
     """Serve one or more VAEs.
 
     Every option is also an environment variable, like REMOTE_VAE_PORT; models are in REMOTE_VAE_MODELS, with ; between.
+    Keys are in a file or in REMOTE_VAE_KEYS, with spaces between.
     """
     given: dict[str, Any] = {name: value for name, value in ctx.params.items() if value is not None and name != "model"}
     if model:

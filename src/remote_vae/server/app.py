@@ -15,8 +15,10 @@ from remote_vae.errors import ConfigurationError, RemoteVAEError
 from remote_vae.models.registry import find_row
 from remote_vae.models.spec import ModelSpec, parse_spec
 from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
+from remote_vae.server.auth import Gate, Rates
 from remote_vae.server.endpoints import Endpoints, page_only
 from remote_vae.server.faults import RequestId, on_error
+from remote_vae.server.keys import read_keys
 from remote_vae.server.settings import Settings
 
 LOADER: Final = "remote_vae.models.loader:open_model"
@@ -36,6 +38,8 @@ def build_app(
     """
     engine = Engine(_served(settings), loader=loader, most_waiting=settings.max_waiting)
     at = Endpoints(engine, settings)
+    rate = settings.client_requests_per_second
+    gate = Middleware(Gate, keys=read_keys(settings.keys, settings.keys_file), rates=Rates(rate) if rate else None)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -49,7 +53,7 @@ def build_app(
 
     app = Starlette(
         routes=_routes(at),
-        middleware=[Middleware(RequestId)],
+        middleware=[Middleware(RequestId), gate],
         exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
         lifespan=lifespan,
     )

@@ -115,7 +115,7 @@ class Endpoints:
         """GET /ready: every model is loaded and its process is alive; 503 with Retry-After otherwise."""
         if not self._engine.ready:
             raise NotReady("not every model is loaded yet")
-        return JSONResponse({"status": "ready", "models": list(self._engine.models)})
+        return JSONResponse({"status": "ready"})
 
     async def models(self, request: Request) -> Response:
         """GET /models: the cards of the models."""

@@ -16,6 +16,7 @@ from remote_vae.errors import (
     RemoteVAEError,
     RequestError,
     RequestTimeout,
+    Unauthorized,
     UnknownRoute,
 )
 from remote_vae.protocol.replies import render_error, request_id_of
@@ -32,6 +33,8 @@ async def on_error(request: Request, exc: Exception) -> Response:
     allowed = error.detail.get("allowed")
     if isinstance(error, MethodNotAllowed) and isinstance(allowed, list):
         headers.append(("allow", ", ".join(allowed)))
+    if isinstance(error, Unauthorized):
+        headers.append(("www-authenticate", 'Bearer realm="remote-vae", Basic realm="remote-vae"'))
     if isinstance(error, RequestTimeout):
         headers.append(("connection", "close"))  # the rest of the body would still be on its way
     if isinstance(error, InternalError):

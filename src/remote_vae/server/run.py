@@ -1,7 +1,10 @@
 """Runs the application under uvicorn until it is told to stop."""
 
+import ipaddress
+import os
 import signal
 import socket
+import ssl
 import warnings
 from collections.abc import Callable
 
@@ -26,8 +29,10 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
     def ready() -> None:
         if on_ready is not None:
-            on_ready(_address(listener))
+            on_ready(_address(listener, settings))
 
+    os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings have them as digests; replicas would inherit the text
+    _check_tls(settings)
     app = build_app(settings, loader=loader, on_ready=ready, on_failure=failed)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -38,6 +43,8 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
             server_header=False,
             ws="none",
             timeout_graceful_shutdown=settings.shutdown_seconds,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
         )
     )
     # uvicorn stops gracefully, then raises the signal again; to end well is to have nothing left to do on it.
@@ -46,6 +53,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     # What a stranger's broken picture makes the imaging library say would fill the log with the picture's own bytes.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with _listen(settings) as listener:
+        _check_reach(listener, settings)
         server.run(sockets=[listener])
     if failures:
         raise failures[0]
@@ -64,6 +72,32 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _address(listener: socket.socket) -> str:
+def _check_reach(listener: socket.socket, settings: Settings) -> None:
+    """*Raises* ConfigurationError for an address that others reach, unless keys or the operator's word let them in.
+
+    It is asked before the first connection is accepted, of the address that was taken: a name can mean anything.
+    """
+    host = listener.getsockname()[0]
+    guarded = settings.keys or settings.keys_file or settings.allow_anonymous
+    if not guarded and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        raise ConfigurationError(
+            f"at {host} anyone on the network could use this server; give keys with --keys-file or REMOTE_VAE_KEYS, or "
+            "say --allow-anonymous"
+        )
+
+
+def _check_tls(settings: Settings) -> None:
+    """*Raises* ConfigurationError for files that are no certificate and its key."""
+    if settings.tls_certificate is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except (OSError, ssl.SSLError) as exc:
+        files = f"{str(settings.tls_certificate)!r} and {str(settings.tls_key)!r}"
+        raise ConfigurationError(f"{files} are not a PEM certificate and its unencrypted key: {exc.strerror}") from exc
+
+
+def _address(listener: socket.socket, settings: Settings) -> str:
+    scheme = "https" if settings.tls_certificate else "http"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

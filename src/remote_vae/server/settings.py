@@ -1,15 +1,24 @@
 """Every setting of the server, by flag or environment variable, in one place."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from remote_vae.server.keys import Keys
+
+
+def _keys(given: object) -> object:
+    return Keys.parse(given) if isinstance(given, str) else given
 
 
 class Settings(BaseSettings):
     """Each field is also the environment variable REMOTE_VAE_<FIELD>; limits are per request."""
 
-    model_config = SettingsConfigDict(env_prefix="REMOTE_VAE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="REMOTE_VAE_", frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -21,6 +30,16 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(default=None, description="None: by the registry")
     memory_budget: int | None = Field(default=None, ge=1, description="bytes for one model; None: what is free")
     unknown_parameters: Literal["refuse", "ignore"] = "refuse"
+
+    # No flag sets this one: the list of processes would show it to everyone on the machine.
+    keys: Annotated[Keys | None, PlainValidator(_keys), NoDecode] = Field(
+        default=None, description="who may come in, white space between; kept as digests only"
+    )
+    keys_file: Path | None = Field(default=None, description="the same, one a line")
+    allow_anonymous: bool = Field(default=False, description="serve everyone who reaches the address, without keys")
+    client_requests_per_second: float | None = Field(default=None, gt=0, description="for one key, or one address")
+    tls_certificate: Path | None = Field(default=None, description="PEM file; with the chain up to the authority")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key")
 
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     max_reply_bytes: int = Field(default=256 * 2**20, ge=1)
@@ -35,6 +54,12 @@ class Settings(BaseSettings):
     head_seconds: float = Field(default=10.0, gt=0, description="for a URL and its headers to arrive")
     body_seconds: float = Field(default=60.0, gt=0, description="for a request's body to arrive")
     shutdown_seconds: int = Field(default=30, ge=1, description="for accepted work to finish")
+
+    @model_validator(mode="after")
+    def _whole_pair(self) -> "Settings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together; give both or neither")
+        return self
 
     @field_validator("models", mode="before")
     @classmethod

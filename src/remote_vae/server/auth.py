@@ -1,0 +1,125 @@
+"""Who may come in, and how often."""
+
+import base64
+import binascii
+import ipaddress
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from remote_vae.errors import RemoteVAEError, TooManyRequests, Unauthorized
+from remote_vae.server.faults import on_error
+from remote_vae.server.keys import Keys
+
+CLIENT: Final = "remote_vae.client"  # in the scope: an opaque id of whoever asks
+OPEN_PATHS: Final = (b"/live", b"/ready", b"/health")  # for probes, which carry no keys; they tell nothing but "yes"
+
+
+class Rates:
+    """At most so many requests a second for each client, and as many at once as a second allows.
+
+    *Source*: the virtual scheduling algorithm of ITU-T I.371, which needs one number for each client.
+    """
+
+    def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic, most: int = 10_000) -> None:
+        self._interval = 1 / per_second
+        self._ahead = max(1 - self._interval, 0.0)  # seconds that a client may be ahead of its schedule
+        self._clock = clock
+        self._most = most
+        self._due: dict[str, float] = {}
+
+    def take(self, client: str) -> None:
+        """Counts one request; *raises* TooManyRequests with the time to wait."""
+        now = self._clock()
+        due = max(self._due.get(client, now), now)
+        wait = due - now - self._ahead
+        if wait > 1e-9:
+            error = TooManyRequests(f"at most {1 / self._interval:g} requests a second are served to one client")
+            error.retry_after = max(1, math.ceil(wait))
+            raise error
+        if len(self._due) >= self._most:  # who has not asked for a while is not known any more
+            self._due = {name: at for name, at in self._due.items() if at > now}
+        self._due[client] = due + self._interval
+
+
+class Gate:
+    """Pure ASGI: lets in who has a key, where keys are set, and nobody too often.
+
+    It judges the path's bytes as they came: what is not one of the open paths letter for letter needs a key, however
+    the rest of the server would read it. A key in the path is taken off, so that nothing behind the gate sees it.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, rates: Rates | None) -> None:
+        self._app = app
+        self._keys = keys
+        self._rates = rates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_open(scope):
+            try:
+                scope = self._admitted(scope)
+            except RemoteVAEError as exc:
+                await (await on_error(Request(scope), exc))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _admitted(self, scope: Scope) -> Scope:
+        if self._keys:
+            client, scope = self._by_key(scope)
+        else:
+            client = self._keys.digest(_network(scope))
+        if self._rates is not None:
+            self._rates.take(client)
+        return {**scope, CLIENT: client}
+
+    def _by_key(self, scope: Scope) -> tuple[str, Scope]:
+        first = _raw_path(scope)[1:].partition(b"/")[0].decode("latin-1")
+        by_path, by_header = self._keys.find(first), self._keys.find(_credential(scope))
+        if by_path is not None:
+            return by_path, _without(scope, first)
+        if by_header is not None:
+            return by_header, scope
+        raise Unauthorized(
+            "this server needs a key: send it as 'Authorization: Bearer KEY', as the password of Basic, or as the "
+            "first part of the path"
+        )
+
+
+def _raw_path(scope: Scope) -> bytes:
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw
+
+
+def _is_open(scope: Scope) -> bool:
+    path = _raw_path(scope)
+    return scope["method"] in ("GET", "HEAD") and path.removesuffix(b"/") in OPEN_PATHS
+
+
+def _credential(scope: Scope) -> str:
+    """What the request's only Authorization header holds; nothing for two of them."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, rest = values[0].decode("latin-1").partition(" ") if len(values) == 1 else ("", "", "")
+    if scheme.lower() == "bearer":
+        return rest.strip(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(rest.strip(" "), validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+def _without(scope: Scope, first: str) -> Scope:
+    """The scope as if the path had begun after its first part."""
+    length = len(first) + 1  # a key has no character that could be escaped, so it is as long in both spellings
+    return {**scope, "path": scope["path"][length:] or "/", "raw_path": _raw_path(scope)[length:] or b"/"}
+
+
+def _network(scope: Scope) -> str:
+    """Whose connection it is; one holder of IPv6 addresses has at least 2^64 of them."""
+    host = scope["client"][0] if scope.get("client") else ""
+    return str(ipaddress.ip_network((host, 64), strict=False)) if ":" in host else host
