@@ -36,6 +36,25 @@ def guarded(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
         yield server
 
 
+def test_the_page_is_open_and_tells_nothing(guarded: Any) -> None:
+    """A browser without a key gets the page and its parts, not the list of models; no neighbour of theirs is open."""
+    browser = {"Accept": "text/html,*/*;q=0.8"}
+    assert ask(guarded, "/", **browser)[0] == 200
+    assert b'"copy"' not in ask(guarded, "/", **browser)[1]
+    assert ask(guarded, "/page/main.js")[0] == 200
+    for path in ("/models", "/docs", "/page", "/page/", "/page/main.js/", "/page/../models", "/page/%2e%2e", "//"):
+        assert ask(guarded, path, **browser)[0] == 401, path
+    assert ask(guarded, "/", "POST", **browser)[0] == 401
+
+
+@pytest.mark.parametrize(("tried", "basic_too"), [("Bearer wrong", False), ("Bearer", False), ("Basic eDp5", True)])
+def test_the_challenge(guarded: Any, tried: str, basic_too: bool) -> None:
+    """Who tried Bearer is not asked for Basic, since a browser would then open a box of its own."""
+    reply = requests.get(guarded.url + "/models", headers={"authorization": tried}, timeout=30)
+    assert reply.headers["www-authenticate"].startswith("Bearer")
+    assert ("Basic" in reply.headers["www-authenticate"]) == basic_too
+
+
 def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 

@@ -27,7 +27,20 @@ from remote_vae.protocol.messages import (
 from remote_vae.protocol.negotiate import decode_form, encode_form
 
 RESERVED_NAMES: Final = frozenset(
-    {"predict", "decode", "encode", "health", "live", "ready", "models", "metrics", "docs", "openapi.json", "v1"}
+    {
+        "predict",
+        "decode",
+        "encode",
+        "health",
+        "live",
+        "ready",
+        "models",
+        "metrics",
+        "docs",
+        "openapi.json",
+        "page",
+        "v1",
+    }
 )
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JSON_TYPES: Final = ("tensor/base64", "application/json")

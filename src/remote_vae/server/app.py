@@ -74,6 +74,7 @@ def _routes(at: Endpoints) -> list[Route]:
     }
     return [
         Route("/", at.home, methods=["GET"]),
+        Route("/page/{name}", page_only(at.browser.part), methods=METHODS),
         *(
             Route(path, page_only(page), methods=METHODS)
             for name, page in pages.items()

@@ -4,6 +4,7 @@ import base64
 import binascii
 import ipaddress
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -12,11 +13,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remote_vae.errors import RemoteVAEError, TooManyRequests, Unauthorized
+from remote_vae.server.browser import wants_page
 from remote_vae.server.faults import on_error
 from remote_vae.server.keys import Keys
 
 CLIENT: Final = "remote_vae.client"  # in the scope: an opaque id of whoever asks
 OPEN_PATHS: Final = (b"/live", b"/ready", b"/health")  # for probes, which carry no keys; they tell nothing but "yes"
+PAGE_PART: Final = re.compile(rb"/page/[a-z]+\.[a-z]+")  # the page's own files, which are the same everywhere
 
 
 class Rates:
@@ -95,8 +98,13 @@ def _raw_path(scope: Scope) -> bytes:
 
 
 def _is_open(scope: Scope) -> bool:
+    """The probes' paths and the page: a browser has the page first, and the user gives the page a key."""
+    if scope["method"] not in ("GET", "HEAD"):
+        return False
     path = _raw_path(scope)
-    return scope["method"] in ("GET", "HEAD") and path.removesuffix(b"/") in OPEN_PATHS
+    if path == b"/":
+        return wants_page(Request(scope))
+    return path.removesuffix(b"/") in OPEN_PATHS or PAGE_PART.fullmatch(path) is not None
 
 
 def _credential(scope: Scope) -> str:

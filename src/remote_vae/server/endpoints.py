@@ -20,6 +20,7 @@ from remote_vae.protocol.parameters import DEFAULT_QUALITY
 from remote_vae.protocol.replies import render_reply
 from remote_vae.server import openapi
 from remote_vae.server.body import check_length, read_body, while_wanted
+from remote_vae.server.browser import BrowserPage, wants_page
 from remote_vae.server.jobs import decode_job, encode_job, fit_decode, model_info, write_payload
 from remote_vae.server.settings import Settings
 
@@ -52,6 +53,7 @@ class Endpoints:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
+        self.browser = BrowserPage()
 
     async def post(self, request: Request) -> Response:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
@@ -102,10 +104,14 @@ class Endpoints:
         return Reply(payload, form, _provenance(model, facts, outcome, time.perf_counter() - started))
 
     async def home(self, request: Request) -> Response:
-        """GET /: what this is and where to look."""
+        """GET /: what this is and where to look; for a browser, the page."""
+        if wants_page(request):
+            return await self.browser.page(request)
         names = {name: list(model.aliases) for name, model in self._engine.models.items()}
         links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready"]
-        return JSONResponse({"service": "remote-vae", "version": VERSION, "models": names, "see": links})
+        return JSONResponse(
+            {"service": "remote-vae", "version": VERSION, "models": names, "see": links}, headers={"vary": "accept"}
+        )
 
     async def live(self, request: Request) -> Response:
         """GET /live, /health: the server's own process answers."""

@@ -34,12 +34,18 @@ async def on_error(request: Request, exc: Exception) -> Response:
     if isinstance(error, MethodNotAllowed) and isinstance(allowed, list):
         headers.append(("allow", ", ".join(allowed)))
     if isinstance(error, Unauthorized):
-        headers.append(("www-authenticate", 'Bearer realm="remote-vae", Basic realm="remote-vae"'))
+        headers.append(("www-authenticate", _challenge(request)))
     if isinstance(error, RequestTimeout):
         headers.append(("connection", "close"))  # the rest of the body would still be on its way
     if isinstance(error, InternalError):
         LOG.error("request %s: %s", error.request_id, type(exc).__name__)
     return Response(body, status, dict(headers))
+
+
+def _challenge(request: Request) -> str:
+    """Who comes with Bearer is asked for Bearer alone: a browser asked for Basic would open a box of its own."""
+    tried_bearer = request.headers.get("authorization", "").lower().startswith("bearer")
+    return 'Bearer realm="remote-vae"' if tried_bearer else 'Bearer realm="remote-vae", Basic realm="remote-vae"'
 
 
 def _as_ours(exc: Exception) -> RemoteVAEError:

@@ -1,0 +1,109 @@
+// What is in a chosen file: a picture, or tensors with their dtype, shape and place. Only headers are read.
+
+export class NotReadable extends Error {
+  constructor(text, advice) {
+    super(text);
+    this.advice = advice;
+  }
+}
+
+const SAFETENSORS_DTYPES = { F16: "float16", BF16: "bfloat16", F32: "float32", F64: "float64" };
+const NUMPY_DTYPES = { "<f2": "float16", "<f4": "float32", "<f8": "float64" };
+const ITEM_BYTES = { float16: 2, bfloat16: 2, float32: 4, float64: 8 };
+const MOST_HEADER_BYTES = 16 * 2 ** 20;
+const SAVE = 'Save it with safetensors: save_file({"latent": latents.contiguous()}, "latent.safetensors").';
+
+/** {kind: "picture"} or {kind: "latent", tensors: [{name, dtype, shape, start, bytes}]}. Throws NotReadable. */
+export async function lookInto(file) {
+  const head = await bytesOf(file, 0, 12);
+  const ascii = String.fromCharCode(...head);
+  if (ascii.startsWith("\x89PNG\r\n\x1a\n") || ascii.startsWith("\xff\xd8\xff") || (ascii.startsWith("RIFF") && ascii.endsWith("WEBP"))) {
+    return { kind: "picture" };
+  }
+  if (ascii.startsWith("\x93NUMPY")) return { kind: "latent", tensors: [await readNumpy(file, head)] };
+  if (/\.(pt|pth|ckpt|bin|pkl|pickle)$/i.test(file.name) || ascii.startsWith("PK") || ascii.startsWith("\x80")) {
+    throw new NotReadable(`${file.name} is a pickle or an archive. Opening one can run any code in it, so neither this page nor the server does.`, SAVE);
+  }
+  if (file.type.startsWith("image/")) {
+    throw new NotReadable(`${file.name} is ${file.type}, which the server does not read.`, "Save the picture as PNG, JPEG or WebP.");
+  }
+  return { kind: "latent", tensors: await readSafetensors(file, head) };
+}
+
+/** What travels for a tensor: a slice of the file, or for float64 the same numbers in float32. */
+export async function payloadOf(file, tensor) {
+  const slice = file.slice(tensor.start, tensor.start + tensor.bytes);
+  if (tensor.dtype !== "float64") return { dtype: tensor.dtype, body: slice };
+  return { dtype: "float32", body: new Blob([Float32Array.from(new Float64Array(await slice.arrayBuffer()))]) };
+}
+
+/** A .npy file of raw little-endian values, as numpy.load reads it. */
+export function writeNumpy(dtype, shape, values) {
+  const descr = Object.keys(NUMPY_DTYPES).find((key) => NUMPY_DTYPES[key] === dtype);
+  let header = `{'descr': '${descr}', 'fortran_order': False, 'shape': (${shape.join(", ")},), }`;
+  header = header.padEnd(Math.ceil((header.length + 11) / 64) * 64 - 11) + "\n";
+  const length = new Uint8Array([header.length & 255, header.length >> 8]);
+  return new Blob([new Uint8Array([0x93]), "NUMPY\x01\x00", length, header, values]);
+}
+
+async function bytesOf(file, start, end) {
+  try {
+    return new Uint8Array(await file.slice(start, end).arrayBuffer());
+  } catch {
+    throw new NotReadable(`${file.name} can no longer be read.`, "It was moved or changed, or is a folder. Choose it again.");
+  }
+}
+
+async function readNumpy(file, head) {
+  const view = new DataView(head.buffer);
+  const [at, length] = head[6] === 1 ? [10, view.getUint16(8, true)] : [12, view.getUint32(8, true)];
+  if (length > MOST_HEADER_BYTES || at + length > file.size) throw broken(file, "a NumPy");
+  const header = new TextDecoder("latin1").decode(await bytesOf(file, at, at + length));
+  const descr = /'descr':\s*'([^']*)'/.exec(header)?.[1];
+  const shape = /'shape':\s*\(([\d,\s]*)\)/.exec(header)?.[1].split(",").filter((part) => part.trim()).map(Number);
+  if (descr === undefined || shape === undefined) throw broken(file, "a NumPy");
+  const dtype = NUMPY_DTYPES[descr];
+  if (!dtype) throw new NotReadable(`${file.name} holds values of type ${descr}; a latent has little-endian floats.`, 'Save it with numpy.save("latent.npy", latent.astype("<f4")).');
+  if (/'fortran_order':\s*True/.test(header)) {
+    throw new NotReadable(`${file.name} is in Fortran order; the wire has C order.`, 'Save it with numpy.save("latent.npy", numpy.ascontiguousarray(latent)).');
+  }
+  const bytes = file.size - at - length;
+  if (bytes !== sizeOf(dtype, shape)) throw broken(file, "a NumPy");
+  return checked(file, [{ name: "", dtype, shape, start: at + length, bytes }])[0];
+}
+
+async function readSafetensors(file, head) {
+  const length = head.length >= 8 ? Number(new DataView(head.buffer).getBigUint64(0, true)) : Infinity;
+  if (length > MOST_HEADER_BYTES || 8 + length > file.size) {
+    throw new NotReadable(`${file.name} is neither a latent (.safetensors, .npy) nor a picture (PNG, JPEG, WebP).`, "Choose another file, or save the latent as safetensors.");
+  }
+  let header;
+  try {
+    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await bytesOf(file, 8, 8 + length)));
+  } catch (error) {
+    if (error instanceof NotReadable) throw error;
+    throw broken(file, "a safetensors");
+  }
+  const found = [];
+  for (const [name, entry] of Object.entries(header ?? {})) {
+    if (name === "__metadata__") continue;
+    const dtype = SAFETENSORS_DTYPES[entry?.dtype];
+    if (!dtype) continue;
+    const { shape, data_offsets: place } = entry;
+    const sound = isSizes(shape) && isSizes(place) && place.length === 2 && place[1] - place[0] === sizeOf(dtype, shape) && 8 + length + place[1] <= file.size;
+    if (!sound) throw broken(file, "a safetensors");
+    found.push({ name, dtype, shape, start: 8 + length + place[0], bytes: place[1] - place[0] });
+  }
+  return checked(file, found);
+}
+
+function checked(file, tensors) {
+  const latents = tensors.filter((tensor) => tensor.shape.length >= 3 && tensor.shape.length <= 5 && tensor.bytes > 0);
+  if (latents.length) return latents;
+  const shapes = tensors.slice(0, 3).map((tensor) => `[${tensor.shape}]`).join(", ");
+  throw new NotReadable(`${file.name} holds no latent: ${shapes ? `its floats have the shape ${shapes}` : "it has no floats"}; a latent has 3 to 5 axes.`, "Choose another file.");
+}
+
+const isSizes = (list) => Array.isArray(list) && list.every((size) => Number.isSafeInteger(size) && size >= 0);
+const sizeOf = (dtype, shape) => shape.reduce((product, size) => product * size, ITEM_BYTES[dtype]);
+const broken = (file, kind) => new NotReadable(`${file.name} is ${kind} file that is broken or cut short.`, "Save or copy it again.");

@@ -1,0 +1,85 @@
+// What the server is doing, from its Prometheus metrics, once a second while somebody looks.
+
+import { bytes, getText } from "./server.js";
+
+const EVERY_MS = 1000;
+const POINTS = 60;
+
+// Each tile is a number that metrics give; a counter is shown as its rate a second.
+const TILES = [
+  { title: "Queue", names: ["remote_vae_queue_jobs"], say: (value) => `${value} waiting or running` },
+  { title: "Device memory", names: ["remote_vae_device_memory_bytes"], say: bytes },
+  { title: "Throughput", names: ["remote_vae_requests_total"], counter: true, say: (value) => `${value.toFixed(1)} requests/s` },
+];
+
+/** Polls until the page closes. `onLost` when the server stops answering, `onBack` when it does again. */
+export function startLive({ onLost, onBack }) {
+  const tiles = TILES.map(makeTile);
+  document.getElementById("tiles").replaceChildren(...tiles.map((tile) => tile.element));
+  let there = true;
+  const tick = async () => {
+    if (document.hidden) return;
+    try {
+      const samples = parseMetrics(await getText("metrics"));
+      document.getElementById("live").hidden = false;
+      tiles.forEach((tile) => tile.take(samples));
+      if (!there) onBack();
+      there = true;
+    } catch (error) {
+      if (error.status === 404) document.getElementById("live").hidden = true; // an operator can turn it off
+      if (error.status === 0 && there) {
+        there = false;
+        onLost();
+      }
+    }
+  };
+  const loop = () => tick().finally(() => setTimeout(loop, EVERY_MS));
+  loop();
+}
+
+function makeTile({ title, names, counter, say }) {
+  const element = Object.assign(document.createElement("div"), { className: "tile" });
+  const value = document.createElement("output");
+  const chart = makeChart();
+  element.append(Object.assign(document.createElement("h3"), { textContent: title }), value, chart.element);
+  let before = null;
+  const take = (samples) => {
+    const total = samples.filter(({ name }) => names.includes(name)).reduce((sum, sample) => sum + sample.value, 0);
+    const now = performance.now();
+    const shown = !counter ? total : before ? Math.max(0, total - before.total) / ((now - before.at) / 1000) : 0;
+    before = { total, at: now };
+    value.textContent = say(shown);
+    chart.add(shown);
+  };
+  return { element, take };
+}
+
+function makeChart() {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  element.setAttribute("viewBox", `0 0 ${POINTS - 1} 1`);
+  element.setAttribute("preserveAspectRatio", "none");
+  element.setAttribute("aria-hidden", "true");
+  const [area, line] = ["polygon", "polyline"].map((name) => element.appendChild(document.createElementNS(element.namespaceURI, name)));
+  const values = [];
+  const add = (value) => {
+    values.push(value);
+    if (values.length > POINTS) values.shift();
+    const top = Math.max(...values) || 1;
+    const points = values.map((item, index) => `${POINTS - values.length + index},${1 - item / top}`);
+    line.setAttribute("points", points.join(" "));
+    area.setAttribute("points", [`${POINTS - values.length},1`, ...points, `${POINTS - 1},1`].join(" "));
+  };
+  return { element, add };
+}
+
+/** Lines of the text format as [{name, labels, value}]. */
+export function parseMetrics(text) {
+  const found = [];
+  for (const line of text.split("\n")) {
+    const match = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/.exec(line);
+    if (!match) continue;
+    const labels = Object.fromEntries([...(match[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]));
+    found.push({ name: match[1], labels, value: Number(match[3].replace("+Inf", "Infinity")) });
+  }
+  return found;
+}

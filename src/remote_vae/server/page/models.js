@@ -1,0 +1,51 @@
+// What the cards of GET /models say, for people, and which latents a model takes.
+
+const LIMITS = {
+  max_pixels: (value) => `${(value / 1e6).toFixed(1)} megapixels a picture or frame`,
+  max_side: (value) => `${value} pixels a side`,
+  max_batch: (value) => `${value} pictures at a time`,
+  max_frames: (value) => `${value} frames`,
+  max_body_bytes: (value) => `${Math.round(value / 2 ** 20)} MiB a request`,
+  max_waiting: (value) => `${value} requests waiting for one model`,
+};
+
+export const limitsText = (limits) => `Limits: ${Object.entries(LIMITS).filter(([name]) => name in limits).map(([name, say]) => say(limits[name])).join(", ")}.`;
+
+/** Whether a latent of this shape fits by its channels. */
+export const suits = ({ kind, latent_channels: channels, ...card }, shape) =>
+  (shape.length === (kind === "video" ? 5 : 4) && shape[1] === channels) ||
+  (shape.length === (kind === "video" ? 4 : 3) && shape[0] === channels) ||
+  packed({ kind, latent_channels: channels, ...card }, shape);
+
+/** Whether the latent is packed, patches of 2 by 2 in a row, and so does not say its height and width. */
+export function packed({ kind, latent_channels: channels, latent_layouts: layouts }, shape) {
+  const plain = (shape.length === 4 && shape[1] === channels) || (shape.length === 3 && shape[0] === channels);
+  return kind === "image" && !plain && shape[shape.length === 4 && shape[3] === 1 ? 2 : shape.length - 1] === 4 * channels && layouts.some((layout) => layout.includes("("));
+}
+
+export function cardRow(card, first) {
+  const row = document.createElement("tr");
+  const ratio = card.kind === "video" ? `${card.spatial_compression_ratio}x, ${card.temporal_compression_ratio} frames` : `${card.spatial_compression_ratio}x`;
+  const names = [first ? "the first, at /" : "", card.aliases.length ? `also ${card.aliases.join(", ")}` : ""].filter(Boolean).join("; ");
+  const cells = [
+    [card.name, names],
+    [card.kind === "video" ? "video" : "pictures"],
+    [card.latent_channels],
+    [ratio],
+    factor(card, "scaling_factor"),
+    factor(card, "shift_factor"),
+    [card.dtype],
+    [card.plans.join(", ")],
+    [card.source, card.revision],
+  ];
+  cells.forEach(([text, more], index) => {
+    const cell = document.createElement(index ? "td" : "th");
+    if (!index) cell.scope = "row";
+    cell.append(String(text));
+    if (more) cell.append(Object.assign(document.createElement("small"), { textContent: more }));
+    row.append(cell);
+  });
+  return row;
+}
+
+const factor = (card, name) => [card[name] ?? (card.latents_mean ? "per channel" : "none")];

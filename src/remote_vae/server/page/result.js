@@ -1,0 +1,88 @@
+// What came back: the picture or video, the comparison, the time of each stage, the bytes, and files to keep.
+
+import { compare, compareView } from "./compare.js";
+import { writeNumpy } from "./files.js";
+import { bytes } from "./server.js";
+
+const $ = (id) => document.getElementById(id);
+const NAMES = { network: "network and browser", queue: "queue", decode: "decode", encode: "encode", media: "writing the file" };
+let urls = [];
+
+/** `encoded` is the reply to the first half of a round trip, `picture` what was sent for it; both null for a latent. */
+export async function showResult({ job, decoded, encoded = null, picture = null }) {
+  urls.forEach((url) => URL.revokeObjectURL(url));
+  urls = [];
+  const media = new Blob([decoded.data], { type: job.accept });
+  const compared = picture && (await compare(picture, media));
+  const view = viewOf(job, urlOf(media), picture && urlOf(picture), compared);
+  $("stage").replaceChildren(view.element);
+  $("slider").replaceChildren(...(view.slider ? [view.slider] : []));
+  $("summary").replaceChildren(...facts(job, decoded, encoded, compared));
+  const note = [decoded.header("x-note"), compared?.resized ? "The server took the picture at the size of a multiple of the model's ratio; PSNR is against the browser's own resizing." : "", compared?.transparent ? "The picture has transparency, which the server drops, so PSNR is not measured." : ""].filter(Boolean).join(" ");
+  $("note").textContent = note;
+  $("note").hidden = !note;
+  $("timings").replaceChildren(...[encoded, decoded].filter(Boolean).map((reply) => timing(reply, reply === encoded ? "Encode" : "Decode")));
+  $("downloads").replaceChildren(...files(job, media, encoded));
+  $("result").hidden = false;
+}
+
+function viewOf(job, url, original, compared) {
+  if (original) return compareView(original, url, { width: compared.width, height: compared.height });
+  if (!job.video) return { element: Object.assign(document.createElement("img"), { src: url, alt: `What ${job.model} decoded from ${job.name}` }) };
+  const video = Object.assign(document.createElement("video"), { src: url, controls: true, loop: true, muted: true, playsInline: true });
+  video.setAttribute("aria-label", `What ${job.model} decoded from ${job.name}`);
+  return { element: video };
+}
+
+function facts(job, decoded, encoded, compared) {
+  const psnr = compared?.psnr;
+  const found = [
+    ["PSNR", psnr === undefined || psnr === null ? "" : psnr === Infinity ? "the same pixels" : `${psnr.toFixed(1)} dB`],
+    ["size", compared ? `${compared.width}x${compared.height}` : ""],
+    ["model", decoded.header("x-model")],
+    ["plan", decoded.header("x-plan")],
+    ["precision", decoded.header("x-dtype")],
+    ["latent", encoded ? encoded.header("shape") : ""],
+  ];
+  return found.filter(([, value]) => value).map(([name, value]) => {
+    const item = document.createElement("div");
+    item.append(Object.assign(document.createElement("span"), { textContent: name }), value);
+    return item;
+  });
+}
+
+/** One request as a bar: the server's stages as it says them, and the rest of the time. */
+function timing(reply, title) {
+  const stages = [...(reply.header("server-timing") ?? "").matchAll(/([a-z_]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]);
+  const inside = stages.reduce((sum, [, ms]) => sum + ms, 0);
+  const parts = [["network", Math.max(0, reply.ms - inside)], ...stages];
+  const bar = Object.assign(document.createElement("div"), { className: "bar" });
+  const list = document.createElement("ul");
+  for (const [name, ms] of parts) {
+    const share = Object.assign(document.createElement("i"), { title: `${name} ${ms.toFixed(1)} ms` });
+    share.style.flexGrow = ms;
+    const line = Object.assign(document.createElement("li"), { textContent: `${NAMES[name] ?? name} ${ms.toFixed(1)} ms` });
+    for (const element of [share, line]) element.dataset.stage = name;
+    bar.append(share);
+    list.append(line);
+  }
+  bar.setAttribute("aria-hidden", "true"); // the list says the same
+  const head = document.createElement("p");
+  head.append(Object.assign(document.createElement("strong"), { textContent: `${title} ${reply.ms.toFixed(0)} ms` }), Object.assign(document.createElement("span"), { textContent: `${bytes(reply.sent)} sent, ${bytes(reply.received)} received` }));
+  const element = Object.assign(document.createElement("div"), { className: "timing" });
+  element.append(head, bar, list);
+  return element;
+}
+
+function files(job, media, encoded) {
+  const links = [link(job.video ? "Save the video" : "Save the picture", media, job.video ? "decoded.mp4" : `decoded.${job.format}`)];
+  if (encoded) links.push(link("Save the latent", writeNumpy(encoded.header("dtype"), job.shape, encoded.data), "latent.npy"));
+  return links;
+}
+
+const link = (text, blob, name) => Object.assign(document.createElement("a"), { textContent: text, href: urlOf(blob), download: name });
+
+function urlOf(blob) {
+  urls.push(URL.createObjectURL(blob));
+  return urls.at(-1);
+}

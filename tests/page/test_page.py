@@ -1,0 +1,319 @@
+"""The page in a real browser, against a real server: from a file to what is seen."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Page
+from safetensors.torch import save_file
+
+from .conftest import PHONE, Visit
+
+EACH = [*(f"{name}.safetensors" for name in ("sd", "several", "packed", "video")), "double.npy", "it's a photo.png"]
+DARK = {"color_scheme": "dark"}
+SD = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files as people have them: latents of several kinds and dtypes, a photograph of noise."""
+    save_file({"latent": SD.half()}, tmp_path / "sd.safetensors")
+    save_file({"ids": torch.arange(4), "a": SD.bfloat16(), "b's": SD.bfloat16() / 2}, tmp_path / "several.safetensors")
+    save_file({"latent": torch.randn(1, 64, 64).bfloat16()}, tmp_path / "packed.safetensors")
+    save_file({"latent": torch.randn(1, 16, 3, 4, 4).half()}, tmp_path / "video.safetensors")
+    save_file({"latent": torch.randn(1, 9, 8, 8)}, tmp_path / "odd.safetensors")
+    np.save(tmp_path / "single.npy", SD.numpy())
+    np.save(tmp_path / "double.npy", SD.numpy().astype("<f8"))
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "it's a photo.png")
+    return tmp_path
+
+
+def choose(page: Page, path: Path) -> None:
+    page.locator("#file").set_input_files(path)
+    page.locator("#chosen-name", has_text=path.name).wait_for()
+
+
+def send(page: Page) -> None:
+    page.locator("#go").click()
+    page.locator("#result").wait_for()
+    page.locator("#go:not(:disabled)").wait_for()
+
+
+def saved(page: Page, name: str) -> bytes:
+    """What the link `name` gives."""
+    with page.expect_download() as download:
+        page.get_by_role("link", name=name).click()
+    return Path(download.value.path()).read_bytes()
+
+
+def decoded_by(live: Any, model: str, latent: torch.Tensor, **query: object) -> bytes:
+    """The server's own answer, asked without the page."""
+    dtype = str(latent.dtype).removeprefix("torch.")
+    query = {"shape": list(latent.shape), "dtype": dtype, "do_scaling": "True", **query}
+    headers = {"content-type": "tensor/binary", "accept": "image/png"}
+    body = latent.contiguous().view(torch.uint8).numpy().tobytes()
+    reply = live.post(f"/{model}/decode", params=query, data=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    return bytes(reply.content)
+
+
+def test_a_browser_gets_the_page_and_programs_get_json(live: Any) -> None:
+    """GET / is the page for who accepts text/html, and JSON for everybody else, health checks included."""
+    for accept in ("text/html,application/xhtml+xml,*/*;q=0.8", "TEXT/HTML;q=0.9"):
+        reply = requests.get(live.url, headers={"accept": accept}, timeout=10)
+        assert reply.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in reply.headers["content-security-policy"]
+        assert "unsafe" not in reply.headers["content-security-policy"]
+        assert "accept" in reply.headers["vary"]
+    for accept in (None, "*/*", "application/json", "text/plain"):
+        reply = requests.get(live.url, headers={"accept": accept}, timeout=10)
+        assert reply.json()["service"] == "remote-vae"
+        assert "accept" in reply.headers["vary"]
+
+
+def test_the_parts_of_the_page(live: Any) -> None:
+    """Below /page are the page's own files and nothing else, for GET and HEAD."""
+    reply = requests.get(f"{live.url}/page/main.js", timeout=10)
+    assert "javascript" in reply.headers["content-type"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    same = {"if-none-match": reply.headers["etag"]}
+    assert requests.get(f"{live.url}/page/main.js", headers=same, timeout=10).status_code == 304
+    for name in ("nothing.js", "..%2fapp.py", "%2e%2e/app.py", "main.js/x"):
+        assert requests.get(f"{live.url}/page/{name}", timeout=10).status_code == 404
+    assert requests.post(f"{live.url}/page/main.js", timeout=10).status_code == 405
+
+
+def test_it_is_light(live: Any, visit: Visit) -> None:
+    """All that a first visit transfers, headers included, is below 300 kB."""
+    page = visit(live.url)
+    sizes = page.evaluate("performance.getEntries().map((entry) => entry.transferSize ?? 0)")
+    assert 10_000 < sum(sizes) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("name", "latent"),
+    [("sd.safetensors", SD.half()), ("single.npy", SD), ("double.npy", SD)],
+    ids=lambda case: str(case)[:12],
+)
+def test_a_latent_becomes_the_picture(live: Any, visit: Visit, folder: Path, name: str, latent: torch.Tensor) -> None:
+    """A latent of any format and dtype is shown as the very picture that the server sends to others."""
+    page = visit(live.url)
+    choose(page, folder / name)
+    send(page)
+    image = page.locator("#stage img")
+    image.evaluate("image => image.decode()")
+    assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
+    latent = SD.half() if name == "sd.safetensors" else SD
+    assert saved(page, "Save the picture") == decoded_by(live, "sd", latent)
+
+
+def test_one_of_several_tensors(live: Any, visit: Visit, folder: Path) -> None:
+    """Of a file with several tensors the chosen one is decoded; the ones that are no latents are not offered."""
+    page = visit(live.url)
+    choose(page, folder / "several.safetensors")
+    options = page.get_by_label("Tensor", exact=True)
+    assert options.locator("option").all_inner_texts() == ["a [1,4,8,8]", "b's [1,4,8,8]"]
+    options.select_option(index=1)
+    page.get_by_text("Apply the model's scaling").click()
+    send(page)
+    assert saved(page, "Save the picture") == decoded_by(live, "sd", SD.bfloat16() / 2, do_scaling="False")
+
+
+def test_a_packed_latent(live: Any, visit: Visit, folder: Path) -> None:
+    """For packed latents the size is asked for, a square is guessed, and a model that fits is taken."""
+    page = visit(live.url)
+    choose(page, folder / "packed.safetensors")
+    assert page.get_by_label("Model", exact=True).input_value() == "flux"
+    assert page.get_by_label("Height, pixels").input_value() == "128"
+    page.get_by_label("Height, pixels").fill("64")
+    page.get_by_label("Width, pixels").fill("256")
+    send(page)
+    assert Image.open(io.BytesIO(saved(page, "Save the picture"))).size == (256, 64)
+
+
+def test_a_video_plays(live: Any, visit: Visit, folder: Path) -> None:
+    """A latent of a video model becomes a video of all its frames, which plays."""
+    page = visit(live.url)
+    choose(page, folder / "video.safetensors")
+    assert page.get_by_label("Model", exact=True).input_value() == "video"
+    send(page)
+    video = page.locator("#stage video")
+    video.evaluate("video => video.readyState >= 2 || new Promise((done) => (video.oncanplay = () => done()))")
+    assert video.evaluate("video => [video.videoWidth, video.videoHeight, video.duration]") == [32, 32, 0.9]
+    video.evaluate("video => video.play()")
+    moved = "video => new Promise((done) => (video.ontimeupdate = () => video.currentTime > 0.2 && done(true)))"
+    assert video.evaluate(moved)
+    assert saved(page, "Save the video")[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("model", ["sd", "video"])
+def test_a_round_trip_is_measured(live: Any, visit: Visit, folder: Path, model: str) -> None:
+    """A picture goes to a latent and back; the page's PSNR is that of the pictures, the stages those of both ways."""
+    page = visit(live.url)
+    choose(page, folder / "it's a photo.png")
+    page.get_by_label("Model", exact=True).select_option(model)
+    send(page)
+    pair = [Image.open(folder / "it's a photo.png"), Image.open(io.BytesIO(saved(page, "Save the picture")))]
+    original, decoded = (np.asarray(picture.convert("RGB"), dtype=np.float64) for picture in pair)
+    psnr = 10 * np.log10(255**2 / np.mean((original - decoded) ** 2))
+    assert f"PSNR{psnr:.1f} dB" in page.locator("#summary").inner_text().replace("\n", "")
+    assert np.load(io.BytesIO(saved(page, "Save the latent"))).shape[-2:] == (8, 12)
+    stages = page.locator("#timings li").all_inner_texts()
+    assert [re.sub(r" [\d.]+ ms", "", text) for text in stages] == [
+        *("network and browser", "queue", "encode", "writing the file"),
+        *("network and browser", "queue", "decode", "writing the file"),
+    ]
+    size = (folder / "it's a photo.png").stat().st_size
+    assert f"{size / 1000:.1f} kB sent" in page.locator("#timings").inner_text()
+
+
+def test_the_slider_moves_by_keyboard(live: Any, visit: Visit, folder: Path) -> None:
+    """The line between original and decoded follows the arrow keys."""
+    page = visit(live.url)
+    choose(page, folder / "it's a photo.png")
+    send(page)
+    page.get_by_role("slider").focus()
+    clip = "element => getComputedStyle(element).clipPath"
+    places = []
+    for key in ("Home", "ArrowRight", "End"):
+        page.keyboard.press(key)
+        places.append(page.get_by_alt_text("Original").evaluate(clip))
+    assert places == ["inset(0px 100% 0px 0px)", "inset(0px 99% 0px 0px)", "inset(0px 0% 0px 0px)"]
+
+
+def test_all_of_it_by_keyboard(live: Any, visit: Visit, folder: Path) -> None:
+    """Tab and Enter are enough to choose a file, send it and copy the code."""
+    page = visit(live.url)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the decoder"
+    tab_to(page, "file")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(folder / "sd.safetensors")
+    page.locator("#go:not(:disabled)").wait_for()
+    tab_to(page, "go")
+    page.keyboard.press("Enter")
+    page.locator("#code").wait_for()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#result").wait_for()
+    tab_to(page, "python", past=-1)
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == page.locator("#python").text_content()
+
+
+def tab_to(page: Page, element: str, past: int = 0) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == element:
+            return
+    raise AssertionError(f"#{element} is not reached by Tab")
+
+
+@pytest.mark.parametrize("language", ["python", "curl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sd.safetensors",
+        "several.safetensors",
+        "double.npy",
+        "packed.safetensors",
+        "it's a photo.png",
+        "video.safetensors",
+    ],
+)
+def test_the_code_does_the_same(live: Any, visit: Visit, folder: Path, name: str, language: str) -> None:
+    """The Python and the curl that the page shows, run as they stand, give the bytes that the page has."""
+    page = visit(live.url)
+    choose(page, folder / name)
+    send(page)
+    code = page.locator(f"#{language}").text_content() or ""
+    link = page.locator("#downloads a").first
+    mine = saved(page, link.inner_text())
+    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-ec", code]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert said.returncode == 0, said.stderr + said.stdout
+    assert (folder / str(link.get_attribute("download"))).read_bytes() == mine
+
+
+@pytest.mark.parametrize("options", [{}, DARK, PHONE, DARK | PHONE], ids=["light", "dark", "phone", "dark phone"])
+def test_accessibility(live: Any, visit: Visit, folder: Path, options: dict[str, Any]) -> None:
+    """axe finds no violation on the empty page, on a result, on a failure, and with the key's field open."""
+    page = visit(live.url, **options)
+    found = [axe(page)]
+    choose(page, folder / "it's a photo.png")
+    send(page)
+    found.append(axe(page))
+    choose(page, folder / "odd.safetensors")
+    page.locator("#go").click()
+    page.get_by_role("alert").wait_for()
+    page.get_by_role("button", name="Key").click()
+    found.append(axe(page))
+    assert found == [[], [], []]
+
+
+def axe(page: Page) -> list[str]:
+    violations = Axe().run(page).response["violations"]
+    return [f"{item['id']}: {node['html']}" for item in violations for node in item["nodes"]]
+
+
+def test_dark_mode(live: Any, visit: Visit) -> None:
+    """The colours follow the system's scheme: light text on dark ground at night, the reverse by day."""
+    sums = []
+    for options in ({}, DARK):
+        page = visit(live.url, **options)
+        style = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+        sums.append([sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in style])
+    (day, ink), (night, chalk) = sums
+    assert night < ink + 100 < 300
+    assert min(day, chalk) > 600
+
+
+def test_on_a_phone(live: Any, visit: Visit, folder: Path) -> None:
+    """On a narrow screen nothing is wider than the screen and everything works by touch."""
+    page = visit(live.url, **PHONE)
+    choose(page, folder / "it's a photo.png")
+    page.locator("#go").tap()
+    page.locator("#result").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    heights = "[...document.querySelectorAll('button, select')].map((item) => item.offsetHeight)"
+    assert min(filter(None, page.evaluate(heights))) >= 24
+
+
+def test_the_test_picture(live: Any, visit: Visit) -> None:
+    """Who has no file can take a picture that the page draws."""
+    page = visit(live.url)
+    page.get_by_role("button", name="test picture").click()
+    page.locator("#chosen-name", has_text="test-picture.png").wait_for()
+    send(page)
+    assert "512x512" in page.locator("#summary").inner_text()
+
+
+def test_the_models_are_shown(live: Any, visit: Visit) -> None:
+    """Every model is listed with its channels, ratio and factors, and the limits below."""
+    page = visit(live.url)
+    rows = [row.inner_text().split("\t") for row in page.locator("#models tr").all()]
+    assert [row[0].split("\n")[0] for row in rows] == ["sd", "flux", "video"]
+    assert [row[2:6] for row in rows] == [
+        ["4", "8x", "0.31", "none"],
+        ["16", "8x", "0.41", "0.17"],
+        ["16", "8x, 4 frames", "0.47", "none"],
+    ]
+    assert "8192 pixels a side" in page.locator("#limits").inner_text()
