@@ -16,6 +16,8 @@ RemoteVAEError
 │   ├── UnsupportedMediaType     415
 │   ├── TooManyRequests          429  this client's share is used up; retry later
 │   ├── HeadTooLarge             431  URL and headers together, or the number of headers
+│   ├── UnknownMethod            501  a method that HTTP does not have
+│   ├── UnsupportedVersion       505  a version of HTTP other than 1.1 and 1.0
 │   └── Unprocessable            422  parsed, but impossible
 │       ├── InvalidValue         422  a parameter's value is outside what it may be
 │       ├── LatentMismatch       422  the latent does not fit the model
@@ -116,6 +118,14 @@ class TooManyRequests(RequestError):
 
 class HeadTooLarge(RequestError):
     code, status = "head_too_large", 431
+
+
+class UnknownMethod(RequestError):
+    code, status = "unknown_method", 501
+
+
+class UnsupportedVersion(RequestError):
+    code, status = "unsupported_version", 505
 
 
 class Unprocessable(RequestError):

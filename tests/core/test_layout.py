@@ -91,7 +91,8 @@ def test_packed_latents_need_both_sizes(sizes: dict[str, int]) -> None:
     ("shape", "sizes", "says"),
     [
         ((1, 4, 6, 10), {}, "4 channels; model 'm' takes 16"),
-        ((1, 15, 16), {"height": 48, "width": 80}, "takes 16"),
+        ((1, 15, 16), {"height": 48, "width": 80}, r"b \(h w\) \(c i j\), .* with c=16"),
+        ((4, 6, 10), {}, "c h w, .* with c=16"),
         ((1, 15, 64), {"height": 48, "width": 96}, "15 tokens; .* = 18"),
         ((1, 15, 64), {"height": 80, "width": 32}, "15 tokens; .* = 10"),
         ((64,), {}, "does not know"),

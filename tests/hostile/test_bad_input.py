@@ -58,6 +58,12 @@ def picture(kind: str) -> bytes:
     return out.getvalue()
 
 
+def bad_checksum() -> bytes:
+    """A PNG whose pixels are whole, and whose chunk of pixels has another chunk's checksum."""
+    data = picture("PNG")
+    return data[:-16] + bytes(byte ^ 255 for byte in data[-16:-12]) + data[-12:]
+
+
 def inputs(text: str, **more: object) -> bytes:
     return json.dumps({"inputs": text, **more}).encode()
 
@@ -166,8 +172,13 @@ PACKED = {
         "/flux?shape=1,16,64&dtype=float32&height=64px&width=64", 400, "malformed_request", "height='64px'"
     ),
     "size that wraps": Bad(
-        f"/flux?shape=1,16,64&dtype=float32&height={2**32 + 64}&width=64", 422, "latent_mismatch", "16 tokens"
+        f"/flux?shape=1,16,64&dtype=float32&height={2**32 + 64}&width=64",
+        413,
+        "too_large",
+        "height would be 4294967360",
     ),
+    "packed for another model": sd("shape=1,16,64&dtype=float32", 422, "latent_mismatch", r"\[1, 16, 64\].*with c=4"),
+    "un-batched for another model": sd("shape=16,8,8&dtype=float32", 422, "latent_mismatch", r"\[16, 8, 8\].*with c=4"),
     "wrong last axis": Bad("/flux?shape=1,16,63&dtype=float32&height=64&width=64", 422, "latent_mismatch", "63"),
 }
 PARAMETERS = {
@@ -261,6 +272,8 @@ PICTURES = {
     "WebP cut short": encode(picture("WEBP")[:-1000], 422, "invalid_image", "WEBP picture is broken or cut short"),
     "PNG's first bytes": encode(b"\x89PNG\r\n\x1a\n", 422, "invalid_image", "PNG picture is broken"),
     "JPEG's first bytes": encode(b"\xff\xd8\xff\xe0", 422, "invalid_image", "JPEG picture is broken"),
+    "PNG with a wrong checksum": encode(bad_checksum(), 422, "invalid_image", "PNG picture is broken"),
+    "PNG without its end": encode(picture("PNG")[:-12], 422, "invalid_image", "PNG picture is broken"),
     "a hundred megapixels": encode(png_header(10_000, 10_000), 413, "too_large", "10000x10000.*16777216"),
     "a long strip": encode(png_header(9000, 1), 413, "too_large", "9000x1.*8192 a side"),
     "the largest claim": encode(png_header(2**31 - 1, 2**31 - 1), 413, "too_large", "2147483647x2147483647"),

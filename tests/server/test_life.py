@@ -42,6 +42,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         (["--model", "a=/nowhere,recipe=sd1"], {}, "there is no config.json in folder '/nowhere'"),
         (["--model", "a=/nowhere,recipe=sd9"], {}, "recipe 'sd9' is not known"),
         (["--model", "a=/nowhere,colour=red"], {}, "'colour=red' in model"),
+        (["--model", "sd1,dtype=float32,dtype=float16"], {}, "dtype is given twice in model"),
         (["--model", "ready=/nowhere,recipe=sd1"], {}, "model name 'ready' cannot be a route"),
         (["--model", "sd1", "--model", "sd1"], {}, "model name 'sd1' is given twice"),
         (["--port", "70000"], {}, "port: Input should be less than or equal to 65535"),

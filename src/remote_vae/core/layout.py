@@ -53,7 +53,10 @@ def fit_latent(
             return found
         misses.append(found)
     deepest = max(misses, key=lambda miss: miss.depth)
-    if deepest.depth == 0:
+    # Of three axes the first may be channels or a batch of packed latents: where both are known here, neither is meant
+    # for sure, and a number of channels would be told of what is none.
+    either = len(shape) == 3 and sum(len(_axes(layout)) == 3 for layout in recipe.layouts) > 1
+    if deepest.depth == 0 or (deepest.depth == 1 and either):
         raise _no_layout(recipe, facts, shape, model)
     raise deepest.error
 
@@ -72,7 +75,7 @@ def _no_layout(recipe: Recipe, facts: Facts, shape: tuple[int, ...], model: str)
 def _fit(
     layout: Rearrange, facts: Facts, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
 ) -> Fit | _Miss:
-    axes = [token.strip("()").split() for token in re.findall(r"\([^)]*\)|\S+", layout.wire)]
+    axes = _axes(layout)
     if len(axes) != len(shape) or any(names == ["1"] and size != 1 for names, size in zip(axes, shape, strict=True)):
         return _Miss(0, LatentMismatch("rank"))
     sizes: dict[str, int] = {**layout.sizes, "c": facts.latent_channels}
@@ -96,6 +99,11 @@ def _fit(
         height=sizes["h"] * sizes.get("i", 1) * ratio,
         width=sizes["w"] * sizes.get("j", 1) * ratio,
     )
+
+
+def _axes(layout: Rearrange) -> list[list[str]]:
+    """The names that make up each axis on the wire."""
+    return [token.strip("()").split() for token in re.findall(r"\([^)]*\)|\S+", layout.wire)]
 
 
 def _channels(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
-from remote_vae.media.png import write_png
+from remote_vae.media.png import check_png, write_png
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
 
@@ -30,6 +30,8 @@ def read_image(data: Buffer, *, multiple: int, max_pixels: int, max_side: int) -
     try:
         picture: Image.Image = Image.open(BytesIO(data), formats=[kind])
         _check_size(picture, max_pixels=max_pixels, max_side=max_side)
+        if kind == "PNG":
+            check_png(memoryview(data).cast("B"))
         rgb = _to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error) as exc:
         raise InvalidImage(f"the {kind} picture is broken or cut short; send it again whole") from exc

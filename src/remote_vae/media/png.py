@@ -1,8 +1,8 @@
-"""PNG, written in an eighth of the time that the imaging library takes, for files about a fifth larger."""
+"""PNG: written in an eighth of the time that the imaging library takes, for files about a fifth larger; and checked."""
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -29,3 +29,21 @@ def write_png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _chunk(name: bytes, data: bytes) -> Iterable[bytes]:
     return struct.pack(">I", len(data)), name, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+
+
+def check_png(data: memoryview) -> None:
+    """*Raises* ValueError unless every chunk up to IEND has its checksum; the imaging library does not look."""
+    for name, body, checksum in _chunks(data[len(SIGNATURE) :]):
+        if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(checksum):
+            raise ValueError("a chunk's checksum is not that of its bytes")
+        if bytes(name) == b"IEND":
+            return
+    raise ValueError("there is no IEND")
+
+
+def _chunks(rest: memoryview) -> Iterator[tuple[memoryview, memoryview, memoryview]]:
+    """Name, body and checksum of each; the last one may be short of what it claims."""
+    while rest:
+        end = 8 + int.from_bytes(rest[:4])
+        yield rest[4:8], rest[8:end], rest[end : end + 4]
+        rest = rest[end + 4 :]

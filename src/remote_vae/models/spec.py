@@ -75,6 +75,8 @@ def parse_spec(
             raise ConfigurationError(
                 f"{option!r} in model {text!r} is not key=value with key one of {', '.join(_OPTIONS)}", model=text
             )
+        if key in spec:
+            raise ConfigurationError(f"{key} is given twice in model {text!r}", model=text)
         spec[key] = value
     base = ModelSpec(
         name,

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from remote_vae.errors import MalformedRequest, RequestTimeout, TooLarge
+from remote_vae.protocol.digest import check_digest
 from remote_vae.protocol.wire import TensorClaim
 from remote_vae.server.settings import Settings
 
@@ -37,7 +38,8 @@ def _announced(request: Request) -> int | None:
 async def read_body(request: Request, claim: TensorClaim | None, settings: Settings) -> bytearray:
     """The whole body, which ends at the latest where the claim does.
 
-    *Raises* TooLarge, WrongByteCount, RequestTimeout, MalformedRequest when the client goes away.
+    *Raises* TooLarge, WrongByteCount, RequestTimeout, MalformedRequest when the client goes away or the body is not the
+    one whose digest was announced.
     """
     body = bytearray(_announced(request) or 0)
     filled = 0
@@ -58,6 +60,8 @@ async def read_body(request: Request, claim: TensorClaim | None, settings: Setti
     except ClientDisconnect:
         raise MalformedRequest("the client went away before its body was complete") from None
     del body[filled:]
+    if digest := ",".join(request.headers.getlist("content-digest")):
+        await asyncio.to_thread(check_digest, digest, body)
     return body
 
 

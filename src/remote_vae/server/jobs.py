@@ -57,6 +57,8 @@ def fit_decode(model: Served, facts: Facts, shape: tuple[int, ...], options: Dec
 
     *Raises* LatentMismatch, MalformedRequest, TooLarge, UnsupportedOutput, InvalidValue.
     """
+    if len(shape) == 3:  # perhaps packed, and then these are the picture's sides
+        _check_limits(settings, batch=1, frames=1, height=options.height or 1, width=options.width or 1)
     fit = fit_latent(model.recipe, facts, shape, model=model.name, height=options.height, width=options.width)
     _check_limits(settings, batch=fit.batch, frames=fit.frames, height=fit.height, width=fit.width)
     _check_plan(options.plan, facts, model)
