@@ -7,7 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from remote_vae.core.encode import LARGEST_PIXEL, Take, _draw, prepare
-from remote_vae.core.pixels import channels_last, from_unit, to_uint8, to_unit
+from remote_vae.core.pixels import channels_last, from_signed, signed, to_uint8, to_unit
 from remote_vae.core.recipe import PixelAffine
 from remote_vae.errors import InvalidValue, NonFiniteInput
 
@@ -30,10 +30,10 @@ def test_floats_to_uint8() -> None:
 
 
 @pytest.mark.parametrize("affine", [SIGNED, PixelAffine(1.0, 0.0), PixelAffine(0.25, 0.4)])
-def test_from_unit_undoes_to_unit(affine: PixelAffine) -> None:
+def test_from_signed_undoes_to_unit(affine: PixelAffine) -> None:
     """A range's inverse gives the values back."""
     unit = random(1, 3, 8, 8)
-    torch.testing.assert_close(to_unit(from_unit(unit, affine), affine), unit, atol=1e-6, rtol=0)
+    torch.testing.assert_close(to_unit(from_signed(signed(unit), affine), affine), unit, atol=1e-6, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:Passing `image` as torch tensor with value range")
@@ -44,21 +44,21 @@ def test_prepared_tensors(signed: bool, height: int, width: int, patch: int) -> 
     """A float tensor's range is recognised and its sides are floored as diffusers' image processor does."""
     pixels = random(2, 3, height, width) * (2 if signed else 1) - (1 if signed else 0)
     expected = VaeImageProcessor(vae_scale_factor=8 * patch).preprocess(pixels)
-    found = from_unit(prepare(pixels, ratio=8, patch=patch), SIGNED)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    found = from_signed(prepare(pixels, ratio=8, patch=patch), SIGNED)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_prepared_in_float32(dtype: torch.dtype) -> None:
     """A half-precision picture is prepared in float32."""
     pixels = random(1, 3, 16, 16).to(dtype)
-    assert torch.equal(prepare(pixels, ratio=8, patch=1), pixels.float())
+    assert torch.equal(prepare(pixels, ratio=8, patch=1), pixels.float() * 2 - 1)
 
 
 def test_uint8_pictures() -> None:
     """uint8 pixels are taken channels last or first, and give what a float picture of the same levels gives."""
     levels = (random(2, 16, 24, 3) * 255).round().to(torch.uint8)
-    expected = levels.permute(0, 3, 1, 2).float() / 255
+    expected = levels.permute(0, 3, 1, 2).float() / 255 * 2 - 1
     assert torch.equal(prepare(levels, ratio=8, patch=1), expected)
     assert torch.equal(prepare(levels.permute(0, 3, 1, 2), ratio=8, patch=1), expected)
 

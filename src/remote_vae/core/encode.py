@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from remote_vae.core.affine import Scaling, normalise
 from remote_vae.core.execute import TERMS, Terms, first_that_fits, own_code, plans, stream
-from remote_vae.core.pixels import all_finite, from_unit
+from remote_vae.core.pixels import all_finite, from_signed, signed
 from remote_vae.core.plan import Plan, PlanName
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae import VAE
@@ -53,16 +53,16 @@ def encode(
     channels for parameters. Floats are taken as [-1, 1] when any is negative, else as [0, 1].
     *Raises* NonFiniteInput, InvalidValue, TooLarge when no plan fits, NonFiniteOutput.
     """
-    unit = prepare(image, ratio=vae.facts.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
-    if recipe.kind == "video" and unit.ndim == 4:
-        unit = rearrange(unit, "b c h w -> b c 1 h w")
+    pixels = prepare(image, ratio=vae.facts.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
+    if recipe.kind == "video" and pixels.ndim == 4:
+        pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     try:
-        return _encode(vae, recipe, unit, scaling, take, seed, terms)
+        return _encode(vae, recipe, pixels, scaling, take, seed, terms)
     except NonFiniteOutput:
         if vae.dtype is torch.float32:
             raise
     with vae.upcast():
-        found = _encode(vae, recipe, unit, scaling, take, seed, terms)
+        found = _encode(vae, recipe, pixels, scaling, take, seed, terms)
     return replace(found, note="redone in float32, because the output was not finite")
 
 
@@ -74,7 +74,7 @@ def _encode(
     for op in reversed(recipe.ops):
         match op:
             case PixelAffine():
-                x = from_unit(x, op)
+                x = from_signed(x, op)
             case Decode():
                 x, plan = _moments(vae, x.to(vae.dtype), terms)
                 if take is Take.PARAMETERS:
@@ -114,24 +114,24 @@ def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor
 
 
 def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:
-    """Pixels in [0, 1], channels first, sides floored to what the family's pipelines take.
+    """Pixels in [-1, 1], channels first, sides floored to what the family's pipelines take.
 
     *Source*: diffusers' VaeImageProcessor.preprocess, whose rule for tensors is nearest-neighbour resizing.
     """
     if image.dtype is torch.uint8:
         if image.shape[1] != 3:
             image = rearrange(image, "b h w c -> b c h w")
-        unit = image.float() / 255
+        pixels = signed(image.float() / 255)
     else:
-        unit = _unit_of_floats(image.float())
+        pixels = _signed_of_floats(image.float())
     multiple = ratio * patch
-    height, width = (side - side % multiple for side in unit.shape[-2:])
-    if (height, width) == tuple(unit.shape[-2:]):
-        return unit
-    return _resize(unit, height, width)
+    height, width = (side - side % multiple for side in pixels.shape[-2:])
+    if (height, width) == tuple(pixels.shape[-2:]):
+        return pixels
+    return _resize(pixels, height, width)
 
 
-def _unit_of_floats(image: torch.Tensor) -> torch.Tensor:
+def _signed_of_floats(image: torch.Tensor) -> torch.Tensor:
     if not all_finite(image):
         raise NonFiniteInput("the picture holds NaN or infinity")
     largest = float(image.abs().max())
@@ -140,14 +140,14 @@ def _unit_of_floats(image: torch.Tensor) -> torch.Tensor:
             f"the picture's floats go up to {largest:.1f}; expected [0, 1] or [-1, 1], or dtype=uint8 for 0..255",
             largest=largest,
         )
-    return image if float(image.min()) >= 0 else (image + 1) / 2
+    return signed(image) if float(image.min()) >= 0 else image
 
 
-def _resize(unit: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    if unit.ndim == 4:
-        return functional.interpolate(unit, size=(height, width))
-    frames = functional.interpolate(rearrange(unit, "b c f h w -> (b f) c h w"), size=(height, width))
-    return rearrange(frames, "(b f) c h w -> b c f h w", b=unit.shape[0])
+def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    if pixels.ndim == 4:
+        return functional.interpolate(pixels, size=(height, width))
+    frames = functional.interpolate(rearrange(pixels, "b c f h w -> (b f) c h w"), size=(height, width))
+    return rearrange(frames, "(b f) c h w -> b c f h w", b=pixels.shape[0])
 
 
 def _draw(moments: torch.Tensor, take: Take, seed: int | None) -> torch.Tensor:

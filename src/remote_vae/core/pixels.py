@@ -1,4 +1,4 @@
-"""Floats in a VAE's range <-> [0, 1] <-> uint8."""
+"""Floats in a VAE's range <-> [0, 1] or [-1, 1] <-> uint8."""
 
 import torch
 from einops import rearrange
@@ -21,9 +21,14 @@ def channels_last(pixels: torch.Tensor) -> torch.Tensor:
     return rearrange(pixels, "b c h w -> b h w c").contiguous()
 
 
-def from_unit(unit: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
-    """The inverse of `to_unit`, without its clamp."""
-    return (unit - affine.add) / affine.mul
+def signed(unit: torch.Tensor) -> torch.Tensor:
+    """[0, 1] to [-1, 1]. *Source*: diffusers' VaeImageProcessor.normalize."""
+    return 2.0 * unit - 1.0
+
+
+def from_signed(pixels: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
+    """[-1, 1] to the VAE's range, the inverse of `to_unit`; a VAE of that very range gets the same bits."""
+    return pixels * (0.5 / affine.mul) + (0.5 - affine.add) / affine.mul
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
