@@ -1,6 +1,7 @@
 """What a loaded VAE is, in numbers that travel between processes."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from remote_vae.core.recipe import Constants
 
@@ -19,6 +20,7 @@ class Facts:
     weight_bytes: int = 0
     source: str = ""
     revision: str = ""
+    config: Mapping[str, object] = field(default_factory=dict)  # as its class in diffusers was built
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

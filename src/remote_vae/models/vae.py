@@ -1,5 +1,6 @@
 """A diffusers module behind the core's narrow waist."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -83,7 +84,16 @@ def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], source: str, 
         weight_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
         source=source,
         revision=revision,
+        config=_plain(module),
     )
+
+
+def _plain(module: torch.nn.Module) -> dict[str, object]:
+    """The config as JSON has it, with the class and without what only says where it came from."""
+    found = dict(module.config)  # type: ignore[arg-type]
+    told = {"_class_name": type(module).__name__, **{name: found[name] for name in found if not name.startswith("_")}}
+    plain: dict[str, object] = json.loads(json.dumps(told))
+    return plain
 
 
 def _spatial_ratio(config: object) -> int:

@@ -156,6 +156,7 @@ class ModelInfo:
     source: str
     revision: str
     limits: Mapping[str, int] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)  # what diffusers' pipelines read of a VAE
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

@@ -49,6 +49,7 @@ def model_info(model: Served, facts: Facts, settings: Settings) -> ModelInfo:
         source=facts.source,
         revision=facts.revision,
         limits={name: value for name, value in settings.model_dump().items() if name.startswith("max_")},
+        config=facts.config,
     )
 
 
