@@ -161,7 +161,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
 
     @contextmanager
     def started(*models: str, ready: bool = True, verify: Path | None = None, **settings: object) -> Iterator[Server]:
-        port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+        port = settings.pop("port", None) or free_port()
+        log = tmp_path_factory.mktemp("server") / "log"
         given = {"port": port, "models": ";".join(f"{name}=.,recipe=sd1" for name in models), **settings}
         environment = {**os.environ, **{f"REMOTE_VAE_{name.upper()}": str(value) for name, value in given.items()}}
         with log.open("wb") as out:

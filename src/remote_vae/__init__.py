@@ -1,16 +1,36 @@
 """A self-hosted Remote VAE: latents to pictures and video, pictures to latents, over HTTP.
 
-The public names: `remote_decode`, `remote_encode`, `Client`, `AsyncClient`, and every error in `remote_vae.errors`.
+The public names: `remote_decode`, `remote_encode`, `Client`, `AsyncClient`, `RemoteVAE`, `DecodeQueue`,
+`AsyncDecodeQueue`, `preview_callback`, and every error in `remote_vae.errors`.
 """
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from remote_vae.client import AsyncClient, Client, remote_decode, remote_encode
+    from remote_vae.client import (
+        AsyncClient,
+        AsyncDecodeQueue,
+        Client,
+        DecodeQueue,
+        preview_callback,
+        remote_decode,
+        remote_encode,
+    )
+    from remote_vae.client.pipeline import RemoteVAE
 
 __version__ = version("remote-vae")
-__all__ = ["AsyncClient", "Client", "__version__", "remote_decode", "remote_encode"]
+__all__ = [
+    "AsyncClient",
+    "AsyncDecodeQueue",
+    "Client",
+    "DecodeQueue",
+    "RemoteVAE",
+    "__version__",
+    "preview_callback",
+    "remote_decode",
+    "remote_encode",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -24,7 +24,13 @@ CASES = [
     for page, stub, code in BLOCKS
     for client in (CLIENTS if "import remote_decode" in code else CLIENTS[:1])
 ]
-HERE = {"/sd1": "/sd", "/flux1": "/flux", "/hunyuanvideo": "/video", 'model="sd1"': 'model="sd"'}
+HERE = {
+    "/sd1": "/sd",
+    "/flux1": "/flux",
+    "/hunyuanvideo": "/video",
+    'model="sd1"': 'model="sd"',
+    'model="taesd"': 'model="sd"',
+}
 LATENTS = {
     "StableDiffusionPipeline": torch.randn(1, 4, 8, 8).half(),
     "FluxPipeline": torch.randn(1, 1024, 64).bfloat16(),
@@ -42,19 +48,40 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Stub:
-    """A pipeline whose weights nobody has to fetch: takes what the real one takes, gives latents of its layout."""
+    """A pipeline whose weights nobody has to fetch: takes what the real one takes, gives latents of its layout.
+
+    With a VAE it is the real one, with a tiny network.
+    """
 
     def __init__(self, name: str) -> None:
         self._real, self._latents = getattr(diffusers, name), LATENTS[name]
 
-    def from_pretrained(self, repository: str, *, vae: None, torch_dtype: torch.dtype) -> "Stub":
+    def from_pretrained(self, repository: str, *, vae: Any, torch_dtype: torch.dtype | None = None) -> Any:
         assert repository.count("/") == 1
-        return self
+        return self if vae is None else with_vae(self._real, vae)
 
     def __call__(self, *words: Any, **options: Any) -> Any:
         inspect.signature(self._real.__call__).bind(self, *words, **options)
         assert options["output_type"] == "latent"
         return SimpleNamespace(images=self._latents, frames=self._latents)
+
+
+def with_vae(cls: Any, vae: Any) -> Any:
+    """Takes words, and gives a real pipeline what a text encoder would have made of them."""
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
+    pipe = cls(vae=vae, unet=unet, scheduler=scheduler, requires_safety_checker=False, **nothing)
+    words = {"prompt_embeds": torch.zeros(1, 7, 16), "guidance_scale": 1.0, "num_inference_steps": 2}
+    return lambda prompt: pipe(**words, height=64, width=64)
 
 
 @pytest.mark.filterwarnings("ignore:.*do_scaling.*is deprecated")
@@ -75,9 +102,17 @@ def test_code_of_the_pages(
 
 
 def test_the_readme_shows_every_client() -> None:
-    """The README has code for SD, Flux, video and our own client."""
+    """The README has code for a pipeline's VAE, SD, Flux, video and our own client."""
     shown = [stub for page, stub, _ in BLOCKS if page == "README.md"]
-    assert shown == [*LATENTS, ""]
+    assert shown == ["StableDiffusionPipeline", *LATENTS, ""]
+
+
+def test_five_lines_to_the_first_picture() -> None:
+    """The first block of the README, which runs as it stands, has a picture by RemoteVAE after five lines."""
+    page, _, code = BLOCKS[0]
+    assert page == "README.md"
+    assert "RemoteVAE(" in code
+    assert len([line for line in code.splitlines() if line]) <= 5
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -89,4 +124,4 @@ def test_examples(path: Path, live: Any, folder: Path) -> None:
     assert said.returncode == 0, said.stderr
     written = next(folder.glob(f"{path.stem}.*"))
     with Image.open(written) as picture:
-        assert picture.size == ((4 if path.stem == "with_asyncio" else 1) * 96, 64)
+        assert picture.size == ((4 if path.stem in ("with_asyncio", "with_queue") else 1) * 96, 64)

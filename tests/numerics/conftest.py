@@ -32,6 +32,11 @@ TINY_PREVIEW: dict[str, Any] = {
     "num_encoder_blocks": (1, 1, 1, 1),
     "num_decoder_blocks": (1, 1, 1, 1),
 }
+THREE_BLOCKS: dict[str, Any] = {  # a ratio of 4, as the VAE of the x4 upscaler has
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (8, 8, 8),
+}
 NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}
 STATISTICS = {"latents_mean": [-0.7, 0.4, 0.2, -0.3], "latents_std": [1.7, 0.6, 1.3, 0.8]}
 RECIPES = {
@@ -43,6 +48,7 @@ RECIPES = {
     "video": "hunyuanvideo",
     "tiny": "taesd",
     "tinyflux": "taef1",
+    "four": "sd1",
 }
 
 
@@ -65,6 +71,7 @@ def make_modules() -> dict[str, Any]:
         "video": AutoencoderKLHunyuanVideo(**TINY_VIDEO, latent_channels=16, scaling_factor=0.47).eval(),
         "tiny": AutoencoderTiny(**TINY_PREVIEW, latent_channels=4).eval(),
         "tinyflux": AutoencoderTiny(**TINY_PREVIEW, latent_channels=16).eval(),
+        "four": AutoencoderKL(**{**TINY, **THREE_BLOCKS}, latent_channels=4, scaling_factor=0.08333).eval(),
     }
     with torch.no_grad():
         for name in ("tiny", "tinyflux"):  # untrained ones are all but black

@@ -5,40 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxImg2ImgPipeline,
-    StableDiffusion3Img2ImgPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-)
+from diffusers import FluxImg2ImgPipeline
 from diffusers.video_processor import VideoProcessor
-from PIL import Image
 
-from remote_vae import Client
+from remote_vae import Client, remote_decode
 
-PIPELINES = {
-    "sd": StableDiffusionImg2ImgPipeline,
-    "xl": StableDiffusionXLImg2ImgPipeline,
-    "play": StableDiffusionXLImg2ImgPipeline,
-    "three": StableDiffusion3Img2ImgPipeline,
-    "flux": FluxImg2ImgPipeline,
-}
-NETWORKS = ("unet", "transformer", "safety_checker", "feature_extractor")
+from .pipelines import FROM_PICTURES, IMAGE, call, picture
+
 SEED = 21
 
 
 def build(name: str, vae: Any) -> Any:
-    """The pipeline with its VAE, its scheduler and nothing else: that much is enough to encode."""
-    cls = PIPELINES[name]
-    scheduler: Any = FlowMatchEulerDiscreteScheduler()
-    if name in ("sd", "xl", "play"):
-        scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
-    texts = [part for part in cls._get_signature_types() if part.startswith(("text_encoder", "tokenizer"))]
-    parts = dict.fromkeys([*texts, *(part for part in NETWORKS if part in cls._get_signature_types())])
-    extra = {"requires_safety_checker": False} if name == "sd" else {}
-    pipeline = cls(vae=vae, scheduler=scheduler, **parts, **extra)
+    """The img2img pipeline, ready to start."""
+    pipeline = FROM_PICTURES[name].build(vae)
     pipeline.scheduler.set_timesteps(10)
     return pipeline
 
@@ -55,13 +34,8 @@ def prepare(pipeline: Any, image: torch.Tensor, generator: torch.Generator, size
     return found
 
 
-def picture(height: int, width: int) -> Image.Image:
-    values = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
 @pytest.mark.parametrize(("height", "width"), [(48, 80), (53, 70)])
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", FROM_PICTURES)
 def test_a_seeded_sample_is_the_pipelines(families: Any, name: str, height: int, width: int) -> None:
     """A picture encoded with a seed starts img2img as the pipeline's own encoding does, at sizes that are floored too.
 
@@ -80,7 +54,27 @@ def test_a_seeded_sample_is_the_pipelines(families: Any, name: str, height: int,
     torch.testing.assert_close(prepare(pipeline, latent, moved_on, size), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", FROM_PICTURES)
+def test_a_whole_run_from_a_picture(families: Any, name: str) -> None:
+    """A picture encoded here, changed by a pipeline without VAE, and decoded here, has the pixels of a whole run."""
+    case, module, url = FROM_PICTURES[name], families.modules[name], f"{families.url}/{name}"
+    expected = case.run(module)
+    with Client(url) as client:
+        latent = torch.from_numpy(client.encode(IMAGE["image"], seed=4, do_scaling=True))
+    pipeline = case.build(module)
+    pipeline.vae.decode = pipeline.vae.encode = None
+    moved_on = torch.Generator().manual_seed(4)
+    torch.randn(latent.shape, generator=moved_on)
+    try:
+        found = call(pipeline, "latent", moved_on, **{**case.arguments(), "image": latent})
+    finally:
+        del module.decode, module.encode
+    sizes = {"height": 48, "width": 80} if name == "flux" else {}
+    raw = remote_decode(url, found, output_type="pt", return_type="pt", **sizes)
+    torch.testing.assert_close((raw * 0.5 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", FROM_PICTURES)
 def test_parameters_are_enough_to_sample_at_home(families: Any, name: str) -> None:
     """A client that asks for the posterior's parameters draws the sample that the VAE's own distribution draws."""
     module, pixels = families.modules[name], torch.rand((2, 3, 48, 80), generator=torch.Generator().manual_seed(1))

@@ -1,7 +1,32 @@
-"""The client: light, without torch, for any Remote VAE server."""
+"""The client: light, without torch, for any Remote VAE server; but for RemoteVAE, which is a part for diffusers."""
+
+from typing import TYPE_CHECKING
 
 from remote_vae.client.aio import AsyncClient
 from remote_vae.client.functions import remote_decode, remote_encode
+from remote_vae.client.preview import preview_callback
+from remote_vae.client.queue import AsyncDecodeQueue, DecodeQueue
 from remote_vae.client.sync import Client
 
-__all__ = ["AsyncClient", "Client", "remote_decode", "remote_encode"]
+if TYPE_CHECKING:
+    from remote_vae.client.pipeline import RemoteVAE
+
+__all__ = [
+    "AsyncClient",
+    "AsyncDecodeQueue",
+    "Client",
+    "DecodeQueue",
+    "RemoteVAE",
+    "preview_callback",
+    "remote_decode",
+    "remote_encode",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports torch and diffusers when RemoteVAE is first used, and not before."""
+    if name == "RemoteVAE":
+        from remote_vae.client import pipeline
+
+        return pipeline.RemoteVAE
+    raise AttributeError(f"module 'remote_vae.client' has no attribute {name!r}")

@@ -118,8 +118,8 @@ def failure_of(error: httpx2.HTTPError | TimeoutError, *, url: str, in_body: boo
         case httpx2.LocalProtocolError() | httpx2.UnsupportedProtocol():
             return Failure(ConnectionFailed(f"the request to {host} cannot be sent: {text}", host=host), passing=False)
         case _:
-            what = "broke off" if in_body else "failed"
-            return Failure(ConnectionFailed(f"the connection to {host} {what}: {text}", host=host), passing=True)
+            what, hint = ("broke off", "") if in_body else ("failed", "; does the server run, and is that its address?")
+            return Failure(ConnectionFailed(f"the connection to {host} {what}: {text}{hint}", host=host), passing=True)
 
 
 def settle(outcome: Outcome) -> HttpReply:

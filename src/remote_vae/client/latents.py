@@ -43,6 +43,15 @@ def _frame_of_numpy(array: np.ndarray) -> TensorFrame:
     return TensorFrame(array.dtype.name, array.shape, little.reshape(-1).view(np.uint8).data)
 
 
+def copy_of(tensor: Tensor) -> Tensor:
+    """The same values in main memory, in a tensor of their own, which the caller cannot change."""
+    if is_torch(tensor):
+        return tensor.detach().to("cpu", copy=True)
+    if isinstance(tensor, TensorFrame):
+        return TensorFrame(tensor.dtype, tensor.shape, bytes(tensor.buffer))
+    return np.array(tensor)
+
+
 def tensor_like(frame: TensorFrame, like: object) -> Tensor:
     """The frame as a torch tensor when `like` is one, else as a numpy array; writable."""
     return as_torch(frame) if is_torch(like) else as_numpy(frame)

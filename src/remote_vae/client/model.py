@@ -1,0 +1,171 @@
+"""One model of a server, by its card: what a VAE object of a pipeline or of a workflow asks of it."""
+
+import re
+import weakref
+from typing import Any, Final, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from remote_vae.client.latents import Tensor
+from remote_vae.client.sync import Client
+from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, UnknownModel
+
+ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
+
+
+class RemoteModel:
+    """A model at `endpoint`, which is http://host:8000/<model>, or http://host:8000 with `model` or the first model.
+
+    *Units*: timeout in seconds, for a whole call with all its tries. *Raises* UnknownModel for one that is not
+    served there, and what `Client` raises.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        model: str | None = None,
+        token: str | None = None,
+        timeout: float = 300.0,
+    ) -> None:
+        base, name = split_endpoint(endpoint, model)
+        self._client = Client(base, token=token, timeout=timeout)
+        # Nobody closes a pipeline's VAE, so the connection goes with this object.
+        self.close = weakref.finalize(self, self._client.close)
+        self.place = _without_credentials(base)
+        try:
+            self.card = _find(self._client.models(), name, self.place)
+        except BaseException:
+            self.close()
+            raise
+        self.name = str(self.card["name"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def channels(self) -> int:
+        return int(self.card["latent_channels"])
+
+    @property
+    def ratio(self) -> int:
+        """Pixels per latent cell and side."""
+        return int(self.card["spatial_compression_ratio"])
+
+    @property
+    def frames_ratio(self) -> int:
+        """Frames per latent frame, but for the first; 1 for pictures."""
+        return int(self.card["temporal_compression_ratio"])
+
+    @property
+    def is_video(self) -> bool:
+        return bool(self.card["kind"] == "video")
+
+    def decode(self, latent: Tensor, *, do_scaling: bool = False) -> Tensor:
+        """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
+
+        *Shapes*: [B,C,h,w] -> [B,3,H,W], or [B,C,f,h,w] -> [B,3,F,H,W].
+        """
+        self._check_latent(tuple(latent.shape))
+        return self._client.decode(latent, model=self.name, do_scaling=do_scaling, output_type="pt")
+
+    def decode_levels(self, latent: Tensor) -> Tensor:
+        """Finished pixels in eight bits, a quarter of the bytes of float32; *raises* LatentMismatch.
+
+        *Shapes*: [B,C,h,w] -> uint8 [B,H,W,3], or [1,C,f,h,w] -> [F,H,W,3].
+        """
+        self._check_latent(tuple(latent.shape))
+        return self._client.decode(latent, model=self.name, output_type="pt", partial_postprocess=True)
+
+    def encode(self, pixels: Tensor, *, posterior: str, do_scaling: bool = False) -> Tensor:
+        """The latent of pixels in [-1, 1], or the posterior's parameters: mean and log-variance, twice the channels.
+
+        *Shapes*: [B,3,H,W] -> [B,C,h,w], or [B,3,F,H,W] -> [B,C,f,h,w]; sides are multiples of the model's ratio.
+        *Raises* LatentMismatch, InvalidValue.
+        """
+        shape = tuple(pixels.shape)
+        self._check_pixels(shape)
+        latent = self._client.encode(_as_sent(pixels), model=self.name, posterior=posterior, do_scaling=do_scaling)
+        sides = tuple(side // self.ratio for side in shape[-2:])
+        if tuple(latent.shape[-2:]) != sides:
+            raise InvalidValue(
+                f"model {self.name!r} made a latent of {list(latent.shape[-2:])} cells of a picture of "
+                f"{list(shape[-2:])} pixels, so it took a smaller picture; give sides that are multiples of "
+                f"{2 * self.ratio}",
+                shape=list(shape),
+            )
+        return latent
+
+    def _check_latent(self, shape: tuple[int, ...]) -> None:
+        axes, layout = (5, "B,{},f,h,w") if self.is_video else (4, "B,{},h,w")
+        if len(shape) == axes and shape[1] == self.channels:
+            return
+        expected = "[" + layout.format(self.channels) + "]"
+        channels = f"{shape[1]} channels" if len(shape) > 1 else "no channels"
+        raise LatentMismatch(
+            f"the latent has {channels} and shape {list(shape)}; model {self.name!r} at {self.place} takes "
+            f"{self.channels} channels, {expected}; is it the model of this pipeline?",
+            shape=list(shape),
+            channels=self.channels,
+            model=self.name,
+        )
+
+    def _check_pixels(self, shape: tuple[int, ...]) -> None:
+        axes = (4, 5) if self.is_video else (4,)
+        if len(shape) not in axes or shape[1] != 3 or any(side % self.ratio for side in shape[-2:]):
+            frames = " or [B,3,F,H,W]" if self.is_video else ""
+            raise InvalidValue(
+                f"a tensor of shape {list(shape)} is no picture for model {self.name!r}; expected [B,3,H,W]{frames} "
+                f"with H and W multiples of {self.ratio}",
+                shape=list(shape),
+            )
+
+
+def split_endpoint(endpoint: str, model: str | None) -> tuple[str, str | None]:
+    """The server's address, and the model that the path names unless `model` does."""
+    if model is not None:
+        return endpoint, model
+    parts = urlsplit(endpoint)
+    path = ROUTES.sub("", parts.path.rstrip("/"))
+    before, _, name = path.rpartition("/")
+    return urlunsplit((parts.scheme, parts.netloc, before, parts.query, "")), name or None
+
+
+def _without_credentials(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _find(cards: list[dict[str, Any]], name: str | None, place: str) -> dict[str, Any]:
+    """The card of a name or alias, in any case; None is the first."""
+    for card in cards:
+        if name is None or name == card["name"] or name.lower() in card.get("aliases", ()):
+            break
+    else:
+        served = ", ".join(card["name"] for card in cards) or "none"
+        raise UnknownModel(f"model {name!r} is not served at {place}; served are {served}", model=name)
+    needed = ("latent_channels", "spatial_compression_ratio", "temporal_compression_ratio", "kind", "config")
+    missing = [key for key in needed if not card.get(key)]
+    if missing:
+        raise InvalidReply(
+            f"the card of model {card['name']!r} at {place} lacks {', '.join(missing)}; is the server older than "
+            "this client?",
+            model=card["name"],
+        )
+    return card
+
+
+def _as_sent(pixels: Tensor) -> Tensor:
+    """The same pixels in the fewest bytes and without doubt about their range.
+
+    Those of a picture go as its levels, which the server reads as the pipelines do, to the last bit. Other floats are
+    taken for [-1, 1] there only when one of them is negative; without one they go as [0, 1].
+    *Shapes*: [B,3,H,W] -> uint8 [B,H,W,3] or the same.
+    """
+    if pixels.ndim == 4 and str(pixels.dtype) == "torch.float32":
+        levels = ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
+        if bool((levels.float() / 255 * 2 - 1 == pixels).all()):
+            return levels.movedim(1, -1)
+    return pixels if float(pixels.min()) < 0 else (pixels.float() + 1) / 2

@@ -1,0 +1,107 @@
+"""Previews of a generation under way: intermediate latents, decoded by a small model on a server."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Self, Unpack
+
+from PIL import Image
+
+from remote_vae.client.calls import DecodeArguments
+from remote_vae.client.latents import Tensor, copy_of, is_torch
+from remote_vae.client.sync import Client
+
+SHARE: Final = 0.02  # of one core, at most, so that the pipeline hardly feels it
+SECONDS: Final = 10.0  # a preview that takes longer is of no use
+
+_log = logging.getLogger(__name__)
+
+
+class Previews:
+    """A `callback_on_step_end` for diffusers' pipelines; see `preview_callback`.
+
+    `shown` and `dropped` count steps; `error` is the last one that cost a preview.
+    """
+
+    def __init__(
+        self, client: Client, show: Callable[[int, Image.Image], object], options: DecodeArguments, *, share: float
+    ) -> None:
+        self.shown = self.dropped = 0
+        self.error: Exception | None = None
+        self._client, self._show, self._options, self._share = client, show, options, share
+        self._wake = threading.Condition()
+        self._next: tuple[int, Tensor] | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="remote-vae-previews", daemon=True)
+        self._thread.start()
+
+    def __call__(
+        self, pipeline: object, step: int, timestep: object, callback_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Leaves the step's latents for the worker; those of an earlier step that it has not begun are dropped."""
+        latents = callback_kwargs["latents"]
+        # A copy on the latents' own device: nothing here waits for a GPU.
+        held = latents.detach().clone() if is_torch(latents) else copy_of(latents)
+        with self._wake:
+            self.dropped += self._next is not None
+            self._next = step, held
+            self._wake.notify()
+        return callback_kwargs
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops what has not begun, waits for what has, and ends the thread; nothing is shown afterwards."""
+        with self._wake:
+            self.dropped += self._next is not None
+            self._next, self._closed = None, True
+            self._wake.notify()
+        self._thread.join()
+        self._client.close()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed or self._next is not None)
+                if self._closed or self._next is None:
+                    return
+                (step, latents), self._next = self._next, None
+            before = time.thread_time()
+            self._preview(step, latents)
+            rest = (time.thread_time() - before) / self._share
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed, timeout=rest)
+
+    def _preview(self, step: int, latents: Tensor) -> None:
+        try:
+            self._show(step, self._client.decode(latents, **self._options))
+            self.shown += 1
+        except Exception as exc:  # noqa: BLE001  # boundary: a preview that fails must not end a generation
+            if self.error is None:
+                _log.warning("no preview of step %d: %s; further ones are tried without a word", step, exc)
+            self.error = exc
+
+
+def preview_callback(
+    endpoint: str,
+    show: Callable[[int, Image.Image], object],
+    *,
+    token: str | None = None,
+    share: float = SHARE,
+    **options: Unpack[DecodeArguments],
+) -> Previews:
+    """`pipe(..., callback_on_step_end=preview_callback(url, show, model="taesd"))`: a picture now and then.
+
+    `show(step, image)` is called in a thread. The newest latents are taken as soon as the last preview is done and
+    has been paid for by rest: previews use no more than `share` of one core. Failures are logged, once. The model is
+    a small one, such as taesd, and do_scaling is on unless `options`, those of `Client.decode`, say otherwise; packed
+    latents need height and width. Close it, or use it as a context, when the pipeline is done.
+    *Raises* InvalidValue, ConfigurationError.
+    """
+    given: DecodeArguments = {"do_scaling": True, "image_format": "jpg", **options}
+    return Previews(Client(endpoint, token=token, timeout=SECONDS, retries=1), show, given, share=share)
