@@ -1,0 +1,134 @@
+"""The nodes: load a VAE object, decode, decode a video, encode. The token comes from REMOTE_VAE_API_KEY."""
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from remote_vae import Client
+from remote_vae.client.model import RemoteModel
+from remote_vae.errors import LatentMismatch, RemoteVAEError
+
+from .vae import RemoteComfyVAE
+
+DEFAULT_URL = os.environ.get("REMOTE_VAE_ENDPOINT", "http://127.0.0.1:8000")
+FIRST = "the server's first"
+FRESH_SECONDS = 5.0
+PROBE_SECONDS = 3.0
+
+_listed: dict[str, tuple[float, list[str] | RemoteVAEError]] = {}
+
+
+def list_models(url: str) -> list[str] | RemoteVAEError:
+    """The names that a server has, or why it does not say; asked anew after a few seconds."""
+    at, found = _listed.get(url, (float("-inf"), []))
+    if time.monotonic() - at < FRESH_SECONDS:
+        return found
+    try:
+        with Client(url, timeout=PROBE_SECONDS, retries=1) as client:
+            found = [card["name"] for card in client.models()]
+    except RemoteVAEError as error:
+        found = error
+    _listed[url] = time.monotonic(), found
+    return found
+
+
+def server_inputs() -> dict[str, Any]:
+    """Where the server is, and a drop-down of what it serves."""
+    found = list_models(DEFAULT_URL)
+    names = [] if isinstance(found, RemoteVAEError) else found
+    tooltip = "What the server at REMOTE_VAE_ENDPOINT serves; reload the page to ask it again."
+    return {
+        "url": ("STRING", {"default": DEFAULT_URL, "tooltip": "The address of a remote-vae server."}),
+        "model": ([FIRST, *names], {"tooltip": tooltip}),
+    }
+
+
+def check_inputs(url: str, model: str) -> bool | str:
+    """True, or what is wrong, which ComfyUI shows at the node before anything runs."""
+    found = list_models(url)
+    if isinstance(found, RemoteVAEError):
+        return f"{url}: {found.message}"
+    if model not in (FIRST, *found):
+        return f"{url} does not serve model {model!r}; it serves {', '.join(found)}"
+    return True
+
+
+def open_model(url: str, model: str) -> RemoteModel:
+    return RemoteModel(url) if model == FIRST else RemoteModel(url, model=model)
+
+
+class RemoteNode:
+    """What the nodes have in common."""
+
+    CATEGORY = "remote-vae"
+    FUNCTION = "run"
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, url: str, model: str) -> bool | str:  # noqa: N802  # ComfyUI's name
+        return check_inputs(url, model)
+
+
+class LoadRemoteVAE(RemoteNode):
+    """A VAE for any node that takes one."""
+
+    RETURN_TYPES = ("VAE",)
+    DESCRIPTION = "A VAE at work on a server, for every node that takes a VAE."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
+        return {"required": server_inputs()}
+
+    def run(self, url: str, model: str) -> tuple[RemoteComfyVAE]:
+        return (RemoteComfyVAE(open_model(url, model)),)
+
+
+class DecodeRemotely(RemoteNode):
+    """Latents of pictures or of a video to pictures, however large, without tiles."""
+
+    RETURN_TYPES = ("IMAGE",)
+    DESCRIPTION = "Decodes on a server, without tiles at any size. The frames of a video come one after the other."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
+        return {"required": {"samples": ("LATENT",), **server_inputs()}}
+
+    def run(self, samples: dict[str, Any], url: str, model: str) -> tuple[torch.Tensor]:
+        with open_model(url, model) as remote:
+            pictures = RemoteComfyVAE(remote).decode(samples["samples"])
+        return (pictures.reshape(-1, *pictures.shape[-3:]),)
+
+
+class DecodeVideoRemotely(RemoteNode):
+    """The latent of a video to its frames, which travel in eight bits, a quarter of their floats."""
+
+    RETURN_TYPES = ("IMAGE",)
+    DESCRIPTION = "Decodes a video on a server to frames of eight bits: a quarter of the bytes of Remote VAE Decode."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
+        return {"required": {"samples": ("LATENT",), **server_inputs()}}
+
+    def run(self, samples: dict[str, Any], url: str, model: str) -> tuple[torch.Tensor]:
+        latent = samples["samples"]
+        with open_model(url, model) as remote:
+            if not remote.is_video:
+                raise LatentMismatch(f"model {remote.name!r} gives pictures; take Remote VAE Decode")
+            frames = torch.cat([remote.decode_levels(video) for video in latent.split(1)])
+        return (frames.float() / 255,)
+
+
+class EncodeRemotely(RemoteNode):
+    """Pictures to a latent."""
+
+    RETURN_TYPES = ("LATENT",)
+    DESCRIPTION = "Encodes on a server. A video model takes the batch as the frames of one video."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
+        return {"required": {"pixels": ("IMAGE",), **server_inputs()}}
+
+    def run(self, pixels: torch.Tensor, url: str, model: str) -> tuple[dict[str, torch.Tensor]]:
+        with open_model(url, model) as remote:
+            return ({"samples": RemoteComfyVAE(remote).encode(pixels)},)
