@@ -18,7 +18,8 @@ class IdleVAE:
     decoder = encoder = None
 
     def __init__(self, channels: int, ratio: int, pixels: tuple[int, ...]) -> None:
-        self.facts = Facts(channels, ratio, 1, Constants(), "float32", deterministic=True)
+        config = {"_class_name": "AutoencoderKL", "latent_channels": channels, "block_out_channels": [1, 1, 1]}
+        self.facts = Facts(channels, ratio, 1, Constants(), "float32", deterministic=True, config=config)
         self._pixels = torch.zeros(pixels)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:

@@ -5,23 +5,13 @@ medians over the rounds are shown. Exits 1 when a target is missed.
 """
 
 import argparse
-import http.client
-import importlib.metadata
 import json
-import os
-import platform
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from replies import SMALL_REPLY, WIDE_REPLY
+from start import conditions, server
 
 from client import form_request, latencies, raw_request, throughput
 
@@ -55,7 +45,9 @@ def main() -> int:
     targets = _targets(rows)
     print(_table(rows, targets))
     if arguments.json is not None:
-        report = {"conditions": _conditions(arguments), "rows": rows, "targets": targets, "rounds": rounds}
+        found = conditions("starlette", "uvicorn", "uvloop", "httptools", "litserve")
+        found |= {"rounds": arguments.rounds, "calls": arguments.calls}
+        report = {"conditions": found, "rows": rows, "targets": targets, "rounds": rounds}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0 if all(target["met"] for target in targets) else 1
 
@@ -70,7 +62,8 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(name: str, calls: int) -> Row:
     requests = _requests(name)
-    with _server(name) as port:
+    command = [str(HERE / "servers.py"), name]
+    with server(*command, ready="/health" if name in FORMS else "/ready") as port:
         alone = latencies(port, requests[0], len(SMALL_REPLY), warm=50, calls=calls)
         rate = throughput(port, requests[0], len(SMALL_REPLY), clients=4, calls=calls // 2)
         large = latencies(port, requests[1], len(WIDE_REPLY), warm=2, calls=8)
@@ -88,50 +81,6 @@ def _requests(name: str) -> tuple[bytes, bytes]:
         return form_request("/predict", SMALL_BODY), form_request("/predict", LARGE_BODY)
     small, large = OURS_TARGETS if name == "ours" else ("/predict", "/predict")
     return raw_request(small, SMALL_BODY), raw_request(large, LARGE_BODY)
-
-
-@contextmanager
-def _server(name: str) -> Iterator[int]:
-    """A server in a process group of its own, since LitServe's children outlive it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, str(HERE / "servers.py"), name, str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        _wait(port, "/health" if name in FORMS else "/ready", process)
-        yield port
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            _end_group(process.pid)
-
-
-def _end_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _wait(port: int, path: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", path)
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not become ready ({process.poll()})")
 
 
 def _targets(rows: dict[str, Row]) -> list[dict[str, object]]:
@@ -162,34 +111,6 @@ def _table(rows: dict[str, Row], targets: list[dict[str, object]]) -> str:
     lines += ["", "| target | bound | reached |", "|---|---|---|"]
     lines += [f"| {t['name']} | {t['bound']} | {t['value']:.2f}{'' if t['met'] else ', missed'} |" for t in targets]
     return "\n".join(lines)
-
-
-def _conditions(arguments: argparse.Namespace) -> dict[str, object]:
-    names = ("remote-vae", "starlette", "uvicorn", "uvloop", "httptools", "litserve", "torch")
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "src") else ""),
-        "machine": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "real_time": hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) == os.SCHED_RR,
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "rounds": arguments.rounds,
-        "calls": arguments.calls,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

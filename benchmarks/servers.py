@@ -16,6 +16,14 @@ def ours(port: int) -> None:
     serve(Settings(port=port, models=("small=idle,recipe=sd1", "wide=idle,recipe=sd1")), loader="idle:load")
 
 
+def decoders(port: int) -> None:
+    """Two VAEs of the true size with random weights, as `remote-vae serve` runs them; one thread each."""
+    from remote_vae.server.run import serve
+    from remote_vae.server.settings import Settings
+
+    serve(Settings(port=port, models=("sd1", "taesd"), random_weights=True, device="cpu"))
+
+
 def bare(port: int) -> None:
     """Starlette on uvicorn and nothing else."""
     import uvicorn
@@ -46,7 +54,7 @@ def litserve_fast_queue(port: int) -> None:
     idle_litserve.run(port, fast_queue=True)
 
 
-SERVERS = {server.__name__: server for server in (ours, bare, litserve, litserve_fast_queue)}
+SERVERS = {server.__name__: server for server in (ours, decoders, bare, litserve, litserve_fast_queue)}
 
 if __name__ == "__main__":
     SERVERS[sys.argv[1]](int(sys.argv[2]))
