@@ -27,6 +27,7 @@ RemoteVAEError
 │       └── UnsupportedOutput    422  the model cannot give this output
 ├── ServerError                  the server is at fault
 │   ├── InternalError            500
+│   │   └── PoisonRequest        500  two processes died over it; it is not tried again
 │   ├── NotReady                 503  loading or shutting down; retry later
 │   ├── Overloaded               503  the queue is full; retry later
 │   ├── ReplicaFailed            503  the process that decoded died; retry later
@@ -53,8 +54,12 @@ class RemoteVAEError(Exception):
     status: ClassVar[int] = 0  # of the reply; 0 for what is never sent
     retry_after: int | None = None  # seconds, for the Retry-After header
 
-    def __init__(self, message: str, *, request_id: str | None = None, **detail: object) -> None:
+    def __init__(
+        self, message: str, *, request_id: str | None = None, retry_after: int | None = None, **detail: object
+    ) -> None:
         super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = retry_after
         self.message = message
         self.detail: Mapping[str, object] = detail
         self.request_id = request_id
@@ -162,6 +167,10 @@ class ServerError(RemoteVAEError):
 
 class InternalError(ServerError):
     code = "internal_error"
+
+
+class PoisonRequest(InternalError):
+    code = "poison_request"
 
 
 class NotReady(ServerError):

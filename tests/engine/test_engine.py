@@ -9,14 +9,25 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from remote_vae.core.layout import Fit
-from remote_vae.engine.engine import Engine, Served
-from remote_vae.engine.job import Block, DecodeJob
-from remote_vae.errors import InternalError, ModelLoadError, NonFiniteInput, Overloaded, ReplicaFailed, UnknownModel
+from remote_vae.engine.admission import Limits
+from remote_vae.engine.engine import Engine
+from remote_vae.engine.job import Block, DecodeJob, Outcome
+from remote_vae.engine.pool import Served
+from remote_vae.errors import (
+    InternalError,
+    ModelLoadError,
+    NonFiniteInput,
+    Overloaded,
+    PoisonRequest,
+    ReplicaFailed,
+    UnknownModel,
+)
 
 DEADLY = ((7, 4), (1, 8), (2, 4))  # first pixel and side of three jobs, of which the first kills the process
 
@@ -27,12 +38,12 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def running(misbehaviour: str = "", *, most_waiting: int = 64) -> AsyncIterator[Engine]:
+async def running(misbehaviour: str = "", *, replicas: int = 1, **options: Any) -> AsyncIterator[Engine]:
     sys.path.insert(0, str(Path(__file__).parent))
     from loaders import RECIPE
 
-    model = Served("copy", ("also",), RECIPE, {"misbehaviour": misbehaviour})
-    engine = Engine([model], loader="loaders:load", most_waiting=most_waiting)
+    model = Served("copy", ("also",), RECIPE, ({"misbehaviour": misbehaviour},) * replicas)
+    engine = Engine([model], loader="loaders:load", **options)
     try:
         await engine.start()
         yield engine
@@ -47,11 +58,20 @@ def job(first: float = 1.0, *, side: int = 4, own: bool = False) -> DecodeJob:
     return DecodeJob(own, None, None, Block("float32", values.shape, values.tobytes()), fit, "raw")
 
 
+async def run(engine: Engine, sent: DecodeJob, **who: Any) -> Outcome:
+    """As a server does, whose reply is taken at once."""
+    permit = engine.admit(engine.find(None), sent, **who)
+    try:
+        return await engine.run(permit)
+    finally:
+        permit.release()
+
+
 async def test_bytes_come_back() -> None:
     """A tensor goes through another process and comes back with its type, its shape and its values."""
     async with running() as engine:
         sent = job()
-        outcome = await engine.run(engine.find("copy"), sent)
+        outcome = await run(engine, sent)
     assert outcome.block.dtype == "float32"
     assert outcome.block.shape == (1, 3, 4, 4)
     assert outcome.block.buffer == sent.latent.buffer
@@ -62,7 +82,7 @@ async def test_bytes_come_back() -> None:
 async def test_own_scaling_is_applied_in_the_replica() -> None:
     """The model's own constants are used when, and only when, the job asks for them."""
     async with running() as engine:
-        outcome = await engine.run(engine.find(None), job(own=True))
+        outcome = await run(engine, job(own=True))
     values = np.frombuffer(outcome.block.buffer, dtype=np.float32)
     assert values[0] == 2.0
 
@@ -72,50 +92,50 @@ async def test_segments_grow() -> None:
     async with running() as engine:
         for side in (4, 600, 8):
             sent = job(side=side)
-            outcome = await engine.run(engine.find(None), sent)
+            outcome = await run(engine, sent)
             assert outcome.block.buffer == sent.latent.buffer
 
 
 async def test_death_over_a_job() -> None:
-    """A process that dies over a job fails that job as ReplicaFailed, and the next job finds a new process."""
+    """A job over which two processes die fails as PoisonRequest, and the next job finds a new process."""
     async with running("die") as engine:
-        before = engine.pids()["copy"]
-        with pytest.raises(ReplicaFailed):
-            await engine.run(engine.find(None), job(7))
-        outcome = await engine.run(engine.find(None), job(1))
+        before = engine.pids()["copy"][0]
+        with pytest.raises(PoisonRequest):
+            await run(engine, job(7))
+        outcome = await run(engine, job(1))
         assert outcome.block.shape == (1, 3, 4, 4)
-        assert engine.pids()["copy"] != before
+        assert engine.pids()["copy"][0] != before
 
 
 async def test_death_while_idle() -> None:
     """A process that is killed while idle is noticed and started again without a request."""
     async with running() as engine:
-        before = engine.pids()["copy"]
+        before = engine.pids()["copy"][0]
         assert before is not None
         os.kill(before, signal.SIGKILL)
         deadline = time.monotonic() + 30
-        while not engine.ready or engine.pids()["copy"] == before:
+        while not engine.ready or engine.pids()["copy"][0] == before:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
-        assert (await engine.run(engine.find(None), job())).block.shape == (1, 3, 4, 4)
+        assert (await run(engine, job())).block.shape == (1, 3, 4, 4)
 
 
 async def test_foreign_exception() -> None:
     """An exception of the model's code becomes an InternalError that tells nothing of the inside; the process lives."""
     async with running("raise") as engine:
-        before = engine.pids()["copy"]
+        before = engine.pids()["copy"][0]
         with pytest.raises(InternalError) as caught:
-            await engine.run(engine.find(None), job(7))
+            await run(engine, job(7))
         assert "internal name" not in caught.value.message
-        await engine.run(engine.find(None), job(1))
-        assert engine.pids()["copy"] == before
+        await run(engine, job(1))
+        assert engine.pids()["copy"][0] == before
 
 
 async def test_our_errors_cross_the_process_boundary() -> None:
     """What the core raises in the replica is raised here, as the same class."""
     async with running() as engine:
         with pytest.raises(NonFiniteInput):
-            await engine.run(engine.find(None), job(float("nan")))
+            await run(engine, job(float("nan")))
 
 
 async def test_refused_weights() -> None:
@@ -135,7 +155,7 @@ async def test_crash_at_load() -> None:
 async def test_the_event_loop_is_free() -> None:
     """While a replica works the event loop goes on."""
     async with running("sleep") as engine:
-        work = asyncio.create_task(engine.run(engine.find(None), job(7)))
+        work = asyncio.create_task(run(engine, job(7)))
         ticks = 0
         while not work.done():
             await asyncio.sleep(0.01)
@@ -147,11 +167,11 @@ async def test_the_event_loop_is_free() -> None:
 async def test_a_caller_that_goes_away() -> None:
     """A job whose caller has gone is worked off, and the next job gets its own answer, not that one's."""
     async with running("sleep") as engine:
-        gone = asyncio.create_task(engine.run(engine.find(None), job(7)))
+        gone = asyncio.create_task(run(engine, job(7)))
         await asyncio.sleep(0.1)
         gone.cancel()
         sent = job(3, side=8)
-        outcome = await engine.run(engine.find(None), sent)
+        outcome = await run(engine, sent)
         assert gone.cancelled()
     assert outcome.block.buffer == sent.latent.buffer
 
@@ -160,30 +180,30 @@ async def test_many_at_once() -> None:
     """Jobs of many callers and sizes at once each get their own answer."""
     async with running() as engine:
         sent = [job(float(10 + number), side=4 + number * 7) for number in range(40)]
-        found = await asyncio.gather(*(engine.run(engine.find(None), one) for one in sent))
+        found = await asyncio.gather(*(run(engine, one) for one in sent))
     assert [outcome.block.buffer for outcome in found] == [one.latent.buffer for one in sent]
 
 
 async def test_the_job_behind_a_deadly_one() -> None:
     """Only the job that the process was at fails when it dies; those behind it get their answers."""
     async with running("die") as engine:
-        deadly, behind, last = (asyncio.create_task(engine.run(engine.find(None), job(n, side=s))) for n, s in DEADLY)
+        deadly, behind, last = (asyncio.create_task(run(engine, job(n, side=s))) for n, s in DEADLY)
         assert (await behind).block.shape == (1, 3, 8, 8)
         assert (await last).block.shape == (1, 3, 4, 4)
-        with pytest.raises(ReplicaFailed):
+        with pytest.raises(PoisonRequest):
             await deadly
 
 
 async def test_a_caller_that_goes_away_while_it_waits() -> None:
     """A job that nobody waits for any more is not begun."""
     async with running("sleep") as engine:
-        first, second, third = (asyncio.create_task(engine.run(engine.find(None), job(7))) for _ in range(3))
+        first, second, third = (asyncio.create_task(run(engine, job(7))) for _ in range(3))
         await asyncio.sleep(0.1)
         second.cancel()
         third.cancel()
         await first
         started = time.perf_counter()
-        await engine.run(engine.find(None), job(1))
+        await run(engine, job(1))
     assert time.perf_counter() - started < 0.4
     assert second.cancelled()
     assert third.cancelled()
@@ -192,7 +212,7 @@ async def test_a_caller_that_goes_away_while_it_waits() -> None:
 async def test_stopping_over_a_job() -> None:
     """A job that runs while the engine stops fails as ReplicaFailed at once, and nothing hangs."""
     async with running("sleep") as engine:
-        work = asyncio.create_task(engine.run(engine.find(None), job(7)))
+        work = asyncio.create_task(run(engine, job(7)))
         await asyncio.sleep(0.1)
     with pytest.raises(ReplicaFailed):
         await work
@@ -200,21 +220,21 @@ async def test_stopping_over_a_job() -> None:
 
 async def test_too_many_waiting() -> None:
     """Beyond the bound on waiting jobs a job is refused at once, and the waiting ones are served."""
-    async with running("sleep", most_waiting=2) as engine:
-        waiting = [asyncio.create_task(engine.run(engine.find(None), job(7))) for _ in range(2)]
+    async with running("sleep", limits=Limits(jobs=2)) as engine:
+        waiting = [asyncio.create_task(run(engine, job(7))) for _ in range(2)]
         await asyncio.sleep(0.05)
         with pytest.raises(Overloaded):
-            await engine.run(engine.find(None), job())
+            await run(engine, job())
         await asyncio.gather(*waiting)
 
 
 async def test_nothing_is_left() -> None:
     """After stop the process is gone and its shared memory freed."""
     async with running() as engine:
-        await engine.run(engine.find(None), job())
-        pid = engine.pids()["copy"]
-        names = engine._replicas["copy"]._memory.names
-        assert len(names) == 2
+        await run(engine, job())
+        pid = engine.pids()["copy"][0]
+        names = engine.segments()
+        assert len(names) == 3
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -142,7 +142,7 @@ def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.
 
     monkeypatch.setattr("remote_vae.core.decode.stream", poor)
     with pytest.raises(TooLarge, match="every exact plan"):
-        through(vae, torch.randn(1, 4, 64, 64), terms=Terms(budget_bytes=GENEROUS))
+        through(vae, torch.randn(1, 4, 64, 64), terms=Terms(budget=lambda: GENEROUS))
     assert [plan.recompute for plan in ran] == [False, True]
 
 

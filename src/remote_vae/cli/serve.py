@@ -20,13 +20,21 @@ def serve(
         typer.Option(
             metavar="NAME[=SOURCE][,KEY=VALUE...]",
             help="Repeat for more; the first is /. SOURCE is a hub id, a folder or a .safetensors file. Keys are "
-            "recipe, dtype, revision, subfolder and device.",
+            "recipe, dtype, revision, subfolder, device, lazy and pinned.",
             show_default="demo",
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps; cuda:0,cuda:1 for both.", show_default="auto")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="Of each model on each device.", show_default="1")] = None,
+    lazy: Annotated[bool | None, typer.Option("--lazy", help="Load a model when it is first asked for.")] = None,
+    weights_budget: Annotated[
+        int | None,
+        typer.Option(help="Bytes for all models' weights; the least recently used are unloaded.", show_default="none"),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="the model's own")
     ] = None,
@@ -59,8 +67,23 @@ def serve(
     max_head_bytes: Annotated[int | None, typer.Option(help="URL and headers.", rich_help_panel=LIMITS)] = None,
     max_headers: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Requests per model.", rich_help_panel=LIMITS)] = None,
+    max_waiting_pixels: Annotated[int | None, typer.Option(help="Of these requests.", rich_help_panel=LIMITS)] = None,
+    max_client_share: Annotated[
+        float | None, typer.Option(help="Of both, for one key.", rich_help_panel=LIMITS)
+    ] = None,
+    max_unsent_bytes: Annotated[int | None, typer.Option(help="Of all replies.", rich_help_panel=LIMITS)] = None,
+    batch_pixels: Annotated[
+        int | None, typer.Option(help="Of requests that run together; 0 runs each alone.", rich_help_panel=LIMITS)
+    ] = None,
     head_seconds: Annotated[float | None, typer.Option(rich_help_panel=LIMITS)] = None,
     body_seconds: Annotated[float | None, typer.Option(rich_help_panel=LIMITS)] = None,
+    request_seconds: Annotated[float | None, typer.Option(help="For an answer.", rich_help_panel=LIMITS)] = None,
+    reply_seconds: Annotated[
+        float | None, typer.Option(help="For a client to take a reply.", rich_help_panel=LIMITS)
+    ] = None,
+    hang_seconds: Annotated[
+        float | None, typer.Option(help="For 1024x1024 pixels; then a replica is replaced.", rich_help_panel=LIMITS)
+    ] = None,
     shutdown_seconds: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
 ) -> None:
     """Serve one or more VAEs.

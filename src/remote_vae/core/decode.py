@@ -33,12 +33,16 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Pixels on the CPU; the precision and the plan that ran; `note` is what the caller should know."""
+    """Pixels on the CPU; the precision and the plan that ran, `peak_bytes` as predicted where it was.
+
+    `note` is what the caller should know.
+    """
 
     pixels: torch.Tensor
     dtype: torch.dtype
     plan: str
     note: str = ""
+    peak_bytes: int | None = None
 
 
 @torch.inference_mode()
@@ -97,7 +101,7 @@ def _decode(vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, ou
         return canvas.pixels
 
     found, plan = first_that_fits(plans(program, z, terms, around_bytes=around), attempt)
-    return Decoded(found.cpu(), vae.dtype, plan.name)
+    return Decoded(found.cpu(), vae.dtype, plan.name, peak_bytes=plan.peak_bytes)
 
 
 def _apply(ops: Iterable[Op], z: torch.Tensor, vae: VAE, scaling: Scaling) -> torch.Tensor:

@@ -28,12 +28,16 @@ class Take(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A latent on the CPU; the precision and the plan that ran; `note` is what the caller should know."""
+    """A latent on the CPU; the precision and the plan that ran, `peak_bytes` as predicted where it was.
+
+    `note` is what the caller should know.
+    """
 
     latent: torch.Tensor
     dtype: torch.dtype
     plan: str
     note: str = ""
+    peak_bytes: int | None = None
 
 
 @torch.inference_mode()
@@ -70,7 +74,7 @@ def _encode(
     vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take, seed: int | None, terms: Terms
 ) -> Encoded:
     """The recipe's operations, last to first; the posterior's parameters leave before they are normalised."""
-    plan: str = PlanName.WHOLE
+    plan = Plan(PlanName.WHOLE)
     for op in reversed(recipe.ops):
         match op:
             case PixelAffine():
@@ -88,10 +92,10 @@ def _encode(
                 pass
     if not all_finite(x):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
-    return Encoded(x.cpu(), vae.dtype, plan)
+    return Encoded(x.cpu(), vae.dtype, plan.name, peak_bytes=plan.peak_bytes)
 
 
-def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, str]:
+def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, Plan]:
     """What the encoder gives, and the plan that gave it."""
     program, ratio = vae.encoder, vae.facts.spatial_compression_ratio
     sides = tuple(side // ratio for side in pixels.shape[-2:])
@@ -109,8 +113,7 @@ def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor
         stream(program, pixels, plan.strips, put, terms)
         return found
 
-    found, plan = first_that_fits(plans(program, pixels, terms, around_bytes=around), attempt)
-    return found, plan.name
+    return first_that_fits(plans(program, pixels, terms, around_bytes=around), attempt)
 
 
 def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:

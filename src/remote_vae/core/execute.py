@@ -23,15 +23,20 @@ def _carry_on() -> None:
     pass
 
 
+def _unbounded() -> int | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a job may run. `plan` None leaves it to the planner, `budget_bytes` None does not bound it.
+    """How a job may run. `plan` None leaves it to the planner.
 
+    `budget` says how many bytes there are, None for no bound; it is asked when a plan has to be chosen.
     `checkpoint` is called between strips; what it raises ends the job.
     """
 
     plan: str | None = None
-    budget_bytes: int | None = None
+    budget: Callable[[], int | None] = _unbounded
     checkpoint: Callable[[], None] = _carry_on
 
 
@@ -50,7 +55,7 @@ def plans(program: Program | None, batch: torch.Tensor, terms: Terms, *, around_
     load = Load(batch.shape[2], batch.shape[3], batch.shape[1], batch.element_size(), around_bytes)
     if terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
         return (Plan(PlanName.WHOLE),)
-    return choose(program, load, device=batch.device.type, budget=terms.budget_bytes, wanted=terms.plan)
+    return choose(program, load, device=batch.device.type, budget=terms.budget(), wanted=terms.plan)
 
 
 def stream(

@@ -1,73 +1,91 @@
-"""The facade: `await engine.decode(...)`, by the name of a model."""
+"""The facade: `await engine.run(permit)` for what `engine.admit` let in, by the name of a model."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
 
 from remote_vae.core.facts import Facts
-from remote_vae.core.recipe import Recipe
-from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
-from remote_vae.engine.replica import Replica
-from remote_vae.errors import NotReady, Overloaded, RemoteVAEError, UnknownModel
-
-MOST_WAITING: Final = 64
-WATCH_SECONDS: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A model as the server knows it before it is loaded; `spec` is what the loader is called with."""
-
-    name: str
-    aliases: tuple[str, ...]
-    recipe: Recipe
-    spec: dict[str, object]
+from remote_vae.engine.admission import Admission, Limits, Permit
+from remote_vae.engine.job import Job, Outcome
+from remote_vae.engine.observer import ModelState, Observer, Silent
+from remote_vae.engine.pool import Pool, Rules, Served
+from remote_vae.engine.queue import Ticket
+from remote_vae.engine.residency import Residency
+from remote_vae.errors import DeadlineExceeded, NotReady, RemoteVAEError, UnknownModel
 
 
 class Engine:
-    """Routes jobs to the replica of their model and bounds how many wait."""
+    """Lets jobs in, and brings each to the replicas of its model."""
 
-    def __init__(self, models: list[Served], *, loader: str, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(
+        self,
+        models: list[Served],
+        *,
+        loader: str,
+        limits: Limits | None = None,
+        rules: Rules | None = None,
+        weights_budget: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self.models: Mapping[str, Served] = {model.name: model for model in models}
         self.default = models[0].name
         self._names = {alias: model.name for model in models for alias in model.aliases}
-        self._replicas = {model.name: Replica(model.name, loader=loader, spec=model.spec) for model in models}
-        self._waiting = dict.fromkeys(self.models, 0)
-        self._most_waiting = most_waiting
-        self._watch: asyncio.Task[None] | None = None
+        self.draining = False
+        self._admission = Admission(limits or Limits())
+        self._pools = {
+            model.name: Pool(
+                model,
+                loader=loader,
+                rules=rules or Rules(),
+                held=self._admission.of(model.name),
+                observer=observer or Silent(),
+            )
+            for model in models
+        }
+        self._residency = Residency(list(self._pools.values()), budget_bytes=weights_budget)
 
     async def start(self) -> None:
-        """Loads every model, one after the other: two loading at once only fight for the disk and memory."""
-        for replica in self._replicas.values():
-            await replica.start()
-        self._watch = asyncio.create_task(self._revive())
+        """Loads every model that is not lazy; *raises* what loading raises."""
+        for pool in self._pools.values():
+            if not pool.model.lazy:
+                await self._residency.want(pool)
 
-    async def _revive(self) -> None:
-        """Starts replicas that died while idle; one that dies over a job is started again by the next job."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            for replica in self._replicas.values():
-                if not replica.ready:
-                    with contextlib.suppress(RemoteVAEError):  # it stays in `failure`, and is tried again
-                        await replica.start()
+    def drain(self) -> None:
+        """From now on `check` lets nothing in; what it has let in before goes on."""
+        self.draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in hand, and every reply has been sent."""
+        return self._admission.empty
 
     async def stop(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
+        self.drain()
+        await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
+
+    def kill(self) -> None:
+        """Ends every process and frees what is shared, at once."""
+        for pool in self._pools.values():
+            pool.kill()
 
     @property
     def ready(self) -> bool:
-        return all(replica.ready for replica in self._replicas.values())
+        """Every model that should be loaded is, all of its processes live, and work is taken."""
+        wanted = [pool for pool in self._pools.values() if pool.loaded or not pool.model.lazy]
+        return not self.draining and all(pool.ready for pool in wanted)
 
     @property
     def failure(self) -> RemoteVAEError | None:
-        return next((replica.failure for replica in self._replicas.values() if replica.failure), None)
+        return next((pool.failure for pool in self._pools.values() if pool.failure), None)
 
-    def pids(self) -> dict[str, int | None]:
-        return {name: replica.pid for name, replica in self._replicas.items()}
+    def pids(self) -> dict[str, list[int | None]]:
+        return {name: [replica.pid for replica in pool.replicas] for name, pool in self._pools.items()}
+
+    def segments(self) -> list[str]:
+        """The names of all shared memory that is in use."""
+        return [name for pool in self._pools.values() for replica in pool.replicas for name in replica.segments]
+
+    def state(self) -> list[ModelState]:
+        return [pool.state() for pool in self._pools.values()]
 
     def find(self, name: str | None) -> Served:
         """By name or alias; None is the first model. *Raises* UnknownModel."""
@@ -78,19 +96,49 @@ class Engine:
             raise UnknownModel(f"model {name!r} is not served here; served are {', '.join(self.models)}", model=name)
         return self.models[key]
 
-    def facts(self, model: Served) -> Facts:
-        """*Raises* NotReady while the model is loading."""
-        facts = self._replicas[model.name].facts
-        if facts is None:
-            raise NotReady(f"model {model.name!r} is still loading; try again in a moment", model=model.name)
-        return facts
+    def known(self, model: Served) -> Facts | None:
+        """The facts, once the model has been loaded."""
+        return self._pools[model.name].facts
 
-    async def run(self, model: Served, job: DecodeJob | EncodeJob) -> Outcome:
-        """*Raises* what the core raises, Overloaded, ReplicaFailed, NotReady."""
-        if self._waiting[model.name] >= self._most_waiting:
-            raise Overloaded(f"{self._most_waiting} requests are waiting for model {model.name!r}; try again later")
-        self._waiting[model.name] += 1
+    async def facts(self, model: Served) -> Facts:
+        """Loads a lazy model. *Raises* NotReady while another is loading, and what loading a lazy one raises."""
+        pool = self._pools[model.name]
+        if pool.facts is None and model.lazy:
+            await self._residency.want(pool)
+        if pool.facts is None:
+            raise NotReady(f"model {model.name!r} is still loading; try again in a moment", model=model.name)
+        return pool.facts
+
+    def check(self, model: Served, *, pixels: int, client: str | None, seconds: float | None) -> None:
+        """Whether a job of so many pixels would come in now, so that nobody sends a body in vain.
+
+        *Raises* NotReady, TooManyRequests, Overloaded.
+        """
+        if self.draining:
+            raise NotReady("the server is shutting down and takes no more work")
+        self._admission.check(model.name, pixels=pixels, client=client, seconds=seconds)
+
+    def admit(self, model: Served, job: Job, *, client: str | None = None, seconds: float | None = None) -> Permit:
+        """`client` is whose share it counts for; `seconds` is how long the answer is waited for.
+
+        *Raises* NotReady, TooManyRequests, Overloaded, PoisonRequest.
+        """
+        pool = self._pools[model.name]
+        pool.poison.check(job)
+        if pool.failure is not None and not pool.alive:
+            raise NotReady(f"the process of model {model.name!r} could not be started again yet", model=model.name)
+        return self._admission.enter(model.name, job, client=client, seconds=seconds)
+
+    async def run(self, permit: Permit) -> Outcome:
+        """*Raises* what the core raises, ReplicaFailed, PoisonRequest, DeadlineExceeded, Overloaded."""
+        pool = self._pools[permit.model]
         try:
-            return await self._replicas[model.name].run(job)
+            async with asyncio.timeout(permit.seconds):
+                await self._residency.want(pool)
+                ticket = Ticket(permit.job, permit.client, asyncio.get_running_loop().create_future())
+                pool.queue.put(ticket)
+                return await ticket.answer
+        except TimeoutError:
+            raise DeadlineExceeded(f"this was not done within {permit.seconds:g} s", seconds=permit.seconds) from None
         finally:
-            self._waiting[model.name] -= 1
+            permit.worked()

@@ -1,7 +1,6 @@
 """What a replica is asked and what it answers, in plain values that cross a process boundary."""
 
 from dataclasses import asdict, dataclass, fields
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 from remote_vae.core.layout import Fit
@@ -65,22 +64,40 @@ class EncodeJob(Work):
         return self.latent_values * 4 * (2 if self.take == "parameters" else 1)
 
 
+Job = DecodeJob | EncodeJob
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came back; `dtype_run` is the precision that the VAE ran in, `seconds` are stages by name."""
+    """What came back; `dtype_run` is the precision that the VAE ran in, `seconds` are stages by name.
+
+    `planned_bytes` is what the plan should take at most, None where that is not predicted; `together` counts the jobs
+    that shared its batch.
+    """
 
     block: Block
     plan: str
     dtype_run: str
     note: str
     seconds: dict[str, float]
+    planned_bytes: int | None = None
+    together: int = 1
 
 
-def to_message(job: DecodeJob | EncodeJob) -> dict[str, Any]:
+def block_of(job: Job) -> Block:
+    """The tensor that a job brings."""
+    return job.latent if isinstance(job, DecodeJob) else job.image
+
+
+def op_of(job: Job) -> str:
+    return "decode" if isinstance(job, DecodeJob) else "encode"
+
+
+def to_message(job: Job) -> dict[str, Any]:
     """A job as JSON values, its bytes left out: they pass through shared memory."""
-    block = job.latent if isinstance(job, DecodeJob) else job.image
+    block = block_of(job)
     body: dict[str, Any] = {
-        "op": "decode" if isinstance(job, DecodeJob) else "encode",
+        "op": op_of(job),
         "dtype": block.dtype,
         "shape": block.shape,
         "own_scaling": job.own_scaling,
@@ -94,10 +111,3 @@ def to_message(job: DecodeJob | EncodeJob) -> dict[str, Any]:
             "output": job.output,
         }
     return {**body, "take": job.take, "seed": job.seed}
-
-
-def opened(segment: SharedMemory) -> memoryview:
-    """The bytes of a segment that has not been closed."""
-    if segment.buf is None:
-        raise ValueError("the shared memory is closed")
-    return segment.buf

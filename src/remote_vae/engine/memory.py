@@ -57,3 +57,10 @@ def _of_container() -> list[int]:
     except (OSError, ValueError):
         return []
     return [max(0, int(most) - used)] if most.isdigit() else []
+
+
+def held_bytes(device: torch.device) -> int | None:
+    """What this process holds on a device of its own; None on a CPU, whose memory the system counts."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return torch.mps.driver_allocated_memory() if device.type == "mps" else None

@@ -5,90 +5,142 @@ import json
 import multiprocessing
 import os
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Final, TypeVar
 
+import psutil
+
 from remote_vae.core.facts import Facts
-from remote_vae.engine.job import Block, DecodeJob, EncodeJob, Outcome, opened, to_message
-from remote_vae.errors import NotReady, RemoteVAEError, ReplicaFailed, from_json
+from remote_vae.engine.batching import Way
+from remote_vae.engine.job import Block, Job, Outcome, block_of, op_of, to_message
+from remote_vae.engine.segments import Memory, StopWord, aligned
+from remote_vae.errors import RemoteVAEError, ReplicaFailed, from_json
 
 LARGE_BYTES: Final = 4 << 20  # a copy of this many takes half a millisecond
-SMALLEST_SEGMENT: Final = 1 << 20
 STOP_SECONDS: Final = 5.0
+IDLE_SECONDS: Final = 10.0  # after which memory that only a large job needed is given back
 
 T = TypeVar("T")
+Answer = Outcome | RemoteVAEError
+
+
+class ReplicaLost(Exception):
+    """The process died over a batch; never leaves the engine."""
 
 
 class Replica:
-    """Starts the process, passes jobs to it one at a time, and starts it again when it has died.
+    """Starts the process and passes batches to it, one at a time; its owner calls one method after the other.
 
     The event loop itself talks with the process: questions and answers are short, and a thread in between would wait
     for the interpreter more than for the process. What takes long, starting and stopping, is done in a thread, and so
-    is copying a large tensor.
+    is copying a large tensor. `on_lost` is called when the process dies, over a batch or not.
     """
 
-    def __init__(self, name: str, *, loader: str, spec: dict[str, object]) -> None:
+    def __init__(
+        self, name: str, *, loader: str, spec: dict[str, object], on_lost: Callable[[], None] = lambda: None
+    ) -> None:
         self.name = name
-        self.facts: Facts | None = None
-        self.failure: RemoteVAEError | None = None
-        self._loader, self._spec = loader, spec
+        self.hung = False  # killed by `kill`, and not loaded again yet
+        self.device_bytes: int | None = None  # that the device's allocator held at the last answer, where it says
+        self._loader, self._spec, self._on_lost = loader, spec, on_lost
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"replica-{name}")
-        self._turn = asyncio.Lock()  # held by the one who talks with the process
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None  # None while there is no process that has loaded the model
         self._answer: asyncio.Future[dict[str, Any]] | None = None
-        self._memory = Memory()
+        self._memory, self._stop_word, self._serial = Memory(), StopWord(), 0
+        self._shrinking: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
 
     @property
     def ready(self) -> bool:
-        return self._pipe is not None and self._process is not None and self._process.is_alive()
+        return self._pipe is not None
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    async def start(self) -> Facts:
-        """Waits until the model is loaded; *raises* ModelLoadError or whatever else the loader said."""
-        async with self._turn:
-            return await self._start()
+    @property
+    def memory_bytes(self) -> int:
+        """What it holds of its device's memory, or of the machine's."""
+        if self.device_bytes is not None:
+            return self.device_bytes
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
+        except psutil.Error:
+            return 0
 
-    async def run(self, job: DecodeJob | EncodeJob) -> Outcome:
-        """*Raises* what the core raises, and ReplicaFailed when the process dies over it."""
-        asked = time.perf_counter()
-        await self._turn.acquire()  # a caller that goes away while it waits leaves no work behind
-        # One that goes away later must not take the turn along: the process would answer the next one with this job.
-        work = asyncio.ensure_future(self._run(job, asked))
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look at it
-        return await asyncio.shield(work)
+    @property
+    def segments(self) -> list[str]:
+        """The names of its shared memory."""
+        return [*self._memory.names, self._stop_word.name]
+
+    async def load(self) -> Facts:
+        """Starts a process and waits until it has loaded the model; *raises* whatever the loader said."""
+        self._hang_up()
+        await self._in_thread(self._end, 0.0)
+        pipe, facts = await self._in_thread(self._load)
+        self._pipe, self.hung = pipe, False
+        asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
+        return facts
+
+    async def run(self, jobs: list[Job], way: Way) -> tuple[list[Answer], bool]:
+        """An outcome or an error for each job, and after a trial whether running them together pays.
+
+        *Raises* ReplicaLost when the process dies over them, Overloaded when there is no shared memory for them.
+        """
+        blocks = [memoryview(block_of(job).buffer).cast("B") for job in jobs]
+        name = await self._copy(sum(block.nbytes for block in blocks), self._memory.fill, blocks)
+        ins, _ = _places(block.nbytes for block in blocks)
+        outs, room = _places(job.reply_bytes for job in jobs)
+        self._serial += 1
+        places = zip(jobs, ins, outs, strict=True)
+        told = await self._ask(
+            {
+                "serial": self._serial,
+                "way": way,
+                "in": name,
+                "out": self._memory.room(room),
+                "jobs": [{**to_message(job), "in_at": start, "out_at": end} for job, start, end in places],
+            }
+        )
+        self.device_bytes = told["device_bytes"]
+        each = zip(jobs, told["answers"], outs, strict=True)
+        found = [await self._outcome(job, answer, start, len(jobs)) for job, answer, start in each]
+        self._shrink_later()
+        return found, bool(told["pays"])
+
+    def abandon(self) -> None:
+        """Tells the process that nobody waits for its batch any more; it answers at its next strip."""
+        self._stop_word.say(self._serial)
+
+    def kill(self) -> None:
+        """For a process that hangs."""
+        self.hung = True
+        if self._process is not None:
+            self._process.kill()
+
+    def give_up(self) -> None:
+        """Waits neither for an answer nor for loading to end; only `stop` can follow."""
+        self._stopping.set()
+        self._hang_up()
 
     async def stop(self) -> None:
         """Ends the process, by force if it does not go by itself, and frees the shared memory."""
-        self._stopping.set()
-        self._hang_up()
-        async with self._turn:
-            await self._in_thread(self._end, STOP_SECONDS)
-            self._memory.free()
-        self._thread.shutdown(wait=False)
+        self.give_up()
+        await self._in_thread(self._end, STOP_SECONDS)
+        self.free()
 
-    async def _start(self) -> Facts:
-        if self.facts is not None and self.ready:
-            return self.facts
-        self._hang_up()
-        await self._in_thread(self._end, 0.0)
-        try:
-            pipe, facts = await self._in_thread(self._load)
-        except RemoteVAEError as exc:
-            self.failure = exc
-            raise
-        self._pipe, self.facts, self.failure = pipe, facts, None
-        asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
-        return facts
+    def free(self) -> None:
+        """What `stop` does, at once and by force; a second time it does nothing."""
+        self.kill()
+        if self._shrinking is not None:
+            self._shrinking.cancel()
+        self._memory.free()
+        self._stop_word.free()
+        self._thread.shutdown(wait=False)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -101,7 +153,10 @@ class Replica:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = self._process = context.Process(
-            target=_enter_worker, args=(theirs, self._loader, self._spec), name=f"remote-vae-{self.name}", daemon=True
+            target=_enter_worker,
+            args=(theirs, self._stop_word.name, self._loader, self._spec),
+            name=f"remote-vae-{self.name}",
+            daemon=True,
         )
         process.start()
         theirs.close()
@@ -121,29 +176,19 @@ class Replica:
             raise from_json(message["error"], status=0)
         return ours, Facts.from_json(message["facts"])
 
-    async def _run(self, job: DecodeJob | EncodeJob, asked: float) -> Outcome:
-        """Holds the turn, and gives it up at the end."""
-        try:
-            return await self._talk(job, asked)
-        finally:
-            self._turn.release()
-
-    async def _talk(self, job: DecodeJob | EncodeJob, asked: float) -> Outcome:
-        block = job.latent if isinstance(job, DecodeJob) else job.image
-        if self._stopping.is_set():
-            raise NotReady(f"the server is shutting down; model {self.name!r} takes no more work")
-        if not self.ready:
-            await self._start()  # it has died while nobody was looking
-        started = time.perf_counter()
-        data = memoryview(block.buffer).cast("B")
-        name = await self._copy(data.nbytes, self._memory.fill, data)
-        answer = await self._ask({**to_message(job), "in": name, "out": self._memory.room(job.reply_bytes)})
-        if "error" in answer:
-            raise from_json(answer["error"], status=0)
-        found = await self._copy(answer["nbytes"], self._memory.read, answer["nbytes"])
-        seconds = {"queue": started - asked, job_name(job): float(answer["seconds"])}
-        pixels = Block(answer["dtype"], tuple(answer["shape"]), found)
-        return Outcome(pixels, answer["plan"], answer["dtype_run"], answer["note"], seconds)
+    async def _outcome(self, job: Job, told: dict[str, Any], start: int, together: int) -> Answer:
+        if "error" in told:
+            return from_json(told["error"], status=0)
+        found = await self._copy(told["nbytes"], self._memory.read, start, told["nbytes"])
+        return Outcome(
+            Block(told["dtype"], tuple(told["shape"]), found),
+            told["plan"],
+            told["dtype_run"],
+            told["note"],
+            {op_of(job): float(told["seconds"])},
+            told["planned_bytes"],
+            together,
+        )
 
     async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         self._answer = asyncio.get_running_loop().create_future()
@@ -154,7 +199,7 @@ class Replica:
             return await self._answer
         except (EOFError, OSError) as exc:
             self._hang_up()
-            raise ReplicaFailed(f"the process of model {self.name!r} died over this request; try again") from exc
+            raise ReplicaLost from exc
         finally:
             self._answer = None
 
@@ -164,6 +209,7 @@ class Replica:
             message = json.loads(self._pipe.recv_bytes()) if self._pipe is not None else None
         except (EOFError, OSError):
             self._hang_up()
+            self._on_lost()
             return
         if self._answer is not None and not self._answer.done() and message is not None:
             self._answer.set_result(message)
@@ -177,65 +223,38 @@ class Replica:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(EOFError())
 
+    def _shrink_later(self) -> None:
+        if self._shrinking is not None:
+            self._shrinking.cancel()
+        self._shrinking = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._shrink)
+
+    def _shrink(self) -> None:
+        if self._answer is None:
+            self._memory.shrink()
+
     def _end(self, patience: float) -> None:
         if self._process is not None:
             self._process.join(patience)
             self._process.kill()
             self._process.join()
+            self._process.close()
         self._process = None
 
 
-class Memory:
-    """Shared memory for one tensor on the way in and one on the way out; kept for the next job."""
-
-    def __init__(self) -> None:
-        self._segments: dict[str, SharedMemory] = {}
-
-    @property
-    def names(self) -> list[str]:
-        return [segment.name for segment in self._segments.values()]
-
-    def fill(self, data: memoryview) -> str:
-        """Copies a tensor in; gives the segment's name."""
-        segment = self._segment("in", data.nbytes)
-        opened(segment)[: data.nbytes] = data
-        return segment.name
-
-    def room(self, nbytes: int) -> str:
-        """The name of a segment that holds as many bytes, for the way out."""
-        return self._segment("out", nbytes).name
-
-    def read(self, nbytes: int) -> bytes:
-        return bytes(opened(self._segments["out"])[:nbytes])
-
-    def free(self) -> None:
-        for segment in self._segments.values():
-            segment.close()
-            segment.unlink()
-        self._segments.clear()
-
-    def _segment(self, role: str, nbytes: int) -> SharedMemory:
-        """Large enough; grows by doubling."""
-        known = self._segments.get(role)
-        if known is not None and known.size >= nbytes:
-            return known
-        size = max(SMALLEST_SEGMENT, nbytes, 2 * known.size if known else 0)
-        if known is not None:
-            known.close()
-            known.unlink()
-        fresh = self._segments[role] = SharedMemory(create=True, size=size)
-        return fresh
+def _places(sizes: Iterable[int]) -> tuple[list[int], int]:
+    """Where each tensor begins when they lie one behind the other, and where the last one ends."""
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(end)
+        end += aligned(size)
+    return starts, end
 
 
-def job_name(job: DecodeJob | EncodeJob) -> str:
-    return "decode" if isinstance(job, DecodeJob) else "encode"
-
-
-def _enter_worker(pipe: Connection, loader: str, spec: dict[str, object]) -> None:
+def _enter_worker(pipe: Connection, stop_word: str, loader: str, spec: dict[str, object]) -> None:
     """Torch is imported here, in the child, and never in the server's own process."""
     # OpenMP's threads would spin between two regions, on cores that the server and the other replicas need: then one
     # waits for a whole time slice for another that does not run. It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from remote_vae.engine.worker import main
 
-    main(pipe, loader, spec)
+    main(pipe, stop_word, loader, spec)

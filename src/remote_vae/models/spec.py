@@ -8,7 +8,8 @@ from remote_vae.errors import ConfigurationError
 from remote_vae.models.registry import REGISTRY, find_recipe, find_row
 
 DTYPES = ("float32", "float16", "bfloat16")
-_OPTIONS = ("recipe", "dtype", "revision", "subfolder", "device")
+_OPTIONS = ("recipe", "dtype", "revision", "subfolder", "device", "lazy", "pinned")
+_YES_NO = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class ModelSpec:
 
     `source` is a hub id, a folder in diffusers' layout or a .safetensors file; None takes the registry's.
     `dtype` None leaves the precision to the registry's policy. *Units*: memory_budget in bytes, for weights and work
-    together; None is what the device has free.
+    together; None is what the device has free. `lazy` is loaded when it is first asked for; `pinned` is never unloaded.
     """
 
     name: str
@@ -29,6 +30,8 @@ class ModelSpec:
     device: str = "auto"
     random_weights: bool = False
     memory_budget: int | None = None
+    lazy: bool = False
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -64,6 +67,7 @@ def parse_spec(
     device: str = "auto",
     dtype: str | None = None,
     memory_budget: int | None = None,
+    lazy: bool = False,
 ) -> ModelSpec:
     """The spec of a `--model` argument; *raises* ConfigurationError."""
     head, *options = text.split(",")
@@ -86,6 +90,16 @@ def parse_spec(
         device=device,
         random_weights=random_weights,
         memory_budget=memory_budget,
+        lazy=lazy,
     )
     rest: dict[str, Any] = {key: value for key, value in spec.items() if key != "recipe"}
+    for key in ("lazy", "pinned"):
+        if key in rest:
+            rest[key] = _yes_or_no(text, key, rest[key])
     return replace(base, **rest)
+
+
+def _yes_or_no(text: str, key: str, value: str) -> bool:
+    if value not in _YES_NO:
+        raise ConfigurationError(f"{key}={value!r} in model {text!r} is neither yes nor no", model=text)
+    return _YES_NO[value]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlencode
 
-from remote_vae.errors import MalformedRequest, UnknownRoute, UnsupportedMediaType
+from remote_vae.errors import InvalidValue, MalformedRequest, UnknownRoute, UnsupportedMediaType
 from remote_vae.protocol import parameters
 from remote_vae.protocol.bodies import read_json_body
 from remote_vae.protocol.dtype import FLOAT_DTYPES, ITEM_BYTES, check_dtype, clip
@@ -43,6 +43,8 @@ RESERVED_NAMES: Final = frozenset(
     }
 )
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+TIMEOUT_HEADER: Final = "x-request-timeout-seconds"
+TIMEOUT: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
 JSON_TYPES: Final = ("tensor/base64", "application/json")
 RAW_TYPES: Final = ("", "tensor/binary", "application/octet-stream", "image/png", "image/jpeg", "image/webp")
 
@@ -75,6 +77,7 @@ class Head:
     pairs: parameters.Pairs
     accept: str
     ignore_unknown: bool
+    timeout_seconds: float | None = None
 
     @property
     def raw_claim(self) -> TensorClaim | None:
@@ -125,8 +128,18 @@ def parse_head(path: str, query: bytes, headers: Mapping[str, str], *, ignore_un
         pairs=pairs,
         accept=headers.get("accept", ""),
         ignore_unknown=ignore_unknown,
+        timeout_seconds=_timeout(headers.get(TIMEOUT_HEADER)),
     )
     return _with_pairs(bare, pairs, default=ScalingMode.NONE)
+
+
+def _timeout(text: str | None) -> float | None:
+    """How long the caller will wait. *Raises* InvalidValue."""
+    if text is None:
+        return None
+    if not TIMEOUT.fullmatch(text) or not float(text):
+        raise InvalidValue(f"{TIMEOUT_HEADER} {clip(text)!r} is not a number of seconds above 0", name=TIMEOUT_HEADER)
+    return float(text)
 
 
 def _operation_of(media: str, pairs: parameters.Pairs) -> Operation:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Final
 
 from starlette.applications import Starlette
@@ -10,7 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from remote_vae.engine.engine import Engine, Served
+from remote_vae.engine.admission import Limits
+from remote_vae.engine.engine import Engine
+from remote_vae.engine.observer import Observer
+from remote_vae.engine.pool import Rules, Served
 from remote_vae.errors import ConfigurationError, RemoteVAEError
 from remote_vae.models.registry import find_row
 from remote_vae.models.spec import ModelSpec, parse_spec
@@ -29,6 +33,7 @@ def build_app(
     settings: Settings,
     *,
     loader: str = LOADER,
+    observer: Observer | None = None,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> Starlette:
@@ -36,7 +41,7 @@ def build_app(
 
     `loader` is `module:function` and runs in each replica's process. *Raises* ConfigurationError.
     """
-    engine = Engine(_served(settings), loader=loader, most_waiting=settings.max_waiting)
+    engine = _engine(settings, loader, observer)
     at = Endpoints(engine, settings)
     rate = settings.client_requests_per_second
     gate = Middleware(Gate, keys=read_keys(settings.keys, settings.keys_file), rates=Rates(rate) if rate else None)
@@ -96,6 +101,22 @@ def _report(
         on_ready()
 
 
+def _engine(settings: Settings, loader: str, observer: Observer | None) -> Engine:
+    return Engine(
+        _served(settings),
+        loader=loader,
+        limits=Limits(
+            jobs=settings.max_waiting,
+            pixels=settings.max_waiting_pixels,
+            reply_bytes=settings.max_unsent_bytes,
+            client_share=settings.max_client_share,
+        ),
+        rules=Rules(hang_seconds=settings.hang_seconds, batch_pixels=settings.batch_pixels),
+        weights_budget=settings.weights_budget,
+        observer=observer,
+    )
+
+
 def _served(settings: Settings) -> list[Served]:
     specs = [
         parse_spec(
@@ -104,6 +125,7 @@ def _served(settings: Settings) -> list[Served]:
             device=settings.device,
             dtype=settings.dtype,
             memory_budget=settings.memory_budget,
+            lazy=settings.lazy,
         )
         for text in settings.models
     ]
@@ -113,7 +135,20 @@ def _served(settings: Settings) -> list[Served]:
             raise ConfigurationError(f"model name {name!r} cannot be a route; use letters, digits, '.', '_' and '-'")
         if names.count(name) > 1:
             raise ConfigurationError(f"model name {name!r} is given twice")
-    return [Served(spec.name, _aliases(spec, names), spec.resolve_recipe(), spec.to_json()) for spec in specs]
+    return [_one(spec, names, settings) for spec in specs]
+
+
+def _one(spec: ModelSpec, names: list[str], settings: Settings) -> Served:
+    """The model with a replica, or several, on each of its devices."""
+    copies = [replace(spec, device=device) for device in spec.device.split(",") for _ in range(settings.replicas)]
+    return Served(
+        spec.name,
+        _aliases(spec, names),
+        spec.resolve_recipe(),
+        tuple(copy.to_json() for copy in copies),
+        lazy=spec.lazy,
+        pinned=spec.pinned,
+    )
 
 
 def _aliases(spec: ModelSpec, names: list[str]) -> tuple[str, ...]:

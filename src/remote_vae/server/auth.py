@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remote_vae.errors import RemoteVAEError, TooManyRequests, Unauthorized
 from remote_vae.server.browser import wants_page
+from remote_vae.server.endpoints import CLIENT
 from remote_vae.server.faults import on_error
 from remote_vae.server.keys import Keys
 
-CLIENT: Final = "remote_vae.client"  # in the scope: an opaque id of whoever asks
 OPEN_PATHS: Final = (b"/live", b"/ready", b"/health")  # for probes, which carry no keys; they tell nothing but "yes"
 PAGE_PART: Final = re.compile(rb"/page/[a-z]+\.[a-z]+")  # the page's own files, which are the same everywhere
 
@@ -41,9 +41,8 @@ class Rates:
         due = max(self._due.get(client, now), now)
         wait = due - now - self._ahead
         if wait > 1e-9:
-            error = TooManyRequests(f"at most {1 / self._interval:g} requests a second are served to one client")
-            error.retry_after = max(1, math.ceil(wait))
-            raise error
+            text = f"at most {1 / self._interval:g} requests a second are served to one client"
+            raise TooManyRequests(text, retry_after=max(1, math.ceil(wait)))
         if len(self._due) >= self._most:  # who has not asked for a while is not known any more
             self._due = {name: at for name, at in self._due.items() if at > now}
         self._due[client] = due + self._interval

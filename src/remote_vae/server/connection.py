@@ -55,14 +55,31 @@ class Connection(HttpToolsProtocol):
         self._fed = self._again = b""  # what the parser has got last, and what it is to get next
         self._ignoring_upgrade = False
         self._refusal: RemoteVAEError | None = None
+        self._unsent: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that writing pauses until everything is on the network
         self._expect_head_within(self.settings.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_deadline()
+        self._sent()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unsent is None:
+            self._unsent = self.loop.call_later(self.settings.reply_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._sent()
+        super().resume_writing()
+
+    def _sent(self) -> None:
+        if self._unsent is not None:
+            self._unsent.cancel()
+            self._unsent = None
 
     def data_received(self, data: bytes) -> None:
         if not self._head_bytes and not self._body_arriving and _is_of_the_first_age(data):

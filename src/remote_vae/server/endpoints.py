@@ -2,15 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from remote_vae.core.facts import Facts
-from remote_vae.engine.engine import Engine, Served
-from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
+from remote_vae.engine.engine import Engine
+from remote_vae.engine.job import Job, Outcome
+from remote_vae.engine.pool import Served
 from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
 from remote_vae.protocol import wire
 from remote_vae.protocol.dtype import clip
@@ -22,10 +24,28 @@ from remote_vae.server import openapi
 from remote_vae.server.body import check_length, read_body, while_wanted
 from remote_vae.server.browser import BrowserPage, wants_page
 from remote_vae.server.jobs import decode_job, encode_job, fit_decode, model_info, write_payload
+from remote_vae.server.sending import Sending
 from remote_vae.server.settings import Settings
 
 REQUEST_ID = "remote_vae.request_id"
+CLIENT = "remote_vae.client"  # in the scope: an opaque id of whoever asks
 VERSION = version("remote-vae")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is known of a request before its body; `until` is by time.monotonic."""
+
+    model: Served
+    facts: Facts
+    head: wire.Head
+    client: str | None
+    until: float
+
+    @property
+    def seconds(self) -> float:
+        """That are left for an answer."""
+        return max(0.0, self.until - time.monotonic())
 
 
 Page = Callable[[Request], Awaitable[Response]]
@@ -57,15 +77,27 @@ class Endpoints:
 
     async def post(self, request: Request) -> Response:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
+        call = await self._accept(request)
+        body = await read_body(request, call.head.raw_claim, self._settings)
+        run = self._decode if call.head.operation is Operation.DECODE else self._encode
+        return await while_wanted(request, run(call, body))
+
+    async def _accept(self, request: Request) -> Call:
+        """Judges all that can be judged before the body is read, whether there is room for it included."""
+        arrived = time.monotonic()
         head = self._head(request)
         model = self._engine.find(head.model)
-        facts = self._engine.facts(model)
-        body = await read_body(request, head.raw_claim, self._settings)
-        run = self._decode if head.operation is Operation.DECODE else self._encode
-        return _respond(await while_wanted(request, run(model, facts, head, body)))
+        facts = await self._engine.facts(model)
+        pixels = 1
+        if head.raw_claim is not None and isinstance(head.options, DecodeOptions):
+            pixels = fit_decode(model, facts, head.raw_claim.shape, head.options, self._settings).pixels
+        check_length(request, head.raw_claim, self._settings)
+        seconds = min(head.timeout_seconds or self._settings.request_seconds, self._settings.request_seconds)
+        call = Call(model, facts, head, request.scope.get(CLIENT), arrived + seconds)
+        self._engine.check(model, pixels=pixels, client=call.client, seconds=call.seconds)
+        return call
 
     def _head(self, request: Request) -> wire.Head:
-        """Everything that can be judged before the body is read."""
         raw: bytes = request.scope.get("raw_path") or request.url.path.encode()
         path = raw.decode("latin-1")
         if request.method != "POST":
@@ -76,32 +108,30 @@ class Endpoints:
             limit = self._settings.max_query_bytes
             raise UriTooLong(f"the query has {len(query)} bytes; the limit is {limit}", value=len(query), limit=limit)
         ignore = self._settings.unknown_parameters == "ignore"
-        head = wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
-        model = self._engine.find(head.model)
-        if head.raw_claim is not None and isinstance(head.options, DecodeOptions):
-            fit_decode(model, self._engine.facts(model), head.raw_claim.shape, head.options, self._settings)
-        check_length(request, head.raw_claim, self._settings)
-        return head
+        return wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
 
-    async def _decode(self, model: Served, facts: Facts, head: wire.Head, body: Buffer) -> Reply:
-        parse = wire.parse_decode
+    async def _decode(self, call: Call, body: Buffer) -> Response:
+        head, parse = call.head, wire.parse_decode
         message = await asyncio.to_thread(parse, head, body) if head.body_is_json else parse(head, body)
-        job = decode_job(model, facts, message, self._settings)
-        return await self._run(model, facts, job, message.form, message.options.quality)
+        job = decode_job(call.model, call.facts, message, self._settings)
+        return await self._run(call, job, message.form, message.options.quality)
 
-    async def _encode(self, model: Served, facts: Facts, head: wire.Head, body: Buffer) -> Reply:
-        message = wire.parse_encode(head, body)
-        job = await asyncio.to_thread(encode_job, model, facts, message, self._settings)
-        return await self._run(model, facts, job, message.form, DEFAULT_QUALITY)
+    async def _encode(self, call: Call, body: Buffer) -> Response:
+        message = wire.parse_encode(call.head, body)
+        job = await asyncio.to_thread(encode_job, call.model, call.facts, message, self._settings)
+        return await self._run(call, job, message.form, DEFAULT_QUALITY)
 
-    async def _run(self, model: Served, facts: Facts, job: DecodeJob | EncodeJob, form: Form, quality: int) -> Reply:
-        outcome = await self._engine.run(model, job)
-        started = time.perf_counter()
-        if form is Form.BINARY:
-            payload = write_payload(outcome, form, quality)
-        else:
-            payload = await asyncio.to_thread(write_payload, outcome, form, quality)
-        return Reply(payload, form, _provenance(model, facts, outcome, time.perf_counter() - started))
+    async def _run(self, call: Call, job: Job, form: Form, quality: int) -> Response:
+        with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
+            outcome = await self._engine.run(permit)
+            started = time.perf_counter()
+            if form is Form.BINARY:
+                payload = write_payload(outcome, form, quality)
+            else:
+                payload = await asyncio.to_thread(write_payload, outcome, form, quality)
+            reply = Reply(payload, form, _provenance(call, outcome, time.perf_counter() - started))
+            status, headers, body = render_reply(reply)
+            return Sending(bytes(body), status, dict(headers), on_sent=permit.release)
 
     async def home(self, request: Request) -> Response:
         """GET /: what this is and where to look; for a browser, the page."""
@@ -118,18 +148,22 @@ class Endpoints:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """GET /ready: every model is loaded and its process is alive; 503 with Retry-After otherwise."""
+        """GET /ready: every model that should be loaded is, and all its processes live; 503 with Retry-After else."""
+        if self._engine.draining:
+            raise NotReady("the server is shutting down")
         if not self._engine.ready:
-            raise NotReady("not every model is loaded yet")
+            raise NotReady("not every model is loaded")
         return JSONResponse({"status": "ready"})
 
     async def models(self, request: Request) -> Response:
-        """GET /models: the cards of the models."""
-        cards = [
-            model_info(model, self._engine.facts(model), self._settings).to_json()
-            for model in self._engine.models.values()
-        ]
-        return JSONResponse({"default": self._engine.default, "models": cards})
+        """GET /models: the cards of the models; `unknown` are lazy ones that nobody has asked for yet."""
+        cards, unknown = [], []
+        for model in self._engine.models.values():
+            if model.lazy and self._engine.known(model) is None:
+                unknown.append(model.name)
+            else:
+                cards.append(model_info(model, await self._engine.facts(model), self._settings).to_json())
+        return JSONResponse({"default": self._engine.default, "models": cards, "unknown": unknown})
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
@@ -140,20 +174,13 @@ class Endpoints:
         return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
 
 
-def _provenance(model: Served, facts: Facts, outcome: Outcome, media: float) -> Provenance:
+def _provenance(call: Call, outcome: Outcome, media: float) -> Provenance:
     timings = {stage: seconds * 1000 for stage, seconds in outcome.seconds.items()}
     return Provenance(
-        model=model.name,
-        revision=facts.revision,
+        model=call.model.name,
+        revision=call.facts.revision,
         plan=outcome.plan,
         dtype=outcome.dtype_run,
         note=outcome.note,
         timings_ms={**timings, "media": media * 1000},
     )
-
-
-def _respond(reply: Reply) -> Response:
-    status, headers, body = render_reply(reply)
-    content = body if isinstance(body, bytes) else bytes(body)
-    fields: Mapping[str, str] = dict(headers)
-    return Response(content, status, fields)

@@ -5,8 +5,8 @@ import numpy as np
 from remote_vae.core.facts import Facts
 from remote_vae.core.layout import Fit, fit_latent
 from remote_vae.core.recipe import Constants
-from remote_vae.engine.engine import Served
 from remote_vae.engine.job import Block, DecodeJob, EncodeJob, Outcome
+from remote_vae.engine.pool import Served
 from remote_vae.errors import InvalidImage, InvalidValue, LatentMismatch, TooLarge, UnsupportedOutput
 from remote_vae.media.images import read_image, write_image
 from remote_vae.media.video import write_mp4

@@ -1,15 +1,18 @@
 """Runs the application under uvicorn until it is told to stop."""
 
 import ipaddress
+import math
 import os
-import signal
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
+from remote_vae.engine.engine import Engine
 from remote_vae.errors import ConfigurationError
 from remote_vae.server.app import LOADER, build_app
 from remote_vae.server.connection import connection_class
@@ -19,7 +22,8 @@ from remote_vae.server.settings import Settings
 def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str], None] | None = None) -> None:
     """Blocks until SIGTERM or SIGINT, then lets accepted work finish.
 
-    `on_ready` gets the address once every model is loaded. *Raises* ConfigurationError, and what loading raised.
+    `on_ready` gets the address once every model is loaded. *Raises* ConfigurationError, what loading raised, and
+    SystemExit when work was left undone.
     """
     failures: list[BaseException] = []
 
@@ -34,7 +38,8 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings have them as digests; replicas would inherit the text
     _check_tls(settings)
     app = build_app(settings, loader=loader, on_ready=ready, on_failure=failed)
-    server = uvicorn.Server(
+    engine: Engine = app.state.engine
+    server = Server(
         uvicorn.Config(
             app,
             http=connection_class(settings),
@@ -42,21 +47,51 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
             access_log=False,
             server_header=False,
             ws="none",
-            timeout_graceful_shutdown=settings.shutdown_seconds,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
-        )
+        ),
+        engine,
+        grace_seconds=settings.shutdown_seconds,
     )
-    # uvicorn stops gracefully, then raises the signal again; to end well is to have nothing left to do on it.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     # What a stranger's broken picture makes the imaging library say would fill the log with the picture's own bytes.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with _listen(settings) as listener:
         _check_reach(listener, settings)
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        finally:
+            engine.kill()  # whatever a hard stop has left
     if failures:
         raise failures[0]
+    if server.stopped_hard:
+        raise SystemExit(1)
+
+
+class Server(uvicorn.Server):
+    """Told to stop, it takes no new work, finishes what it has within the grace, then ends; told again, it ends."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, *, grace_seconds: float) -> None:
+        super().__init__(config)
+        self.stopped_hard = False
+        self._engine, self._grace_seconds = engine, grace_seconds
+        self._ends = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGTERM and SIGINT."""
+        if self._engine.draining:
+            self.stopped_hard = self.force_exit = self.should_exit = True
+        else:
+            self._engine.drain()
+            self._ends = time.monotonic() + self._grace_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second. The listener stays open to say 503 until everything is done."""
+        left = self._ends - time.monotonic()
+        if self._engine.draining and (self._engine.idle or left <= 0):
+            self.stopped_hard = left <= 0
+            self.config.timeout_graceful_shutdown = max(0, math.ceil(left))
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -26,7 +26,12 @@ class Settings(BaseSettings):
         default=("demo",), description="NAME[=SOURCE][,key=value...]; the first is /; ';' between in the environment"
     )
     random_weights: bool = Field(default=False, description="seeded weights of the true size, for trials")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps; several, with a comma between")
+    replicas: int = Field(default=1, ge=1, description="of each model on each device")
+    lazy: bool = Field(default=False, description="load a model when it is first asked for")
+    weights_budget: int | None = Field(
+        default=None, ge=1, description="bytes for the weights of all models; the least recently used are unloaded"
+    )
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(default=None, description="None: by the registry")
     memory_budget: int | None = Field(default=None, ge=1, description="bytes for one model; None: what is free")
     unknown_parameters: Literal["refuse", "ignore"] = "refuse"
@@ -50,9 +55,18 @@ class Settings(BaseSettings):
     max_query_bytes: int = Field(default=8192, ge=1)
     max_head_bytes: int = Field(default=32768, ge=1024, description="of a URL and its headers")
     max_headers: int = Field(default=100, ge=10)
-    max_waiting: int = Field(default=64, ge=1, description="requests that wait for one model")
+    max_waiting: int = Field(default=64, ge=1, description="requests that are accepted for one model and not done")
+    max_waiting_pixels: int = Field(default=2**28, ge=1, description="that these have in all")
+    max_client_share: float = Field(default=0.5, gt=0, le=1, description="of both, for one key")
+    max_unsent_bytes: int = Field(default=2**30, ge=1, description="of all replies that are not sent yet")
+    batch_pixels: int = Field(default=2**18, ge=0, description="of requests that run together; 0 runs each alone")
     head_seconds: float = Field(default=10.0, gt=0, description="for a URL and its headers to arrive")
     body_seconds: float = Field(default=60.0, gt=0, description="for a request's body to arrive")
+    request_seconds: float = Field(default=300.0, gt=0, description="for an answer; a request can ask for less")
+    reply_seconds: float = Field(default=120.0, gt=0, description="for a client to take a reply")
+    hang_seconds: float = Field(
+        default=120.0, gt=0, description="for 1024x1024 pixels, after which a replica is replaced; larger ones get more"
+    )
     shutdown_seconds: int = Field(default=30, ge=1, description="for accepted work to finish")
 
     @model_validator(mode="after")

@@ -1,0 +1,149 @@
+"""Whether a job may come in: what it costs, against what is in hand already. A refusal says when to try again."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final
+
+from remote_vae.engine.job import Job
+from remote_vae.errors import Overloaded, RemoteVAEError, TooManyRequests
+
+LONGEST_RETRY: Final = 60  # seconds
+FADING: Final = 0.9  # how much of what was measured counts still after one more batch
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """*Units*: jobs and pixels that are accepted and not done yet, for each model; bytes of replies not sent yet, in
+    all; the share of jobs and pixels that one client may have.
+    """
+
+    jobs: int = 64
+    pixels: int = 2**28
+    reply_bytes: int = 2**30
+    client_share: float = 0.5
+
+
+class Pace:
+    """Output pixels per second of one model's replicas together, as measured lately."""
+
+    def __init__(self) -> None:
+        self._pixels = self._seconds = 0.0
+        self.replicas = 1
+
+    def note(self, pixels: int, seconds: float) -> None:
+        self._pixels = FADING * self._pixels + pixels
+        self._seconds = FADING * self._seconds + seconds
+
+    def seconds(self, pixels: int) -> float:
+        """How long so many pixels will take; 0 before anything was measured."""
+        return pixels * self._seconds / self._pixels / self.replicas if self._pixels else 0.0
+
+
+@dataclass(slots=True)
+class InHand:
+    """What one model has accepted and not finished."""
+
+    jobs: int = 0
+    pixels: int = 0
+    client_jobs: Counter[str] = field(default_factory=Counter)
+    client_pixels: Counter[str] = field(default_factory=Counter)
+    pace: Pace = field(default_factory=Pace)
+
+
+class Admission:
+    """Counts what is in hand. One job always comes in where nothing is: else a large one never could."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._in_hand: dict[str, InHand] = {}
+        self.permits = self.reply_bytes = 0
+
+    @property
+    def empty(self) -> bool:
+        """No job is in hand and every reply has been sent."""
+        return self.permits == 0
+
+    def of(self, model: str) -> InHand:
+        return self._in_hand.setdefault(model, InHand())
+
+    def check(
+        self, model: str, *, pixels: int = 1, reply_bytes: int = 0, client: str | None, seconds: float | None = None
+    ) -> None:
+        """`seconds` is how long the client will wait. *Raises* TooManyRequests, Overloaded."""
+        held, limits = self.of(model), self._limits
+        if not held.jobs and not self.reply_bytes:
+            return
+        wait = held.pace.seconds(held.pixels)
+        share = limits.client_share
+        if client is not None and held.client_jobs[client]:
+            jobs, mine = held.client_jobs[client] + 1, held.client_pixels[client] + pixels
+            if jobs > max(1, share * limits.jobs) or mine > share * limits.pixels:
+                text = f"{held.client_jobs[client]} of your requests wait for model {model!r}; that is your share"
+                raise _later(TooManyRequests, text, held.pace.seconds(held.client_pixels[client]))
+        if held.jobs >= limits.jobs:
+            raise _later(Overloaded, f"{held.jobs} requests wait for model {model!r}; try again later", wait)
+        if held.jobs and held.pixels + pixels > limits.pixels:
+            raise _later(Overloaded, f"{held.pixels} pixels wait for model {model!r}; try again later", wait)
+        if self.reply_bytes and self.reply_bytes + reply_bytes > limits.reply_bytes:
+            raise _later(Overloaded, f"{self.reply_bytes} bytes of replies wait to be sent; try again later", wait)
+        if seconds is not None and wait > seconds:
+            text = f"model {model!r} has work for {wait:.0f} s; this request waits {seconds:g} s at most"
+            raise _later(Overloaded, text, wait - seconds)
+
+    def enter(self, model: str, job: Job, *, client: str | None, seconds: float | None = None) -> "Permit":
+        """*Raises* what `check` raises."""
+        self.check(model, pixels=job.pixels, reply_bytes=job.reply_bytes, client=client, seconds=seconds)
+        return Permit(self, model, job, client=client, seconds=seconds)
+
+
+class Permit:
+    """A job that has come in. Its work counts until `worked`, its reply until `release`; both may be called again.
+
+    As a context it is released when something is raised, and kept otherwise, for the one who sends the reply.
+    """
+
+    def __init__(
+        self, admission: Admission, model: str, job: Job, *, client: str | None, seconds: float | None
+    ) -> None:
+        self.model, self.job, self.client, self.seconds = model, job, client, seconds
+        self._admission, self._held = admission, admission.of(model)
+        self._working = self._replying = True
+        self._count(+1)
+        admission.permits += 1
+        admission.reply_bytes += job.reply_bytes
+
+    def worked(self) -> None:
+        if self._working:
+            self._working = False
+            self._count(-1)
+
+    def release(self) -> None:
+        self.worked()
+        if self._replying:
+            self._replying = False
+            self._admission.permits -= 1
+            self._admission.reply_bytes -= self.job.reply_bytes
+
+    def _count(self, sign: int) -> None:
+        self._held.jobs += sign
+        self._held.pixels += sign * self.job.pixels
+        if self.client is not None:
+            for counter, amount in ((self._held.client_jobs, 1), (self._held.client_pixels, self.job.pixels)):
+                counter[self.client] += sign * amount
+                if not counter[self.client]:
+                    del counter[self.client]
+
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.release()
+
+
+def _later(kind: type[RemoteVAEError], text: str, seconds: float) -> RemoteVAEError:
+    return kind(text, retry_after=min(LONGEST_RETRY, max(1, math.ceil(seconds))))

@@ -1,0 +1,59 @@
+"""What the engine tells to whoever keeps count, in plain values: as it happens, and on asking."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A batch that a replica has answered. *Units*: output pixels, seconds; `planned_bytes` None is not predicted."""
+
+    model: str
+    op: str
+    jobs: int
+    pixels: int
+    queued: tuple[float, ...]  # of each job
+    seconds: float
+    plan: str
+    planned_bytes: int | None
+
+
+class Observer(Protocol):
+    """Is called in the event loop, so it must be quick."""
+
+    def ran(self, batch: Ran) -> None: ...
+
+    def restarted(self, model: str, cause: str) -> None:
+        """A replica died and its successor is ready; `cause` is "hung" or "died"."""
+        ...
+
+
+class Silent:
+    """An observer that keeps nothing."""
+
+    def ran(self, batch: Ran) -> None:
+        pass
+
+    def restarted(self, model: str, cause: str) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model at this moment. *Units*: bytes, output pixels; `accepted` jobs are waiting or running.
+
+    `memory_bytes` is what its processes hold: of the device's memory where that is its own, else of the machine's.
+    """
+
+    name: str
+    loaded: bool
+    ready: bool
+    replicas: int
+    alive: int
+    accepted_jobs: int
+    accepted_pixels: int
+    waiting_jobs: int
+    waiting_pixels: int
+    memory_bytes: int
+    planned_bytes: int
+    restarts: int

@@ -1,0 +1,105 @@
+"""Jobs that wait for a replica of their model, and which of them goes next."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from remote_vae.engine.batching import Batching, kind_of
+from remote_vae.engine.job import Job, Outcome
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A job, who sent it, and the answer to come; an answer that is done already means that nobody waits for it."""
+
+    job: Job
+    client: str | None
+    answer: asyncio.Future[Outcome]
+    asked: float = field(default_factory=time.perf_counter)
+    due: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        return not self.answer.done()
+
+
+class Queue:
+    """Clients take turns by the pixels that they were served; a client's jobs go by size, but none waits for ever.
+
+    A job is due when as many of its client's pixels have been served, counted from its arrival, as it has itself. So a
+    small job passes a large one, and a large one is passed by no more pixels than its own.
+    """
+
+    def __init__(self, batching: Batching) -> None:
+        self._batching = batching
+        self._waiting: list[Ticket] = []
+        self._served: dict[str | None, int] = defaultdict(int)
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def pixels(self) -> int:
+        return sum(ticket.job.pixels for ticket in self._waiting)
+
+    def put(self, ticket: Ticket) -> None:
+        if not any(other.client == ticket.client for other in self._waiting):
+            self._join(ticket.client)
+        ticket.due = self._served[ticket.client] + ticket.job.pixels
+        self._waiting.append(ticket)
+        ticket.answer.add_done_callback(lambda _: self._drop(ticket))
+        self.wake()
+
+    async def take(self, wanted: Callable[[], bool]) -> list[Ticket]:
+        """The next jobs, of one kind, as soon as there is one; none once `wanted` says no and `wake` is called."""
+        while wanted():
+            if self._waiting:
+                return self._take()
+            self._wake.clear()
+            await self._wake.wait()
+        return []
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def empty(self) -> list[Ticket]:
+        """Takes everything out."""
+        left, self._waiting = self._waiting, []
+        return left
+
+    def _take(self) -> list[Ticket]:
+        first = min(self._waiting, key=self._order)
+        batch = [first, *self._companions(first)]
+        for ticket in batch:
+            self._waiting.remove(ticket)
+            self._served[ticket.client] += ticket.job.pixels
+        return batch
+
+    def _order(self, ticket: Ticket) -> tuple[int, int]:
+        return self._served[ticket.client], ticket.due
+
+    def _companions(self, first: Ticket) -> list[Ticket]:
+        """Those that run together with the first one, in their order."""
+        kind = kind_of(first.job)
+        if kind is None or len(self._waiting) == 1:
+            return []
+        like = [ticket for ticket in self._waiting if ticket is not first and kind_of(ticket.job) == kind]
+        return sorted(like, key=self._order)[: self._batching.size(first.job, 1 + len(like)) - 1]
+
+    def _join(self, client: str | None) -> None:
+        """Who was away gets no credit for that, and keeps what it was served beyond the others."""
+        here = {ticket.client for ticket in self._waiting}
+        least = min((self._served[name] for name in here), default=None)
+        if least is None:
+            self._served.clear()
+            return
+        kept = {name: pixels for name, pixels in self._served.items() if name in here or pixels > least}
+        self._served = defaultdict(int, kept)
+        self._served[client] = max(self._served[client], least)
+
+    def _drop(self, ticket: Ticket) -> None:
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)

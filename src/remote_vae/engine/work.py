@@ -1,0 +1,185 @@
+"""What a replica does with a batch: jobs from shared memory through the core and back."""
+
+import os
+import sys
+import time
+from typing import Any, Final
+
+import torch
+
+from remote_vae.core.affine import Scaling
+from remote_vae.core.decode import Decoded, Output, decode
+from remote_vae.core.encode import Encoded, Take, encode
+from remote_vae.core.execute import Terms
+from remote_vae.core.layout import Fit
+from remote_vae.core.recipe import Constants, Recipe
+from remote_vae.core.vae import VAE
+from remote_vae.engine.batching import Way
+from remote_vae.engine.memory import Budget, held_bytes
+from remote_vae.engine.segments import StopWord, Views
+from remote_vae.errors import (
+    DeadlineExceeded,
+    InternalError,
+    ModelLoadError,
+    Overloaded,
+    RemoteVAEError,
+    to_json,
+)
+
+BROKEN_DEVICE: Final = 70  # the exit code of a process whose device answers nothing but errors any more
+WARM_SIDE: Final = 8  # of the first latent, in latent pixels
+
+Message = dict[str, Any]
+
+
+class Bench:
+    """A loaded VAE and what it needs to work."""
+
+    def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, views: Views, stop_word: StopWord) -> None:
+        self._vae, self._recipe, self._budget = vae, recipe, budget
+        self._views, self._stop_word = views, stop_word
+        self._serial = 0
+
+    def warm_up(self) -> None:
+        """Decodes once, so that the first caller does not wait for libraries to be set up.
+
+        *Raises* ModelLoadError when the weights cannot even do that.
+        """
+        facts = self._vae.facts
+        frames = (1,) if self._recipe.kind == "video" else ()
+        shape = (1, facts.latent_channels, *frames, WARM_SIDE, WARM_SIDE)
+        axes = " ".join("bcfhw" if frames else "bchw")
+        side = WARM_SIDE * facts.spatial_compression_ratio
+        fit = Fit(f"{axes} -> {axes}", dict(zip(axes.split(), shape, strict=True)), 1, 1, side, side)
+        try:
+            decode(self._vae, self._recipe, torch.zeros(shape), fit=fit, scaling=Scaling(own=True), output=Output.UINT8)
+        except RemoteVAEError as exc:
+            raise ModelLoadError(
+                f"the weights of {facts.source or 'this model'!r} do not decode a latent of zeros: {exc.message}",
+                place=facts.source,
+            ) from exc
+
+    def work(self, batch: Message) -> Message:
+        """An answer for each job, its tensor in shared memory."""
+        self._serial, jobs, pays = batch["serial"], batch["jobs"], False
+        if batch["way"] == Way.TOGETHER:
+            answers = self._together(jobs, batch) or self._alone(jobs, batch)
+        else:
+            answers = self._alone(jobs, batch)
+        if batch["way"] == Way.TRIAL:
+            pays = self._pays(jobs, batch, answers)
+        return {"answers": answers, "pays": pays, "device_bytes": held_bytes(self._vae.device)}
+
+    def rest(self) -> None:
+        self._views.shrink()
+
+    def _alone(self, jobs: list[Message], batch: Message) -> list[Message]:
+        return [self._answer(job, batch) for job in jobs]
+
+    def _answer(self, job: Message, batch: Message) -> Message:
+        started = time.perf_counter()
+        try:
+            tensor, done = self._run(job, self._input(job, batch))
+            return self._written(tensor, done, job, batch, started)
+        except RemoteVAEError as exc:
+            return {"error": to_json(exc)}
+        except Exception as exc:  # noqa: BLE001  # boundary: whatever a model's code raises becomes one answer
+            return {"error": to_json(_as_ours(exc))}
+
+    def _together(self, jobs: list[Message], batch: Message) -> list[Message]:
+        """An answer for each; none when that did not work out, or not as each would have alone."""
+        started = time.perf_counter()
+        try:
+            tensor, done = self._run(_joint(jobs), torch.cat([self._input(job, batch) for job in jobs]))
+        except (RemoteVAEError, RuntimeError, MemoryError) as exc:
+            if isinstance(exc, torch.AcceleratorError):
+                _as_ours(exc)
+            return []
+        if done.note:
+            return []
+        parts = zip(tensor.chunk(len(jobs)), jobs, strict=True)
+        return [self._written(part, done, job, batch, started) for part, job in parts]
+
+    def _pays(self, jobs: list[Message], batch: Message, alone: list[Message]) -> bool:
+        """Whether running together gives what each job gave alone, bit for bit, and sooner."""
+        out = self._views.view("out", batch["out"])
+        if any("error" in answer for answer in alone):
+            return False
+        places = [
+            slice(job["out_at"], job["out_at"] + answer["nbytes"]) for job, answer in zip(jobs, alone, strict=True)
+        ]
+        before = [bytes(out[place]) for place in places]
+        together = self._together(jobs, batch)
+        exact = bool(together) and all(out[place] == was for place, was in zip(places, before, strict=True))
+        for place, was in zip(places, before, strict=True):
+            out[place] = was
+        return exact and together[-1]["seconds"] < sum(answer["seconds"] for answer in alone)
+
+    def _input(self, job: Message, batch: Message) -> torch.Tensor:
+        data, dtype = self._views.view("in", batch["in"]), getattr(torch, job["dtype"])
+        count = int(torch.Size(job["shape"]).numel())
+        return torch.frombuffer(data, dtype=dtype, count=count, offset=job["in_at"]).reshape(job["shape"])
+
+    def _written(
+        self, tensor: torch.Tensor, done: Decoded | Encoded, job: Message, batch: Message, started: float
+    ) -> Message:
+        """Copied out; by one thread: more would wait for each other longer than they copy."""
+        blob = tensor.contiguous().view(torch.uint8).reshape(-1)
+        out = self._views.view("out", batch["out"])
+        out[job["out_at"] : job["out_at"] + blob.numel()] = blob.numpy().data
+        return {
+            "dtype": _name(tensor.dtype),
+            "shape": list(tensor.shape),
+            "nbytes": blob.numel(),
+            "plan": done.plan,
+            "planned_bytes": done.peak_bytes,
+            "dtype_run": _name(done.dtype),
+            "note": done.note,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Decoded | Encoded]:
+        scaling = Scaling(own=job["own_scaling"], given=_constants(job["given"]))
+        terms = Terms(job["plan"], self._budget.bytes_now, self._checkpoint)
+        if job["op"] == "decode":
+            fit, output = Fit(**job["fit"]), Output(job["output"])
+            decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, terms=terms)
+            return _travelling(decoded.pixels, of_bfloat16=torch.float16), decoded
+        take = Take(job["take"])
+        encoded = encode(self._vae, self._recipe, tensor, scaling=scaling, take=take, seed=job["seed"], terms=terms)
+        return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
+
+    def _checkpoint(self) -> None:
+        if self._stop_word.said() == self._serial:
+            raise DeadlineExceeded("nobody waits for this any more")
+
+
+def _joint(jobs: list[Message]) -> Message:
+    """Jobs of one kind as one: their latents lie behind each other in the batch."""
+    fit = jobs[0]["fit"]
+    batch = len(jobs) * fit["batch"]
+    output = Output.UINT8 if jobs[0]["output"] == Output.FIRST else jobs[0]["output"]
+    return {**jobs[0], "fit": {**fit, "batch": batch, "sizes": {**fit["sizes"], "b": batch}}, "output": output}
+
+
+def _as_ours(error: Exception) -> RemoteVAEError:
+    """What may be told of an error of the model's code or the device's; a broken device ends the process."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return Overloaded("the device ran out of memory; try again later, or send a smaller picture")
+    print(f"remote-vae replica {os.getpid()}: {type(error).__name__} while running a job", file=sys.stderr, flush=True)
+    if isinstance(error, torch.AcceleratorError):
+        os._exit(BROKEN_DEVICE)  # such an error sticks to the process: every later call would fail as well
+    return InternalError("the VAE failed on this request")
+
+
+def _travelling(tensor: torch.Tensor, *, of_bfloat16: torch.dtype) -> torch.Tensor:
+    """bfloat16 is never sent, since one client misreads it; pixels fit float16, latents keep their range."""
+    return tensor.to(of_bfloat16) if tensor.dtype is torch.bfloat16 else tensor
+
+
+def _constants(found: Message | None) -> Constants | None:
+    return Constants(found["scaling_factor"], found["shift_factor"]) if found else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
