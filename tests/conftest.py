@@ -138,6 +138,12 @@ class Server:
         children = sorted(int(pid) for task in tasks for pid in task.read_text().split())
         return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
+    def wait_until(self, true: Callable[[], bool], *, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def wait_until_live(self, *, ready: bool = True) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:

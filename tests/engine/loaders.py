@@ -1,9 +1,12 @@
 """VAEs that do what a test needs; replicas import this module in their own process."""
 
+import ctypes
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from remote_vae.core.facts import Facts
 from remote_vae.core.recipe import Affine, Constants, Decode, PixelAffine, Rearrange, Recipe
 from remote_vae.errors import ModelLoadError
 
+WEIGHT = 1000
 RECIPE = Recipe(
     "test",
     "image",
@@ -21,8 +25,29 @@ RECIPE = Recipe(
 )
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+MISBEHAVE: dict[str, Callable[[], object]] = {
+    "": lambda: None,
+    "slow": lambda: None,
+    "die": lambda: os._exit(9),
+    "die in native code": lambda: ctypes.string_at(0),
+    "abort": os.abort,
+    "be killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda: time.sleep(600),
+    "lose the device": lambda: _raise(torch.AcceleratorError("CUDA error: device-side assert triggered")),
+    "run out of memory": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")),
+    "raise": lambda: _raise(KeyError("an internal name that nobody outside should see")),
+    "sleep": lambda: time.sleep(0.5),
+    "exit": lambda: _raise(SystemExit(3)),
+    "leave the pipe": lambda: os.closerange(3, 64) or time.sleep(600),
+}
+
+
 class CopyVAE:
-    """Ratio 1, three channels: decoding and encoding hand the tensor on; a pixel of 7 calls `misbehave`."""
+    """Ratio 1, three channels: decoding and encoding hand the tensor on; a first value of 7 makes it misbehave."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -30,20 +55,18 @@ class CopyVAE:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.misbehaviour = spec.get("misbehaviour", "")
-        self.facts = Facts(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
+        self.facts = Facts(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, weight_bytes=WEIGHT)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        if self.misbehaviour == "slow":
+            time.sleep(0.02)  # a call costs the same for one picture as for a batch
+        if self.misbehaviour == "inexact in batches" and len(latent) > 1:
+            return latent * (1 + 1e-6)
+        if self.misbehaviour == "fails in batches" and len(latent) > 1:
+            raise RuntimeError("no batches here")
         if float(latent.flatten()[0]) == 7:
-            self.misbehave()
+            MISBEHAVE[self.misbehaviour]()
         return latent
-
-    def misbehave(self) -> None:
-        if self.misbehaviour == "die":
-            os._exit(9)
-        if self.misbehaviour == "raise":
-            raise KeyError("an internal name that nobody outside should see")
-        if self.misbehaviour == "sleep":
-            time.sleep(0.5)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels
@@ -54,6 +77,13 @@ class CopyVAE:
 
 
 def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
+    """`starts` is a file that gets a line for each start; from the second on, "once" refuses to start."""
+    if "starts" in spec:
+        with Path(spec["starts"]).open("a+") as file:
+            file.write(f"{os.getpid()}\n")
+            file.seek(0)
+            if spec.get("once") and len(file.readlines()) == 2:
+                raise ModelLoadError("the weights are gone", place="somewhere")
     if spec.get("misbehaviour") == "refuse":
         raise ModelLoadError("the weights are of another architecture", place="somewhere")
     if spec.get("misbehaviour") == "crash at load":

@@ -3,22 +3,13 @@
 import asyncio
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from remote_vae.core.layout import Fit
 from remote_vae.engine.admission import Limits
-from remote_vae.engine.engine import Engine
-from remote_vae.engine.job import Block, DecodeJob, Outcome
-from remote_vae.engine.pool import Served
 from remote_vae.errors import (
     InternalError,
     ModelLoadError,
@@ -29,42 +20,9 @@ from remote_vae.errors import (
     UnknownModel,
 )
 
+from .running import job, run, running, until
+
 DEADLY = ((7, 4), (1, 8), (2, 4))  # first pixel and side of three jobs, of which the first kills the process
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-
-
-@asynccontextmanager
-async def running(misbehaviour: str = "", *, replicas: int = 1, **options: Any) -> AsyncIterator[Engine]:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from loaders import RECIPE
-
-    model = Served("copy", ("also",), RECIPE, ({"misbehaviour": misbehaviour},) * replicas)
-    engine = Engine([model], loader="loaders:load", **options)
-    try:
-        await engine.start()
-        yield engine
-    finally:
-        await engine.stop()
-
-
-def job(first: float = 1.0, *, side: int = 4, own: bool = False) -> DecodeJob:
-    values = np.linspace(-1, 1, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
-    values.flat[0] = first
-    fit = Fit("b c h w -> b c h w", {"b": 1, "c": 3, "h": side, "w": side}, 1, 1, side, side)
-    return DecodeJob(own, None, None, Block("float32", values.shape, values.tobytes()), fit, "raw")
-
-
-async def run(engine: Engine, sent: DecodeJob, **who: Any) -> Outcome:
-    """As a server does, whose reply is taken at once."""
-    permit = engine.admit(engine.find(None), sent, **who)
-    try:
-        return await engine.run(permit)
-    finally:
-        permit.release()
 
 
 async def test_bytes_come_back() -> None:
@@ -113,10 +71,7 @@ async def test_death_while_idle() -> None:
         before = engine.pids()["copy"][0]
         assert before is not None
         os.kill(before, signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while not engine.ready or engine.pids()["copy"][0] == before:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        await until(lambda: engine.ready and engine.pids()["copy"][0] != before)
         assert (await run(engine, job())).block.shape == (1, 3, 4, 4)
 
 

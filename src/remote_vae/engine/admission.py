@@ -76,12 +76,6 @@ class Admission:
         if not held.jobs and not self.reply_bytes:
             return
         wait = held.pace.seconds(held.pixels)
-        share = limits.client_share
-        if client is not None and held.client_jobs[client]:
-            jobs, mine = held.client_jobs[client] + 1, held.client_pixels[client] + pixels
-            if jobs > max(1, share * limits.jobs) or mine > share * limits.pixels:
-                text = f"{held.client_jobs[client]} of your requests wait for model {model!r}; that is your share"
-                raise _later(TooManyRequests, text, held.pace.seconds(held.client_pixels[client]))
         if held.jobs >= limits.jobs:
             raise _later(Overloaded, f"{held.jobs} requests wait for model {model!r}; try again later", wait)
         if held.jobs and held.pixels + pixels > limits.pixels:
@@ -91,6 +85,11 @@ class Admission:
         if seconds is not None and wait > seconds:
             text = f"model {model!r} has work for {wait:.0f} s; this request waits {seconds:g} s at most"
             raise _later(Overloaded, text, wait - seconds)
+        if client is not None and held.client_jobs[client]:
+            jobs, mine = held.client_jobs[client] + 1, held.client_pixels[client] + pixels
+            if jobs > max(1, limits.client_share * limits.jobs) or mine > limits.client_share * limits.pixels:
+                text = f"{held.client_jobs[client]} of your requests wait for model {model!r}; that is your share"
+                raise _later(TooManyRequests, text, held.pace.seconds(held.client_pixels[client]))
 
     def enter(self, model: str, job: Job, *, client: str | None, seconds: float | None = None) -> "Permit":
         """*Raises* what `check` raises."""

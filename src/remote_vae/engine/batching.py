@@ -13,7 +13,7 @@ from typing import Final
 from remote_vae.engine.job import DecodeJob, Job
 
 SIZES: Final = (8, 4, 2)  # of batches; few, because each is tried by itself
-MOST_KINDS: Final = 256  # that are remembered; any other runs alone
+MOST_KINDS: Final = 256  # that are remembered, before all are forgotten and tried again
 
 
 class Way(StrEnum):
@@ -49,7 +49,9 @@ class Batching:
     def learn(self, jobs: list[Job], *, pays: bool) -> None:
         """What a trial showed; one that failed speaks against every size of batch."""
         kind = kind_of(jobs[0])
-        if pays and len(self._verdicts) < MOST_KINDS:
+        if len(self._verdicts) >= MOST_KINDS:
+            self._verdicts.clear()
+        if pays:
             self._verdicts[kind, len(jobs)] = True
         else:
             self._verdicts[kind] = False

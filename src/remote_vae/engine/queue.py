@@ -56,6 +56,7 @@ class Queue:
     async def take(self, wanted: Callable[[], bool]) -> list[Ticket]:
         """The next jobs, of one kind, as soon as there is one; none once `wanted` says no and `wake` is called."""
         while wanted():
+            self._waiting = [ticket for ticket in self._waiting if ticket.wanted]
             if self._waiting:
                 return self._take()
             self._wake.clear()
@@ -71,23 +72,20 @@ class Queue:
         return left
 
     def _take(self) -> list[Ticket]:
-        first = min(self._waiting, key=self._order)
-        batch = [first, *self._companions(first)]
-        for ticket in batch:
-            self._waiting.remove(ticket)
-            self._served[ticket.client] += ticket.job.pixels
-        return batch
-
-    def _order(self, ticket: Ticket) -> tuple[int, int]:
-        return self._served[ticket.client], ticket.due
-
-    def _companions(self, first: Ticket) -> list[Ticket]:
-        """Those that run together with the first one, in their order."""
+        first = self._next(self._waiting)
         kind = kind_of(first.job)
-        if kind is None or len(self._waiting) == 1:
-            return []
-        like = [ticket for ticket in self._waiting if ticket is not first and kind_of(ticket.job) == kind]
-        return sorted(like, key=self._order)[: self._batching.size(first.job, 1 + len(like)) - 1]
+        if kind is None or not self._waiting:
+            return [first]
+        like = [ticket for ticket in self._waiting if kind_of(ticket.job) == kind]
+        more = self._batching.size(first.job, 1 + len(like)) - 1
+        return [first, *(self._next([one for one in like if one in self._waiting]) for _ in range(more))]
+
+    def _next(self, among: list[Ticket]) -> Ticket:
+        """Takes the one whose turn it is, and counts it as served."""
+        ticket = min(among, key=lambda one: (self._served[one.client], one.due))
+        self._waiting.remove(ticket)
+        self._served[ticket.client] += ticket.job.pixels
+        return ticket
 
     def _join(self, client: str | None) -> None:
         """Who was away gets no credit for that, and keeps what it was served beyond the others."""

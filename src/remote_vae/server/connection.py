@@ -59,7 +59,6 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that writing pauses until everything is on the network
         self._expect_head_within(self.settings.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,5 +1,6 @@
 """Runs the application under uvicorn until it is told to stop."""
 
+import asyncio
 import ipaddress
 import math
 import os
@@ -79,7 +80,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called for SIGTERM and SIGINT."""
         if self._engine.draining:
-            self.stopped_hard = self.force_exit = self.should_exit = True
+            asyncio.get_running_loop().call_soon_threadsafe(self._stop_hard)
         else:
             self._engine.drain()
             self._ends = time.monotonic() + self._grace_seconds
@@ -87,11 +88,17 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second. The listener stays open to say 503 until everything is done."""
         left = self._ends - time.monotonic()
-        if self._engine.draining and (self._engine.idle or left <= 0):
-            self.stopped_hard = left <= 0
-            self.config.timeout_graceful_shutdown = max(0, math.ceil(left))
+        if left <= 0:
+            self._stop_hard()
+        elif self._engine.draining and self._engine.idle:
+            self.config.timeout_graceful_shutdown = math.ceil(left)
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def _stop_hard(self) -> None:
+        self._engine.kill()
+        self.config.timeout_graceful_shutdown = 0
+        self.stopped_hard = self.force_exit = self.should_exit = True
 
 
 def _listen(settings: Settings) -> socket.socket:

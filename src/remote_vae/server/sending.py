@@ -7,9 +7,9 @@ from starlette.types import Receive, Scope, Send
 
 
 class Sending(Response):
-    """Calls `on_sent` when the whole body is on the network or the client has gone, but not before.
+    """Calls `on_sent` when the client has taken all but the last few KiB, or has gone.
 
-    *Source*: ASGI servers wait for a connection's buffer at the next `send`, so the end is sent by itself.
+    Servers wait for a connection's buffer at the next `send`, so the end is sent by itself.
     """
 
     def __init__(self, body: bytes, status: int, headers: dict[str, str], *, on_sent: Callable[[], None]) -> None:
