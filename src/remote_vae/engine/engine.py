@@ -1,6 +1,7 @@
 """The facade: `await engine.run(permit)` for what `engine.admit` let in, by the name of a model."""
 
 import asyncio
+import sys
 from collections.abc import Mapping
 
 from remote_vae.core.facts import Facts
@@ -10,7 +11,7 @@ from remote_vae.engine.observer import ModelState, Observer, Silent
 from remote_vae.engine.pool import Pool, Rules, Served
 from remote_vae.engine.queue import Ticket
 from remote_vae.engine.residency import Residency
-from remote_vae.errors import DeadlineExceeded, NotReady, RemoteVAEError, UnknownModel
+from remote_vae.errors import DeadlineExceeded, NotReady, RemoteVAEError, SetupError, UnknownModel
 
 
 class Engine:
@@ -101,10 +102,10 @@ class Engine:
         return self._pools[model.name].facts
 
     async def facts(self, model: Served) -> Facts:
-        """Loads a lazy model. *Raises* NotReady while another is loading, and what loading a lazy one raises."""
+        """Loads a lazy model. *Raises* NotReady while another one is loading, or when a lazy one cannot be loaded."""
         pool = self._pools[model.name]
         if pool.facts is None and model.lazy:
-            await self._residency.want(pool)
+            await self._want(pool)
         if pool.facts is None:
             raise NotReady(f"model {model.name!r} is still loading; try again in a moment", model=model.name)
         return pool.facts
@@ -134,7 +135,7 @@ class Engine:
         pool = self._pools[permit.model]
         try:
             async with asyncio.timeout(permit.seconds):
-                await self._residency.want(pool)
+                await self._want(pool)
                 ticket = Ticket(permit.job, permit.client, asyncio.get_running_loop().create_future())
                 pool.queue.put(ticket)
                 return await ticket.answer
@@ -142,3 +143,10 @@ class Engine:
             raise DeadlineExceeded(f"this was not done within {permit.seconds:g} s", seconds=permit.seconds) from None
         finally:
             permit.worked()
+
+    async def _want(self, pool: Pool) -> None:
+        try:
+            await self._residency.want(pool)
+        except SetupError as exc:  # it names files, which are the operator's business
+            print(f"remote-vae: {exc.message}", file=sys.stderr, flush=True)
+            raise NotReady(f"model {pool.model.name!r} could not be loaded", model=pool.model.name) from exc
