@@ -1,0 +1,125 @@
+"""A custom handler for Hugging Face Inference Endpoints: a folder with a VAE becomes an endpoint.
+
+The toolkit that runs there reads the request itself, calls the handler with `{"inputs": ..., "parameters": {...}}`, and
+writes what comes back in the form that the Accept header asks for, which the handler does not see. Behind that the
+application is the same as everywhere: the handler asks it in its own process, without a network between.
+
+*Source*: huggingface-inference-toolkit 0.5.6, webservice_starlette.py and serialization/.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import threading
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+from PIL import Image
+
+from remote_vae.errors import ConfigurationError, MalformedRequest, from_json
+from remote_vae.server.app import build_app
+from remote_vae.server.settings import Settings, read_settings
+
+HOME: Final = "http://handler"
+ANSWERS: Final = {"pil": "image/png", "pt": "tensor/base64", "mp4": "video/mp4"}  # by output_type
+
+
+class EndpointHandler:
+    """What the toolkit looks for in `handler.py`. `model` is a name of the registry, whose recipe the VAE has.
+
+    *Raises* ConfigurationError for a folder without a VAE, ModelLoadError for a VAE that does not load.
+    """
+
+    def __init__(self, path: str = "", *, model: str = "sd1", **settings: Any) -> None:
+        found = read_settings({"models": (f"{model}={_vae_folder(path)}",), **settings})
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="remote-vae").start()
+        self._life = AsyncExitStack()
+        try:
+            self._http = self._await(self._start(found))
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, data: Mapping[str, Any]) -> Image.Image | dict[str, Any]:
+        """A picture, or `{"inputs": "<base64>", "parameters": {...}}` for a tensor or a video.
+
+        `inputs` is a latent in base64 or bytes, to decode, or a PIL image, to encode; `parameters` are those of the
+        query. *Raises* what the server would answer; the toolkit makes a 400 of each.
+        """
+        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
+        if not isinstance(parameters, Mapping):
+            raise MalformedRequest("'parameters' must be a JSON object, like {\"shape\": [1, 4, 64, 64]}")
+        if isinstance(inputs, Image.Image):
+            return self._ask("/encode", _png(inputs), _query(parameters), {"accept": "tensor/base64"})
+        if isinstance(inputs, bytes | bytearray):
+            inputs = base64.b64encode(inputs).decode()
+        output = str(parameters.get("output_type") or "pil")
+        headers = {"content-type": "application/json", "accept": ANSWERS.get(output, "*/*")}
+        return self._ask(
+            "/decode", json.dumps({"inputs": inputs, "parameters": dict(parameters)}).encode(), {}, headers
+        )
+
+    def close(self) -> None:
+        """Ends the process that holds the model."""
+        self._await(self._life.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _start(self, settings: Settings) -> httpx2.AsyncClient:
+        loaded: asyncio.Future[None] = self._loop.create_future()
+        app = build_app(settings, on_ready=lambda: loaded.set_result(None), on_failure=loaded.set_exception)
+        await self._life.enter_async_context(app.router.lifespan_context(app))
+        await loaded
+        client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=HOME, timeout=None)
+        return await self._life.enter_async_context(client)
+
+    def _ask(
+        self, path: str, body: bytes, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> Image.Image | dict[str, Any]:
+        reply = self._await(self._http.post(path, content=body, params=query, headers=headers))
+        if reply.status_code != 200:
+            raise from_json(reply.json(), status=reply.status_code)
+        media = reply.headers["content-type"]
+        if media.startswith("image/"):
+            return Image.open(io.BytesIO(reply.content))
+        if media == "video/mp4":
+            return {"inputs": base64.b64encode(reply.content).decode(), "parameters": {"content_type": media}}
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    def _await(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _vae_folder(path: str) -> Path:
+    """The folder of a repository that holds the VAE: itself, or `vae` in a pipeline's."""
+    for folder in (Path(path, "vae"), Path(path)):
+        config = folder / "config.json"
+        if config.is_file() and "Autoencoder" in str(_read(config).get("_class_name")):
+            return folder.resolve()
+    raise ConfigurationError(
+        f"there is no VAE in folder {path!r}; expected config.json of an Autoencoder with its .safetensors there or in "
+        "vae/"
+    )
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(config.read_bytes())
+    except ValueError as exc:
+        raise ConfigurationError(f"{str(config)!r} is not JSON") from exc
+    return found if isinstance(found, dict) else {}
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _query(parameters: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in parameters.items()}
