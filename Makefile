@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/remote-vae
 
-.PHONY: demo test lint types serve bench train picture clean help
+.PHONY: demo test raytest lint types serve bench chaos train picture lock audit sbom clean help
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -29,6 +29,10 @@ serve: $(VENV)/.demo  ## the embedded model at http://127.0.0.1:8000
 test: lint            ## lint, then every test
 	$(BIN)/python -m pytest
 
+raytest: $(VENV)/.dev ## the tests of the wire again, against Ray Serve
+	TEST_ON=ray $(BIN)/python -m pytest tests/server/test_routes.py tests/server/test_dialects.py tests/contract \
+		tests/hostile/test_bad_input.py
+
 lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +42,9 @@ lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 bench: $(VENV)/.dev   ## what the service costs beside a VAE, against LitServe and a bare server
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 
+chaos: $(VENV)/.dev   ## Ray Serve under load, while processes are killed for a minute
+	$(BIN)/python benchmarks/ray_chaos.py --json benchmarks/results/ray_chaos.json
+
 train: $(VENV)/.dev   ## the embedded model again, from nothing
 	$(BIN)/python training/demo_vae.py
 
@@ -45,5 +52,23 @@ picture: $(VENV)/.demo ## the README's picture, of the demo as it is now
 	$(RUN) demo
 	$(BIN)/python -c "from PIL import Image; Image.open('demo-output/comparison.png').save('docs/images/demo.jpg', quality=90)"
 
+$(VENV)-supply/.done: deploy/requirements/supply.txt
+	$(PYTHON) -m venv $(VENV)-supply
+	$(VENV)-supply/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+SUPPLY := PATH=$(VENV)-supply/bin:$$PATH $(VENV)-supply/bin/python deploy/supply.py
+
+lock: $(VENV)-supply/.done ## the hash-locked requirements anew; TORCH_WHEELS is a folder with torch's wheel for CPUs
+	$(SUPPLY) lock $(if $(TORCH_WHEELS),--torch-wheels $(TORCH_WHEELS))
+
+audit: $(VENV)-supply/.done ## known vulnerabilities of what is locked; what cannot be looked up fails too
+	$(SUPPLY) audit
+
+sbom: $(VENV)/.demo $(VENV)-supply/.done ## a bill of materials and the licences of the environment, in build/
+	mkdir -p build
+	$(SUPPLY) sbom $(BIN)/python build/sbom.json
+	$(SUPPLY) licences $(BIN)/python build/licences.md
+
 clean:                ## remove what the targets made
-	rm -rf $(VENV) demo-output build dist
+	rm -rf $(VENV) $(VENV)-supply demo-output build dist

@@ -24,6 +24,24 @@ def decoders(port: int) -> None:
     serve(Settings(port=port, models=("sd1", "taesd"), random_weights=True, device="cpu"))
 
 
+def ray_one(port: int) -> None:
+    """The same on Ray Serve, with one replica of one core."""
+    _ray(port, 1)
+
+
+def ray_two(port: int) -> None:
+    """The same with two replicas of one core each."""
+    _ray(port, 2)
+
+
+def _ray(port: int, replicas: int) -> None:
+    from remote_vae.deploy.ray_local import Scale, serve
+    from remote_vae.server.settings import Settings
+
+    settings = Settings(port=port, models=("small=idle,recipe=sd1", "wide=idle,recipe=sd1"))
+    serve(settings, scale=Scale(replicas, replicas, cpus=1), loader="idle:load")
+
+
 def bare(port: int) -> None:
     """Starlette on uvicorn and nothing else."""
     import uvicorn
@@ -54,7 +72,8 @@ def litserve_fast_queue(port: int) -> None:
     idle_litserve.run(port, fast_queue=True)
 
 
-SERVERS = {server.__name__: server for server in (ours, decoders, bare, litserve, litserve_fast_queue)}
+ALL = (ours, ray_one, ray_two, decoders, bare, litserve, litserve_fast_queue)
+SERVERS = {server.__name__: server for server in ALL}
 
 if __name__ == "__main__":
     SERVERS[sys.argv[1]](int(sys.argv[2]))

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 # threads, and equal pixels are promised for equal arithmetic.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# With TEST_ON=ray (`make test-ray`) the servers of all tests run on Ray Serve: two replicas, so that the second request
+# of a test is answered by another process than the first.
+RAY_REPLICAS = 2 if os.environ.get("TEST_ON") == "ray" else 0
+
 TINY = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -86,6 +90,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         arguments += ["--model", f"{name}={folder / name},recipe={RECIPES[name]}"]
     port = free_port()
     command = [sys.executable, "-m", "remote_vae.cli.main", "serve", "--port", str(port), *arguments]
+    if RAY_REPLICAS:
+        command += ["--ray", "--ray-replicas", str(RAY_REPLICAS)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -103,7 +109,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         try:
             if requests.get(url + "/ready", timeout=5).status_code == 200:
                 return
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             pass
         time.sleep(0.1)
     raise AssertionError("the server did not become ready")
@@ -145,14 +151,14 @@ class Server:
             time.sleep(0.02)
 
     def wait_until_live(self, *, ready: bool = True) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             try:
                 path, verify = "/ready" if ready else "/live", self.verify and str(self.verify)
                 if requests.get(self.url + path, timeout=5, verify=verify).status_code == 200:
                     return
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 pass
             time.sleep(0.05)
         raise AssertionError("the server did not start")
@@ -163,14 +169,20 @@ Starter = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
-    """Starts a server of `models`, with further settings by name; it has ended when the context ends."""
+    """Starts a server of `models`, with further settings by name; it has ended when the context ends.
+
+    With `replicas` it runs on Ray Serve.
+    """
 
     @contextmanager
-    def started(*models: str, ready: bool = True, verify: Path | None = None, **settings: object) -> Iterator[Server]:
+    def started(
+        *models: str, ready: bool = True, verify: Path | None = None, replicas: int = RAY_REPLICAS, **settings: object
+    ) -> Iterator[Server]:
         port = settings.pop("port", None) or free_port()
         log = tmp_path_factory.mktemp("server") / "log"
         given = {"port": port, "models": ";".join(f"{name}=.,recipe=sd1" for name in models), **settings}
         environment = {**os.environ, **{f"REMOTE_VAE_{name.upper()}": str(value) for name, value in given.items()}}
+        environment["TEST_RAY_REPLICAS"] = str(replicas)
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, HERE / "misbehaving.py"], stdout=out, stderr=out, env=environment

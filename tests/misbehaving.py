@@ -56,7 +56,14 @@ def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
 
 
 if __name__ == "__main__":
-    from remote_vae.server.run import serve
     from remote_vae.server.settings import Settings
 
-    serve(Settings(), loader="misbehaving:load")
+    replicas = int(os.environ.get("TEST_RAY_REPLICAS", "0"))
+    if replicas:
+        from remote_vae.deploy.ray_local import Scale, serve
+
+        serve(Settings(), scale=Scale(replicas, replicas), loader="misbehaving:load")
+    else:
+        from remote_vae.server.run import serve as serve_alone
+
+        serve_alone(Settings(), loader="misbehaving:load")

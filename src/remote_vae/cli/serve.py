@@ -1,5 +1,7 @@
 """`remote-vae serve`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from remote_vae.errors import ConfigurationError
 
 LIMITS = "Limits"
 ACCESS = "Who may come in"
+RAY = "Ray Serve"
 
 
 def serve(
@@ -85,18 +88,49 @@ def serve(
         float | None, typer.Option(help="For 1024x1024 pixels; then a replica is replaced.", rich_help_panel=LIMITS)
     ] = None,
     shutdown_seconds: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Several replicas on this machine.", envvar="REMOTE_VAE_RAY", rich_help_panel=RAY),
+    ] = False,
+    ray_replicas: Annotated[
+        str,
+        typer.Option(
+            help="How many; 1-4 lets Ray choose by load.", envvar="REMOTE_VAE_RAY_REPLICAS", rich_help_panel=RAY
+        ),
+    ] = "1",
+    ray_cpus: Annotated[
+        float | None,
+        typer.Option(
+            help="Cores of a replica.",
+            envvar="REMOTE_VAE_RAY_CPUS",
+            show_default="an even share; 1 with a GPU",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    ray_gpus: Annotated[
+        float | None,
+        typer.Option(
+            help="GPUs of a replica; 0.5 puts two on one.",
+            envvar="REMOTE_VAE_RAY_GPUS",
+            show_default="an even share",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
 ) -> None:
     """Serve one or more VAEs.
 
     Every option is also an environment variable, like REMOTE_VAE_PORT; models are in REMOTE_VAE_MODELS, with ; between.
     Keys are in a file or in REMOTE_VAE_KEYS, with spaces between.
     """
-    given: dict[str, Any] = {name: value for name, value in ctx.params.items() if value is not None and name != "model"}
+    given: dict[str, Any] = {
+        name: value
+        for name, value in ctx.params.items()
+        if value is not None and name != "model" and not name.startswith("ray")
+    }
     if model:
         given["models"] = tuple(model)
     settings = _settings(given)
-    from remote_vae.server.run import serve as run
-
+    run = _on_ray(ray_replicas, ray_cpus, ray_gpus) if ray else _here()
     names = escape(", ".join(settings.models))
     with console.status(f"loading {names}") as status:
 
@@ -107,15 +141,22 @@ def serve(
         run(settings, on_ready=ready)
 
 
+def _here() -> Callable[..., None]:
+    from remote_vae.server.run import serve as run
+
+    return run
+
+
+def _on_ray(replicas: str, cpus: float | None, gpus: float | None) -> Callable[..., None]:
+    from remote_vae.deploy.ray_local import Scale
+    from remote_vae.deploy.ray_local import serve as run
+
+    return partial(run, scale=Scale.parse(replicas, cpus=cpus, gpus=gpus))
+
+
 def _settings(given: dict[str, Any]) -> Any:
     try:
-        from pydantic import ValidationError
-
-        from remote_vae.server.settings import Settings
+        from remote_vae.server.settings import read_settings
     except ImportError as exc:
         raise ConfigurationError("the server is not installed; run: pip install 'remote-vae[server]'") from exc
-    try:
-        return Settings(**given)
-    except ValidationError as exc:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in exc.errors()]
-        raise ConfigurationError("; ".join(lines)) from exc
+    return read_settings(given)

@@ -34,7 +34,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
     def ready() -> None:
         if on_ready is not None:
-            on_ready(_address(listener, settings))
+            on_ready(address_of(listener, settings))
 
     os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings have them as digests; replicas would inherit the text
     _check_tls(settings)
@@ -56,8 +56,8 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     )
     # What a stranger's broken picture makes the imaging library say would fill the log with the picture's own bytes.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    with _listen(settings) as listener:
-        _check_reach(listener, settings)
+    with listen(settings) as listener:
+        check_reach(listener, settings)
         try:
             server.run(sockets=[listener])
         finally:
@@ -101,7 +101,8 @@ class Server(uvicorn.Server):
         self.stopped_hard = self.force_exit = self.should_exit = True
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """*Raises* ConfigurationError for an address that cannot be taken."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -114,7 +115,7 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _check_reach(listener: socket.socket, settings: Settings) -> None:
+def check_reach(listener: socket.socket, settings: Settings) -> None:
     """*Raises* ConfigurationError for an address that others reach, unless keys or the operator's word let them in.
 
     It is asked before the first connection is accepted, of the address that was taken: a name can mean anything.
@@ -139,7 +140,8 @@ def _check_tls(settings: Settings) -> None:
         raise ConfigurationError(f"{files} are not a PEM certificate and its unencrypted key: {exc.strerror}") from exc
 
 
-def _address(listener: socket.socket, settings: Settings) -> str:
+def address_of(listener: socket.socket, settings: Settings) -> str:
+    """For people."""
     scheme = "https" if settings.tls_certificate else "http"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

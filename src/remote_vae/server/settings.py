@@ -1,11 +1,13 @@
 """Every setting of the server, by flag or environment variable, in one place."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import Field, PlainValidator, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from remote_vae.errors import ConfigurationError
 from remote_vae.server.keys import Keys
 
 
@@ -86,3 +88,12 @@ class Settings(BaseSettings):
         if not models:
             raise ValueError("at least one model is needed")
         return models
+
+
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """Those given, and the environment's for the rest. *Raises* ConfigurationError naming each that cannot be."""
+    try:
+        return Settings(**given)
+    except ValidationError as exc:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in exc.errors()]
+        raise ConfigurationError("; ".join(lines)) from exc

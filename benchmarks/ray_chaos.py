@@ -1,0 +1,164 @@
+"""Steady load while processes are killed: every answer must be right, and none may be lost by a client that retries.
+
+`remote-vae serve --ray` with two replicas of the demo VAE; two threads decode one latent after another, each sent again
+until it is answered, as DecodeQueue does. Every second a Ray replica or a process that holds a model is killed, and in
+the middle HAProxy. Exits 1 when an answer was wrong or lost, or the service did not recover in time.
+"""
+
+import argparse
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+from overhead import conditions, wait_until_ready
+
+from remote_vae import Client
+from remote_vae.errors import RemoteVAEError
+
+SPARE_SECONDS = 5.0  # after the last kill, on top of what loading takes
+TIMEOUT = 120.0
+TRIES = 10_000  # they end with the time-out
+LATENT = np.random.default_rng(3).standard_normal((1, 16, 8, 8), np.float32)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--every", type=float, default=1.0, help="seconds from one kill to the next")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    command = [
+        sys.executable,
+        "-m",
+        "remote_vae.cli.main",
+        "serve",
+        "--ray",
+        "--ray-replicas",
+        "2",
+        "--port",
+        str(port),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    asked = time.monotonic()
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        wait_until_ready(port, "/ready", server)
+        load = Load(f"http://127.0.0.1:{port}")
+        found: dict[str, object] = {"start_seconds": time.monotonic() - asked, **_chaos(arguments, server.pid, load)}
+    finally:
+        server.terminate()
+        server.wait(60)
+    print(json.dumps(found, indent=2))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"conditions": conditions(), **found}, indent=2) + "\n")
+    return 0 if found["wrong"] == found["lost"] == 0 and found["recovered"] else 1
+
+
+class Load:
+    """Two threads that decode until they are told to stop, and what became of each decode."""
+
+    def __init__(self, url: str) -> None:
+        with Client(url) as client:
+            self._expected = client.decode(LATENT, output_type="pt")
+        self._url, self._stop = url, threading.Event()
+        self.seconds: list[float] = []
+        self.wrong = 0
+        self.lost: list[str] = []
+        self.last = 0.0  # when an answer came
+        self._threads = [threading.Thread(target=self._decode) for _ in range(2)]
+        for thread in self._threads:
+            thread.start()
+
+    def _decode(self) -> None:
+        with Client(self._url, timeout=TIMEOUT, retries=TRIES) as client:
+            while not self._stop.is_set():
+                asked = time.monotonic()
+                try:
+                    found = client.decode(LATENT, output_type="pt")
+                except RemoteVAEError as exc:
+                    self.lost.append(repr(exc))
+                    continue
+                self.last = time.monotonic()
+                self.seconds.append(self.last - asked)
+                self.wrong += not np.array_equal(found, self._expected)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def _chaos(arguments: argparse.Namespace, pid: int, load: Load) -> dict[str, object]:
+    chosen = random.Random(arguments.seed)
+    killed: dict[str, int] = {"replica": 0, "model": 0, "proxy": 0}
+    begun = time.monotonic()
+    while (passed := time.monotonic() - begun) < arguments.seconds:
+        kind = chosen.choice(["replica", "model"])
+        if passed > arguments.seconds / 2 and not killed["proxy"]:
+            kind = "proxy"
+        victims = _processes(pid)[kind]
+        if victims:
+            with suppress(psutil.NoSuchProcess):
+                chosen.choice(victims).kill()
+                killed[kind] += 1
+        time.sleep(arguments.every)
+    last_kill = time.monotonic()
+    recovery = _until_both_replicas(pid, load, last_kill)
+    time.sleep(3)
+    load.stop()
+    return {
+        "seconds": arguments.seconds,
+        "killed": killed,
+        "answered": len(load.seconds),
+        "wrong": load.wrong,
+        "lost": len(load.lost),
+        "what_was_lost": load.lost[:5],
+        "longest_seconds": max(load.seconds),
+        "answer_after_last_kill_seconds": recovery[0],
+        "both_replicas_after_seconds": recovery[1],
+        "recovered": recovery[2],
+    }
+
+
+def _until_both_replicas(pid: int, load: Load, since: float) -> tuple[float, float, bool]:
+    """Seconds to the first answer and to both replicas; whether that was within loading and the spare seconds."""
+    answer = 0.0
+    while time.monotonic() - since < TIMEOUT:
+        if not answer and load.last > since:
+            answer = load.last - since
+        found = _processes(pid)
+        if answer and len(found["replica"]) >= 2 and len(found["model"]) >= 2:
+            both = time.monotonic() - since
+            return answer, both, True
+        time.sleep(0.05)
+    return answer or TIMEOUT, TIMEOUT, False
+
+
+def _processes(pid: int) -> dict[str, list[psutil.Process]]:
+    found: dict[str, list[psutil.Process]] = {"replica": [], "model": [], "proxy": []}
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            line = " ".join(child.cmdline())
+            if line.startswith("ray::ServeReplica") and ".initialize" not in line:
+                found["replica"].append(child)
+            elif "spawn_main" in line:
+                found["model"].append(child)
+            elif child.name() == "haproxy":
+                found["proxy"].append(child)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

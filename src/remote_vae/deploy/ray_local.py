@@ -1,0 +1,261 @@
+"""`remote-vae serve --ray`: a Ray of its own on this machine, which ends when the service ends.
+
+Ray's dashboard stays off and its control plane asks for a token that is made for this run: its processes listen on
+every interface, on ports that nobody chose, and Ray does not let us change that.
+"""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from remote_vae.deploy import haproxy
+from remote_vae.deploy.ray_serve import bind
+from remote_vae.errors import ConfigurationError, ModelLoadError, ReplicaFailed
+from remote_vae.server.app import LOADER, build_app
+from remote_vae.server.run import address_of, check_reach, listen
+from remote_vae.server.settings import Settings
+
+APPLICATION: Final = "remote-vae"
+LOOPBACK: Final = "127.0.0.1"
+OBJECT_STORE_BYTES: Final = 80 << 20  # the least that Ray takes; nothing of ours passes through it
+DRAIN_SECONDS: Final = 2  # for HAProxy to take a replica that ends off its list
+WATCH_SECONDS: Final = 0.5
+LEAVE_SECONDS: Final = 10.0
+VITAL: Final = ("gcs_server", "raylet")
+PORTS: Final = (  # fixed ones, of which a second Ray on the machine would find the first one's
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How many replicas, and what each takes; None: its even share of what the machine has."""
+
+    least: int = 1
+    most: int = 1
+    cpus: float | None = None
+    gpus: float | None = None
+
+    @classmethod
+    def parse(cls, replicas: str, *, cpus: float | None = None, gpus: float | None = None) -> "Scale":
+        """`replicas` is a number or two with a hyphen between. *Raises* ConfigurationError."""
+        found = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", replicas)
+        least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 0 < least <= most:
+            raise ConfigurationError(f"--ray-replicas={replicas!r} is not a number of replicas like 2, nor like 1-4")
+        for name, value in (("--ray-cpus", cpus), ("--ray-gpus", gpus)):
+            if value is not None and not 0 <= value < 1e6:
+                raise ConfigurationError(f"{name}={value:g} must be 0 or more")
+        return cls(least, most, cpus, gpus)
+
+
+def serve(
+    settings: Settings, *, scale: Scale, loader: str = LOADER, on_ready: Callable[[str], None] | None = None
+) -> None:
+    """Blocks until SIGTERM or SIGINT, then lets accepted work finish and ends Ray.
+
+    `on_ready` gets the address once every replica is loaded. *Raises* ConfigurationError for settings that cannot be,
+    a port that is taken and replicas that do not fit; ModelLoadError; ReplicaFailed when Ray ends by itself.
+    """
+    os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings have them as digests; Ray's processes would inherit the text
+    if settings.tls_certificate is not None:
+        raise ConfigurationError("Ray Serve's HAProxy speaks no TLS; leave --tls-certificate out and end TLS in front")
+    build_app(settings)  # refuses what cannot be served before Ray is started for it
+    with listen(settings) as probe:  # HAProxy will listen, in another process: this one only asks whether it can
+        check_reach(probe, settings)
+        settings = settings.model_copy(update={"port": probe.getsockname()[1]})
+        address = address_of(probe, settings)
+    with _ended_by_signal(), local_ray(settings):
+        deploy(settings, scale, loader)
+        if on_ready is not None:
+            on_ready(address)
+        _watch()
+
+
+@contextlib.contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """SIGTERM and SIGINT end the block as if it had come to its end; a second one does not hurry it."""
+
+    def leave(*_: object) -> None:
+        _on_signals(signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    _on_signals(leave)
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
+
+
+def _on_signals(action: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, action)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Ray's and HAProxy's sockets, settings and logs; not below TMPDIR, since the path of a socket has to be short."""
+    folder = Path(tempfile.mkdtemp(prefix="rvae-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_ray(settings: Settings) -> Iterator[None]:
+    """A Ray of this process, which has ended with all its processes and files when the block ends."""
+    with _folder() as folder, _ray(settings, folder):
+        yield
+
+
+@contextlib.contextmanager
+def _ray(settings: Settings, folder: Path) -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    os.environ.update(_environment(settings, folder))  # Ray reads it when it is imported, and hands it to its processes
+    try:
+        import ray
+        from ray import serve as ray_serve
+    except ImportError as exc:
+        raise ConfigurationError("Ray is not installed; run: pip install 'remote-vae[ray]'") from exc
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level="ERROR",
+            log_to_driver=False,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=str(folder),
+        )
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray has put its own in the place of ours
+        yield
+    finally:
+        children = psutil.Process().children(recursive=True)
+        # A Ray that is half gone raises anything, and one that goes talks of it; the children go in any case.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            ray_serve.shutdown()
+            ray.shutdown()
+        _end(children)
+
+
+def _environment(settings: Settings, folder: Path) -> dict[str, str]:
+    proxy = folder / "haproxy"  # HAProxy's own folder below Ray's
+    return {
+        **dict(zip(PORTS, map(str, _free_ports(len(PORTS))), strict=True)),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_SECONDS),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(settings.body_seconds)),
+        haproxy.PROGRAM: str(_launcher(folder)),
+        haproxy.HEAD_SECONDS: str(math.ceil(settings.head_seconds)),
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2 * settings.max_head_bytes),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+    }
+
+
+def _launcher(folder: Path) -> Path:
+    """Ray wants one executable file."""
+    path = folder / "remote-vae-haproxy"
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {haproxy.__name__} "$@"\n')
+    path.chmod(0o700)
+    return path
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _end(children: list[psutil.Process]) -> None:
+    """What Ray has left running, and what those processes have started."""
+    _, alive = psutil.wait_procs(children, timeout=LEAVE_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=LEAVE_SECONDS)
+
+
+def deploy(settings: Settings, scale: Scale, loader: str) -> None:
+    """Starts the application, or replaces it replica by replica where it runs already.
+
+    *Raises* ConfigurationError for replicas that do not fit, ModelLoadError for one that does not start.
+    """
+    from ray import serve as ray_serve
+
+    options = _options(settings, scale)
+    ray_serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
+    bound = bind(settings, loader=loader, **options)
+    try:
+        ray_serve.run(bound, name=APPLICATION, route_prefix="/")
+    except RuntimeError as exc:
+        deployments = ray_serve.status().applications[APPLICATION].deployments.values()
+        raise ModelLoadError(_reason("\n".join([str(exc), *(found.message for found in deployments)]))) from exc
+
+
+def _options(settings: Settings, scale: Scale) -> dict[str, Any]:
+    """Ray's options for the deployment. *Raises* ConfigurationError when the replicas need more than there is."""
+    import ray
+
+    machine = ray.cluster_resources()
+    cpus, gpus = machine.get("CPU", 1.0), machine.get("GPU", 0.0)
+    on_gpu = gpus > 0 and settings.device in ("auto", "cuda")
+    each_gpu = (min(1.0, gpus / scale.most) if on_gpu else 0.0) if scale.gpus is None else scale.gpus
+    each_cpu = (1.0 if on_gpu else max(1.0, cpus // scale.most)) if scale.cpus is None else scale.cpus
+    for name, each, there in (("CPU", each_cpu, cpus), ("GPU", each_gpu, gpus)):
+        if each * scale.most > there:
+            raise ConfigurationError(
+                f"{scale.most} replicas of {each:g} {name} each do not fit: this machine has {there:g}; "
+                f"lower --ray-replicas or --ray-{name.lower()}s",
+                replicas=scale.most,
+                each=each,
+                there=there,
+            )
+    many: dict[str, Any] = {"num_replicas": scale.most}
+    if scale.least < scale.most:
+        many = {"autoscaling_config": {"min_replicas": scale.least, "max_replicas": scale.most}}
+    return {"ray_actor_options": {"num_cpus": each_cpu, "num_gpus": each_gpu}, **many}
+
+
+def _reason(text: str) -> str:
+    """The last line of a replica's own traceback: what our loader said."""
+    lines = [line.strip() for line in text.splitlines() if "remote_vae.errors." in line]
+    return lines[-1].partition(": ")[2] if lines else text.strip()
+
+
+def _watch() -> None:
+    """*Raises* ReplicaFailed when one of the processes that Ray cannot do without is gone."""
+    vital = [child for child in psutil.Process().children() if child.name() in VITAL]
+    while True:
+        time.sleep(WATCH_SECONDS)
+        for process in vital:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise ReplicaFailed("Ray has ended by itself, and every replica with it; start the service again")

@@ -1,0 +1,128 @@
+"""The application on Ray Serve: as many replicas as there are devices, on one machine or many, at one address.
+
+The whole application, its engine and its admission run inside each replica: a tensor never passes between two
+deployments, and what waits is batched and refused by the engine, which knows shapes, as on a single machine.
+`application` is what a Serve config file names as `import_path`; `ray_local.serve` runs it on this machine alone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx2
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from remote_vae.errors import ConfigurationError, NotReady
+from remote_vae.server.app import LOADER, build_app
+from remote_vae.server.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+DEPLOYMENT: Final = "RemoteVAE"
+PAGES: Final = 32  # requests at a replica that are no work: probes and descriptions
+QUEUED: Final = 64
+HEALTH_SECONDS: Final = 5.0
+
+
+def application(arguments: Mapping[str, Any]) -> "Application":
+    """For `import_path` in a Serve config file, whose `args` are the server's settings by name.
+
+    *Raises* ConfigurationError for a setting or a model that is not known, and for neither keys nor the operator's word
+    that everyone may come in: a cluster listens for others.
+    """
+    settings = read_settings(arguments)
+    build_app(settings)  # refuses what cannot be served before a replica is started for it
+    if not (settings.keys or settings.keys_file or settings.allow_anonymous):
+        raise ConfigurationError(
+            "anyone who reaches the cluster could use this application; set REMOTE_VAE_KEYS_FILE on every machine, or "
+            "say allow_anonymous: true in its args"
+        )
+    return bind(settings, loader=LOADER)
+
+
+def bind(settings: Settings, *, loader: str, **options: Any) -> "Application":
+    """The application with its bounds; `options` are Ray's for a deployment, and win."""
+    from ray import serve
+    from ray.serve.config import BackpressureConfig
+
+    chosen = {
+        # Ray's own bounds lie outside the engine's, whose refusals say more and come as JSON.
+        "max_ongoing_requests": len(settings.models) * (settings.max_waiting + 1) + PAGES,
+        "max_queued_requests": QUEUED,
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
+        "graceful_shutdown_timeout_s": float(settings.shutdown_seconds),
+        "health_check_period_s": HEALTH_SECONDS,
+        **options,
+    }
+    deployment: Any = serve.deployment(serve.ingress()(Replica), name=DEPLOYMENT, **chosen)
+    bound: Application = deployment.bind(settings.model_dump(), loader)
+    return bound
+
+
+class Replica:
+    """One copy of the application in one Ray actor; Ray sends it requests once its models are loaded."""
+
+    def __init__(self, settings: dict[str, Any], loader: str) -> None:
+        self._loaded: asyncio.Future[None] = asyncio.get_event_loop().create_future()
+        self._app = build_app(
+            Settings(**settings),
+            loader=loader,
+            on_ready=lambda: self._loaded.set_result(None),
+            on_failure=self._loaded.set_exception,
+        )
+        self._life = AsyncExitStack()
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Ray's hook. The application is begun here and not by Ray, so that Ray says what loading raised."""
+        await self._life.enter_async_context(self._app.router.lifespan_context(self._app))
+        try:
+            await self._loaded
+        except BaseException:
+            await self._life.aclose()
+            raise
+        return Hosted(self._app, self._life.aclose)
+
+    async def check_health(self) -> None:
+        """Ray's probe: raises while the application is not ready, and Ray replaces a replica that stays so."""
+        transport = httpx2.ASGITransport(self._app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://replica") as http:
+            reply = await http.get("/ready")
+        if reply.status_code != 200:
+            raise NotReady(f"the replica is not ready: {reply.text}")
+
+
+class Hosted:
+    """Pure ASGI: an application whose life another one began, below whatever prefix Ray has put it."""
+
+    def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[object]]) -> None:
+        self._app = app
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self._end()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]  # Ray adds it, and twice is once too many
+            await send(message)
+
+        await self._app(below_prefix(scope), receive, send_without_id)
+
+
+def below_prefix(scope: Scope) -> Scope:
+    """The scope without Ray's route_prefix: the application reads the path as if it were alone."""
+    prefix = scope.get("root_path", "")
+    if not prefix:
+        return scope
+    path = scope["path"].removeprefix(prefix) or "/"
+    raw = scope.get("raw_path", scope["path"].encode()).removeprefix(prefix.encode()) or b"/"
+    return {**scope, "root_path": "", "path": path, "raw_path": raw}

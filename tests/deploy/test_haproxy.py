@@ -1,0 +1,74 @@
+"""What `remote-vae-haproxy` makes of the settings that Ray writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remote_vae.deploy.haproxy import STATUSES, complete, write_pages
+from remote_vae.errors import ConfigurationError
+
+RAYS = """global
+    maxconn 4096
+defaults
+    mode http
+    timeout client 60s
+    errorfile 502 /tmp/500.http
+    errorfile 503 /tmp/500.http
+frontend prometheus
+    bind :9101
+frontend http_frontend
+    bind 0.0.0.0:8000
+listen stats
+  bind *:8404
+"""
+
+
+def test_only_the_service_is_open_to_others(tmp_path: Path) -> None:
+    """The two ports of figures move to loopback; the service's own address stays as it was."""
+    found = complete(RAYS, write_pages(tmp_path), "10").splitlines()
+    assert [line.strip() for line in found if "bind" in line] == [
+        "bind 127.0.0.1:9101",
+        "bind 0.0.0.0:8000",
+        "bind 127.0.0.1:8404",
+    ]
+
+
+def test_replicas_that_are_gone_can_be_tried_again(tmp_path: Path) -> None:
+    """What Ray calls a 500, a replica that died or does not answer, is a 503 with Retry-After in our own JSON."""
+    found = complete(RAYS, write_pages(tmp_path), "10")
+    assert "/tmp/500.http" not in found
+    for status in STATUSES:
+        page = tmp_path / f"remote-vae-{status}.http"
+        assert f"errorfile {status} {page}\n" in found
+        head, _, body = page.read_bytes().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in head
+        assert f"\r\ncontent-length: {len(body)}\r\n".encode() in head
+        assert json.loads(body)["error_type"] == "replica_failed"
+
+
+def test_a_head_has_its_time(tmp_path: Path) -> None:
+    """A request's head has the seconds that the server alone would give it, and who asks is handed on."""
+    found = complete(RAYS, write_pages(tmp_path), "7")
+    assert "defaults\n" in found
+    assert "    timeout http-request 7s\n    option forwardfor\n" in found
+
+
+@pytest.mark.parametrize("settings", ["", "defaults\n", RAYS.replace("defaults", "other"), RAYS.replace("*:", "::")])
+def test_settings_of_another_ray_are_refused(settings: str, tmp_path: Path) -> None:
+    """Settings that do not look like those of the pinned Ray are refused, not half completed."""
+    with pytest.raises(ConfigurationError, match=r"expected 2 and 1, as Ray Serve 2\.60 writes them"):
+        complete(settings, write_pages(tmp_path), "10")
+
+
+def test_the_real_haproxy_takes_them(tmp_path: Path) -> None:
+    """HAProxy itself finds no fault in the completed settings."""
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(RAYS + "  stats enable\n")
+    command = [sys.executable, "-m", "remote_vae.deploy.haproxy", "-c", "-f", str(path)]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "127.0.0.1:9101" in path.read_text()
