@@ -31,7 +31,7 @@ def server(*command: str, ready: str = "/ready", core: int | None = None) -> Ite
         [*pinned, sys.executable, *command, str(port)], stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        _wait(port, ready, process)
+        wait_until_ready(port, ready, process)
         yield port
     finally:
         process.terminate()
@@ -50,7 +50,8 @@ def _end_group(group: int) -> None:
         return
 
 
-def _wait(port: int, path: str, process: "subprocess.Popen[bytes]") -> None:
+def wait_until_ready(port: int, path: str, process: "subprocess.Popen[bytes]") -> None:
+    """Polls until the path answers 200; *raises* RuntimeError when it does not within two minutes."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
