@@ -62,7 +62,9 @@ def main() -> int:
         server.wait(60)
     print(json.dumps(found, indent=2))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"conditions": conditions("ray", "starlette", "uvicorn"), **found}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({"conditions": conditions("ray", "starlette", "uvicorn"), **found}, indent=2) + "\n"
+        )
     return 0 if found["wrong"] == found["lost"] == 0 and found["recovered"] else 1
 
 

@@ -60,7 +60,12 @@ def main() -> int:
     for (name, value, word, bound), reached in zip(targets, met, strict=True):
         print(f"{name}: {value:.2f}, {word} {bound:g}: {'met' if reached else 'missed'}")
     if arguments.json is not None:
-        report = {"conditions": conditions("ray", "starlette", "uvicorn"), "figures": figures, "overhead": overhead, "scale": scale}
+        report = {
+            "conditions": conditions("ray", "starlette", "uvicorn"),
+            "figures": figures,
+            "overhead": overhead,
+            "scale": scale,
+        }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0 if all(met) else 1
 

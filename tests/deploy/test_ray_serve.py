@@ -52,6 +52,11 @@ def actors(server: Any) -> list[psutil.Process]:
     return [child for child in processes(server, "ray::ServeReplica") if ".initialize" not in child.cmdline()[0]]
 
 
+def alive(children: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that run; one whose parent died before it may wait as a zombie for somebody to ask."""
+    return [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
 def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`remote-vae serve --ray` until it ends by itself."""
     command = [sys.executable, "-m", "remote_vae.cli.main", "serve", "--ray", *arguments]
@@ -208,14 +213,17 @@ def test_who_listens(two: Any) -> None:
 
 
 def test_both_replicas_work(two: Any) -> None:
-    """Two requests that take a second each are answered in less than two."""
-    asked = time.monotonic()
-    threads = [threading.Thread(target=two.decode, args=(SLEEP,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert time.monotonic() - asked < 1.9
+    """Two requests that take a second each are answered in less than two, once HAProxy knows both replicas."""
+    seconds, deadline = 2.0, time.monotonic() + 30
+    while seconds > 1.8 and time.monotonic() < deadline:
+        asked = time.monotonic()
+        threads = [threading.Thread(target=two.decode, args=(SLEEP,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.monotonic() - asked
+    assert seconds < 1.8
 
 
 def test_a_client_that_goes_away(two: Any) -> None:
@@ -275,7 +283,7 @@ def test_accepted_work_is_finished(start: Any) -> None:
             thread.join()
         assert [reply.status_code for reply in replies] == [200] * 3
         assert server.process.wait(timeout=40) == 0
-        assert [child for child in children if child.is_running()] == []
+        assert alive(children) == []
 
 
 def test_a_new_version_under_load(port: int) -> None:
@@ -309,4 +317,4 @@ def test_a_ray_that_goes_away(start: Any) -> None:
         assert outcomes in ([200], [503], ["broken"])
         assert server.process.wait(timeout=40) == 1
         assert "Ray has ended by itself" in server.log.read_text()
-        assert [child for child in children if child.is_running()] == []
+        assert alive(children) == []

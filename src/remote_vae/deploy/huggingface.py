@@ -37,7 +37,8 @@ class EndpointHandler:
     def __init__(self, path: str = "", *, model: str = "sd1", **settings: Any) -> None:
         found = read_settings({"models": (f"{model}={_vae_folder(path)}",), **settings})
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="remote-vae").start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="remote-vae")
+        self._thread.start()
         self._life = AsyncExitStack()
         try:
             self._http = self._await(self._start(found))
@@ -68,6 +69,8 @@ class EndpointHandler:
         """Ends the process that holds the model."""
         self._await(self._life.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _start(self, settings: Settings) -> httpx2.AsyncClient:
         loaded: asyncio.Future[None] = self._loop.create_future()

@@ -89,7 +89,11 @@ def serve(
         deploy(settings, scale, loader)
         if on_ready is not None:
             on_ready(address)
-        _watch()
+        try:
+            _watch()
+        except KeyboardInterrupt:
+            _drain(settings.shutdown_seconds)
+            raise
 
 
 @contextlib.contextmanager
@@ -249,6 +253,15 @@ def _reason(text: str) -> str:
     """The last line of a replica's own traceback: what our loader said."""
     lines = [line.strip() for line in text.splitlines() if "remote_vae.errors." in line]
     return lines[-1].partition(": ")[2] if lines else text.strip()
+
+
+def _drain(seconds: float) -> None:
+    """No new connections, and the answers to what is accepted, before Ray is told to end: it does not wait for them."""
+    proxies = [child for child in psutil.Process().children(recursive=True) if child.name() == "haproxy"]
+    for proxy in proxies:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            proxy.send_signal(signal.SIGUSR1)  # HAProxy's soft stop
+    psutil.wait_procs(proxies, timeout=seconds)
 
 
 def _watch() -> None:
