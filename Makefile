@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# More words for bench decode: make bench BENCH="--models sd1 --sizes 512"
+BENCH  ?=
 RUN    := $(BIN)/remote-vae
 
 .PHONY: demo test raytest lint types serve bench chaos train picture lock audit sbom clean help
@@ -39,7 +41,9 @@ lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev   ## what the service costs beside a VAE, against LitServe and a bare server
+bench: $(VENV)/.dev   ## decoding by plan beside its rivals; what the service costs beside a VAE
+	$(RUN) bench decode --random-weights --json benchmarks/results/decode.json --csv benchmarks/results/decode.csv \
+		--plot benchmarks/results/decode.png $(BENCH)
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 
 chaos: $(VENV)/.dev   ## Ray Serve under load, while processes are killed for a minute

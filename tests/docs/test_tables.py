@@ -132,12 +132,14 @@ def facts(name: str) -> tuple[str, str, str]:
 
 
 def flags() -> dict[str, set[str]]:
-    """The flags of each command."""
+    """The flags of each command; a group's are those of its commands."""
     group: Any = typer.main.get_command(app)
-    return {
-        name: {flag for item in command.params for flag in (*item.opts, *item.secondary_opts)} | {"--help"}
-        for name, command in group.commands.items()
-    }
+    return {name: _flags_of(command) for name, command in group.commands.items()}
+
+
+def _flags_of(command: Any) -> set[str]:
+    own = {flag for item in command.params for flag in (*item.opts, *item.secondary_opts)} | {"--help"}
+    return own.union(*map(_flags_of, getattr(command, "commands", {}).values()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,13 @@
+"""The group of the benchmarks' commands."""
+
+import typer
+
+from remote_vae.cli.bench.decode import decode
+
+bench = typer.Typer(help="What this machine makes of a VAE, beside what one would use instead.", no_args_is_help=True)
+bench.command()(decode)
+
+
+@bench.callback()
+def about() -> None:
+    """What this machine makes of a VAE, beside what one would use instead."""
