@@ -16,11 +16,12 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     """
     rows = max(1, SCORE_BYTES // (4 * len(key)))
     if query.dtype is torch.float32 or (query.device.type == "cpu" and not _multiplies_16_bits_fast()):
-        wide, values = key.float().T, value.float()
+        # What is summed over many positions may be rounded first, as fused kernels do it too; scores may not.
+        wide, values = key.float().T, value if value.dtype is torch.bfloat16 else value.float()
         for start in range(0, len(query), rows):
             chunk = query[start : start + rows]
             scores = (chunk.float() @ wide).mul_(query.shape[1] ** -0.5)
-            chunk.copy_(torch.softmax(scores, -1) @ values)
+            chunk.copy_(torch.softmax(scores, -1).to(values.dtype) @ values)
         return query
     for start in range(0, len(query), rows):
         chunk = query[start : start + rows]

@@ -177,6 +177,9 @@ def _stage_bytes(  # noqa: PLR0911  # a case per stage
             return before.map_bytes + before.strip(plan, halo=stage.halo) + 4 * written
         case Convolution():
             return _swept(before, plan, (after,), halo=stage.halo)
+        case Upsample() if not stage.folded:
+            doubled = _Size(after.height, after.width, before.channels, after.item_bytes)
+            return _swept(before, plan, (after,), halo=1) + doubled.strip(plan, halo=1)
         case Upsample() | Downsample():
             return _swept(before, plan, (after,), halo=1)
 
@@ -193,7 +196,7 @@ def _attention(size: _Size) -> int:
     positions = size.height * size.width
     rows = min(positions, max(1, SCORE_BYTES // (4 * positions)))
     narrow = size.item_bytes < 4
-    wide = 2 * positions * size.channels * 4 if narrow else 0  # keys and values
+    wide = 2 * positions * size.channels * 4 if narrow else 0  # keys, and values but in bfloat16
     scores = rows * (positions * 8 + size.channels * 8)
     return max(5 * size.map_bytes, 4 * size.map_bytes + wide + scores)
 

@@ -66,14 +66,18 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Upsample:
-    """Nearest 2x and a 3x3 convolution, folded into one transposed convolution. *Shapes*: weight [in,out,4,4]."""
+    """Nearest 2x and a 3x3 convolution, folded into one transposed convolution or as they are.
+
+    *Shapes*: weight [in,out,4,4] folded, [out,in,3,3] if not.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    folded: bool = True
 
     @property
     def channels(self) -> int:
-        return self.weight.shape[1]
+        return self.weight.shape[1 if self.folded else 0]
 
 
 @dataclass(frozen=True, slots=True)
