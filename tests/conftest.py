@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # One thread here and in every process that a test starts: the convolution library picks its algorithm by the number of
 # threads, and equal pixels are promised for equal arithmetic.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Without a GPU, Triton's kernels are interpreted. It reads this when it is first imported, by whomever.
+os.environ["TRITON_INTERPRET"] = "0" if Path("/dev/nvidiactl").exists() else "1"
 
 # With TEST_ON=ray (`make test-ray`) the servers of all tests run on Ray Serve: two replicas, so that the second request
 # of a test is answered by another process than the first.

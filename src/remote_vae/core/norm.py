@@ -1,6 +1,7 @@
 """GroupNorm over strips: statistics that merge, and their application with SiLU; by device behind one seam."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -100,4 +101,10 @@ class Cpu:
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    return Cpu() if device.type == "cpu" else Plain()
+    if device.type == "cpu":
+        return Cpu()
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from remote_vae.core.norm_triton import Triton
+
+        return Triton()
+    return Plain()
