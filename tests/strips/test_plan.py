@@ -87,6 +87,20 @@ def test_choice(vae: DiffusersVAE) -> None:
     assert choose(program, load, device="cpu", budget=GENEROUS)[0].name == "strips"
 
 
+def test_who_runs_a_model(vae: DiffusersVAE) -> None:
+    """A model's card says whose code runs it, and for one with an unknown part no plan is offered but `whole`."""
+    unknown = small(WIDTHS)
+    unknown.encoder.conv_act = torch.nn.ReLU()
+    other = DiffusersVAE(unknown, source="seeded", revision="")
+    assert (vae.facts.executor, vae.facts.plans) == ("strips", ("strips", "whole", "strips-recompute", "tiles"))
+    assert (other.facts.executor, other.facts.plans) == ("diffusers", ("whole", "tiles"))
+    z = torch.randn(1, 4, 64, 64)
+    fit = fit_latent(RECIPES["sd1"], other.facts, tuple(z.shape), model="sd1", height=None, width=None)
+    found = decode(other, RECIPES["sd1"], z, fit=fit, scaling=Scaling(), output=Output.RAW)
+    assert found.plan == "whole"
+    assert torch.equal(found.pixels, unknown.decode(z).sample)
+
+
 def test_nothing_fits(vae: DiffusersVAE) -> None:
     """A latent too large for every plan is refused with what it needs and what there is; tiles are never taken."""
     assert vae.decoder is not None

@@ -17,6 +17,7 @@ class Facts:
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
     plans: tuple[str, ...] = ("whole",)
+    executor: str = "diffusers"  # or "strips": whose code runs the model
     weight_bytes: int = 0
     source: str = ""
     revision: str = ""

@@ -10,6 +10,7 @@ import torch
 from remote_vae.core.facts import Facts
 from remote_vae.core.plan import EXACT, PlanName
 from remote_vae.core.recipe import Constants
+from remote_vae.core.stages import Program
 from remote_vae.models.stages import describe_decoder, describe_encoder
 
 TILED: Final = ("AutoencoderKL", "AutoencoderKLHunyuanVideo")  # whose tiled methods work both ways
@@ -20,12 +21,16 @@ class DiffusersVAE:
 
     def __init__(self, module: torch.nn.Module, *, source: str, revision: str) -> None:
         self.module = module
-        self.decoder, self.encoder = describe_decoder(module), describe_encoder(module)
-        self.facts = read_facts(module, plans=self._plans(), source=source, revision=revision)
-
-    def _plans(self) -> tuple[str, ...]:
-        exact = EXACT if self.decoder is not None and self.encoder is not None else (PlanName.WHOLE,)
-        return (*exact, PlanName.TILES) if type(self.module).__name__ in TILED else exact
+        self.decoder, self.encoder = _describe(module)
+        known = self.decoder is not None
+        exact = EXACT if known else (PlanName.WHOLE,)
+        self.facts = read_facts(
+            module,
+            plans=(*exact, PlanName.TILES) if type(module).__name__ in TILED else exact,
+            executor="strips" if known else "diffusers",
+            source=source,
+            revision=revision,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,7 +53,7 @@ class DiffusersVAE:
     def upcast(self) -> Iterator[None]:
         before, kept = self.dtype, (self.decoder, self.encoder)
         self.module.to(torch.float32)
-        self.decoder, self.encoder = describe_decoder(self.module), describe_encoder(self.module)
+        self.decoder, self.encoder = _describe(self.module)
         try:
             yield
         finally:
@@ -64,7 +69,13 @@ class DiffusersVAE:
             self.module.disable_tiling()  # type: ignore[operator]
 
 
-def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], source: str, revision: str) -> Facts:
+def _describe(module: torch.nn.Module) -> tuple[Program | None, Program | None]:
+    """Both or neither, so that what a model's card says holds for both ways."""
+    decoder, encoder = describe_decoder(module), describe_encoder(module)
+    return (None, None) if decoder is None or encoder is None else (decoder, encoder)
+
+
+def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], executor: str, source: str, revision: str) -> Facts:
     """The facts of a loaded module, from its own config."""
     config = module.config
     deterministic = type(module).__name__ == "AutoencoderTiny"
@@ -81,6 +92,7 @@ def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], source: str, 
         dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
         deterministic=deterministic,
         plans=plans,
+        executor=executor,
         weight_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
         source=source,
         revision=revision,

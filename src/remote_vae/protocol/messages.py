@@ -153,6 +153,7 @@ class ModelInfo:
     posterior: str  # the family's default
     dtype: str
     plans: tuple[str, ...]
+    executor: str  # "strips", exact in bounded memory; or "diffusers", for an architecture that strips do not know
     source: str
     revision: str
     limits: Mapping[str, int] = field(default_factory=dict)

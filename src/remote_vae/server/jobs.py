@@ -46,6 +46,7 @@ def model_info(model: Served, facts: Facts, settings: Settings) -> ModelInfo:
         posterior=model.recipe.posterior,
         dtype=facts.dtype,
         plans=facts.plans,
+        executor=facts.executor,
         source=facts.source,
         revision=facts.revision,
         limits={name: value for name, value in settings.model_dump().items() if name.startswith("max_")},
