@@ -1,0 +1,64 @@
+"""How fast this CPU convolves and multiplies, in the shapes of an SD decoder's strips: the bound on what a plan can do.
+
+    python benchmarks/convolutions.py --json benchmarks/results/convolutions.json
+
+The median of several calls is taken, in GFLOP/s on the threads that torch has.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch.nn import functional
+
+SHAPES = ((512, 512, 64, 64), (512, 512, 16, 128), (256, 256, 16, 256), (256, 128, 8, 512), (128, 128, 8, 512))
+PRODUCTS = ((1024, 512, 512), (1024, 512, 4096), (256, 512, 16384))  # the last two are attention's scores
+CALLS = 15
+
+
+def main(json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None) -> None:
+    """Measure both precisions."""
+    rows = []
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            for shape in SHAPES:
+                rows.append({"what": "convolution 3x3", "shape": shape} | _convolution(shape, dtype))
+            for shape in PRODUCTS:
+                rows.append({"what": "product", "shape": shape} | _product(shape, dtype))
+    for row in rows:
+        print(row)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
+
+
+def _convolution(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, object]:
+    before, after, rows, width = shape
+    given = torch.randn(1, before, rows, width).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(after, before, 3, 3).to(dtype)
+    return _rate(2 * 9 * before * after * rows * width, dtype, lambda: functional.conv2d(given, weight, padding=1))
+
+
+def _product(shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, object]:
+    rows, inner, columns = shape
+    left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+    return _rate(2 * rows * inner * columns, dtype, lambda: left @ right.T)
+
+
+def _rate(operations: int, dtype: torch.dtype, call: Callable[[], torch.Tensor]) -> dict[str, object]:
+    call()
+    seconds = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds)
+    return {"dtype": str(dtype).removeprefix("torch."), "gflops": round(operations / median / 1e9)}
+
+
+if __name__ == "__main__":
+    typer.run(main)
