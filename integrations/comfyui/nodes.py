@@ -66,8 +66,9 @@ class RemoteNode:
     FUNCTION = "run"
 
     @classmethod
-    def VALIDATE_INPUTS(cls, url: str, model: str) -> bool | str:  # noqa: N802  # ComfyUI's name
-        return check_inputs(url, model)
+    def VALIDATE_INPUTS(cls, url: str | None = None, model: str | None = None) -> bool | str:  # noqa: N802
+        """What comes from another node is not known yet, and is checked when the node runs."""
+        return True if url is None or model is None else check_inputs(url, model)
 
 
 class LoadRemoteVAE(RemoteNode):

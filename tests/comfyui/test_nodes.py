@@ -185,6 +185,7 @@ def test_errors_before_anything_runs(module: ModuleType, live: Any) -> None:
     assert "does the server run" in check(gone, FIRST)
     assert "does not serve model 'sdxl'; it serves sd, flux, video" in check(live.url, "sdxl")
     assert "not an http or https URL" in check("nonsense", FIRST)
+    assert check(model="sdxl") is check(url=gone) is True  # the other one is made by a node
     node = module.NODE_CLASS_MAPPINGS["RemoteVAEDecode"]()
     with pytest.raises(ConnectionFailed, match="does the server run"):
         node.run({"samples": noise(1, 4, 4, 4)}, gone, FIRST)
