@@ -57,6 +57,7 @@ class Generator:
 
 def main() -> int:
     arguments = _arguments()
+    found = {**conditions("diffusers"), "items": arguments.items, "size": arguments.size}
     os.sched_setaffinity(0, {0})
     torch.set_num_threads(1)
     with server(str(HERE / "servers.py"), "decoders", core=1) as port:
@@ -68,7 +69,6 @@ def main() -> int:
     report = _report(serial, busy, queued, arguments.items)
     print(json.dumps({name: value for name, value in report.items() if name != "spans"}, indent=2))
     if arguments.json is not None:
-        found = {**conditions("diffusers"), "items": arguments.items, "size": arguments.size}
         arguments.json.write_text(json.dumps({"conditions": found, **report}, indent=1) + "\n")
     if arguments.picture is not None:
         _draw(serial, queued, arguments.picture)
