@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 BENCH  ?=
 RUN    := $(BIN)/remote-vae
 
-.PHONY: demo test raytest lint types serve bench chaos train picture lock audit sbom clean help
+.PHONY: demo test raytest lint types serve bench chaos train picture docs lock audit sbom clean help
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -52,9 +52,14 @@ chaos: $(VENV)/.dev   ## Ray Serve under load, while processes are killed for a 
 train: $(VENV)/.dev   ## the embedded model again, from nothing
 	$(BIN)/python training/demo_vae.py
 
-picture: $(VENV)/.demo ## the README's picture, of the demo as it is now
+docs: $(VENV)/.dev    ## the documentation, as a site in build/site; broken links fail
+	$(BIN)/mkdocs build --strict
+
+picture: $(VENV)/.dev  ## the pictures of the README and the documentation, of the project as it is now
 	$(RUN) demo
 	$(BIN)/python -c "from PIL import Image; Image.open('demo-output/comparison.png').save('docs/images/demo.jpg', quality=90)"
+	$(BIN)/python docs/figures/strips.py
+	$(BIN)/python docs/figures/page.py
 
 $(VENV)-supply/.done: deploy/requirements/supply.txt
 	$(PYTHON) -m venv $(VENV)-supply

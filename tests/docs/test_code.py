@@ -14,18 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
+from remote_vae.models.registry import find_row
+
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- stub: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
 BLOCKS = [(page.name, stub, code) for page in PAGES for stub, code in BLOCK.findall(page.read_text())]
 CLIENTS = ("remote_vae", "diffusers.utils.remote_utils")
 CASES = [
     pytest.param(stub, code, client, id=f"{page}-{stub or 'plain'}-{client}")
     for page, stub, code in BLOCKS
+    if stub != "sd_vae_remote"
     for client in (CLIENTS if "import remote_decode" in code else CLIENTS[:1])
 ]
 HERE = {
     "/sd1": "/sd",
+    "/sdxl": "/sd",
     "/flux1": "/flux",
     "/hunyuanvideo": "/video",
     'model="sd1"': 'model="sd"',
@@ -33,6 +37,8 @@ HERE = {
 }
 LATENTS = {
     "StableDiffusionPipeline": torch.randn(1, 4, 8, 8).half(),
+    "StableDiffusionXLPipeline": torch.randn(1, 4, 8, 8).half(),
+    "StableDiffusionImg2ImgPipeline": torch.randn(1, 4, 8, 8).half(),
     "FluxPipeline": torch.randn(1, 1024, 64).bfloat16(),
     "HunyuanVideoPipeline": torch.randn(1, 16, 2, 4, 4).half(),
 }
@@ -104,7 +110,7 @@ def test_code_of_the_pages(
 def test_the_readme_shows_every_client() -> None:
     """The README has code for a pipeline's VAE, SD, Flux, video and our own client."""
     shown = [stub for page, stub, _ in BLOCKS if page == "README.md"]
-    assert shown == ["StableDiffusionPipeline", *LATENTS, ""]
+    assert {"StableDiffusionPipeline", "FluxPipeline", "HunyuanVideoPipeline", ""} <= set(shown)
 
 
 def test_five_lines_to_the_first_picture() -> None:
@@ -115,13 +121,35 @@ def test_five_lines_to_the_first_picture() -> None:
     assert len([line for line in code.splitlines() if line]) <= 5
 
 
+def test_sdnext_is_sent_here() -> None:
+    """After the guide's script SD.Next's addresses are models of this server, and no address is added."""
+    code = next(code for _, stub, code in BLOCKS if stub == "sd_vae_remote")
+    sdnext = SimpleNamespace(
+        hf_decode_endpoints=dict.fromkeys(["sd", "sdxl", "f1"], ""), hf_encode_endpoints={"sd": ""}
+    )
+    names: dict[str, Any] = {"sd_vae_remote": sdnext}
+    exec(code.partition("\n")[2], names)
+    tables = (sdnext.hf_decode_endpoints, sdnext.hf_encode_endpoints)
+    assert [sorted(table) for table in tables] == [["f1", "sd", "sdxl"], ["sd"]]
+    for url in (url for table in tables for url in table.values()):
+        base, _, model = url.rpartition("/")
+        assert base == "http://127.0.0.1:8000"
+        assert find_row(model) is not None
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples(path: Path, live: Any, folder: Path) -> None:
-    """Each example runs as its docstring says, and writes a picture of the photograph's size."""
-    assert f"Usage: python examples/{path.name} photo.jpg [URL]" in path.read_text()
-    command = [sys.executable, str(path), "photo.jpg", live.url]
+    """Each example has at most 60 lines, runs as its docstring says, and writes what it is named for."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 60
+    usage = re.search(rf"Usage: python examples/{path.name}( photo\.jpg)? \[URL\]", text)
+    assert usage
+    command = [sys.executable, str(path), *(["photo.jpg"] if usage.group(1) else []), live.url]
     said = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120, check=False)
     assert said.returncode == 0, said.stderr
     written = next(folder.glob(f"{path.stem}.*"))
+    if written.suffix == ".mp4":
+        assert written.read_bytes()[4:8] == b"ftyp"
+        return
     with Image.open(written) as picture:
         assert picture.size == ((4 if path.stem in ("with_asyncio", "with_queue") else 1) * 96, 64)
