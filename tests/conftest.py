@@ -101,7 +101,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield Live(url, process, modules, folder)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=90) == 0
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -196,7 +196,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=90)
             finally:
                 process.kill()
 
