@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 BENCH  ?=
 RUN    := $(BIN)/remote-vae
 
-.PHONY: demo test raytest lint types serve bench chaos train picture docs lock audit sbom clean help
+.PHONY: demo test raytest lint types serve fuzz hostile bench chaos train picture docs lock audit sbom clean help
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -40,6 +40,14 @@ lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.dev    ## what reads strangers' bytes, under a fuzzer, an hour for each of image, request and reply
+	for target in image request reply; do mkdir -p fuzz/$$target && $(BIN)/python tests/hostile/fuzz.py $$target \
+	  -max_total_time=$(or $(SECONDS),3600) -rss_limit_mb=2048 -timeout=10 -artifact_prefix=fuzz/ fuzz/$$target || exit 1; done
+
+hostile: $(VENV)/.dev ## every kind of hostile request for its memory; what stays of a thousand; a read-only file system
+	EVERY=1 $(BIN)/python -m pytest tests/hostile/test_memory.py tests/hostile/test_stored.py
+	READ_ONLY=1 $(BIN)/python -m pytest tests/server tests/hostile
 
 bench: $(VENV)/.dev   ## decoding by plan beside its rivals; what the service costs beside a VAE
 	$(RUN) bench decode --random-weights --json benchmarks/results/decode.json --csv benchmarks/results/decode.csv \

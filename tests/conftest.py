@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
+from confined import read_only
+
 if TYPE_CHECKING:
     import torch  # most tests do without it, and it takes seconds
 
@@ -28,6 +30,11 @@ os.environ["TRITON_INTERPRET"] = "0" if Path("/dev/nvidiactl").exists() else "1"
 # With TEST_ON=ray (`make test-ray`) the servers of all tests run on Ray Serve: two replicas, so that the second request
 # of a test is answered by another process than the first.
 RAY_REPLICAS = 2 if os.environ.get("TEST_ON") == "ray" else 0
+
+# With READ_ONLY=1 every server of the tests runs on a read-only file system.
+PREFIX = read_only() if os.environ.get("READ_ONLY") else ()
+if os.environ.get("READ_ONLY") and not PREFIX:
+    raise RuntimeError("mount namespaces are forbidden here, so nothing can be run on a read-only file system")
 
 TINY = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -86,19 +93,35 @@ def free_port() -> int:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A real server, as a user starts it, with three tiny models whose factors are neither 0 nor 1."""
     modules, folder = make_modules(), tmp_path_factory.mktemp("models")
-    arguments: list[str] = []
     for name, module in modules.items():
         module.save_pretrained(folder / name)
-        arguments += ["--model", f"{name}={folder / name},recipe={RECIPES[name]}"]
+    with served(folder) as (url, process):
+        yield Live(url, process, modules, folder)
+
+
+@pytest.fixture(scope="session")
+def optimized(live: Live) -> Iterator[str]:
+    """The address of a server of the same models whose interpreter leaves out asserts."""
+    with served(live.folder, PYTHONOPTIMIZE="1") as (url, _):
+        yield url
+
+
+@contextmanager
+def served(
+    folder: Path, *, prefix: tuple[str, ...] = PREFIX, **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`remote-vae serve` of the models in a folder; it must end well."""
     port = free_port()
-    command = [sys.executable, "-m", "remote_vae.cli.main", "serve", "--port", str(port), *arguments]
+    command = [*prefix, sys.executable, "-m", "remote_vae.cli.main", "serve", "--port", str(port)]
+    for name, recipe in RECIPES.items():
+        command += ["--model", f"{name}={folder / name},recipe={recipe}"]
     if RAY_REPLICAS:
         command += ["--ray", "--ray-replicas", str(RAY_REPLICAS)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process)
-        yield Live(url, process, modules, folder)
+        yield url, process
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=90) == 0
@@ -178,7 +201,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
 
     @contextmanager
     def started(
-        *models: str, ready: bool = True, verify: Path | None = None, replicas: int = RAY_REPLICAS, **settings: object
+        *models: str,
+        ready: bool = True,
+        verify: Path | None = None,
+        replicas: int = RAY_REPLICAS,
+        prefix: tuple[str, ...] = PREFIX,
+        **settings: object,
     ) -> Iterator[Server]:
         port = settings.pop("port", None) or free_port()
         log = tmp_path_factory.mktemp("server") / "log"
@@ -187,7 +215,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
         environment["TEST_RAY_REPLICAS"] = str(replicas)
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, HERE / "misbehaving.py"], stdout=out, stderr=out, env=environment
+                [*prefix, sys.executable, HERE / "misbehaving.py"], stdout=out, stderr=out, env=environment
             )
         server = Server(f"{'https' if verify else 'http'}://127.0.0.1:{port}", process, log, verify)
         try:

@@ -55,9 +55,25 @@ def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
     return CopyVAE(), RECIPES["sd1"]
 
 
+def leak(nbytes: int) -> None:
+    """Makes the server keep so many bytes of every request."""
+    from remote_vae.server.watch import Watch
+
+    kept: list[bytearray] = []
+    report = Watch._report
+
+    def report_and_keep(self: Watch, record: Any) -> None:
+        kept.append(bytearray(b"x" * nbytes))
+        report(self, record)
+
+    Watch._report = report_and_keep  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     from remote_vae.server.settings import Settings
 
+    if nbytes := int(os.environ.pop("REMOTE_VAE_LEAK", "0")):
+        leak(nbytes)
     replicas = int(os.environ.get("TEST_RAY_REPLICAS", "0"))
     if replicas:
         from remote_vae.deploy.ray_local import Scale, serve

@@ -49,6 +49,10 @@ def serve(
         typer.Option(help="Bytes for one model, weights and work together.", show_default="what the device has free"),
     ] = None,
     unknown_parameters: Annotated[str | None, typer.Option(help="refuse or ignore.", show_default="refuse")] = None,
+    metrics_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="For /metrics alone.", show_default="with the rest")
+    ] = None,
+    log_requests: Annotated[bool | None, typer.Option("--log-requests", help="A line of JSON for each.")] = None,
     keys_file: Annotated[
         Path | None, typer.Option(help="Keys of those who may come in, one a line.", rich_help_panel=ACCESS)
     ] = None,

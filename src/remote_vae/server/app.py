@@ -19,11 +19,15 @@ from remote_vae.errors import ConfigurationError, RemoteVAEError
 from remote_vae.models.registry import find_row
 from remote_vae.models.spec import ModelSpec, parse_spec
 from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
+from remote_vae.server.aside import Aside
 from remote_vae.server.auth import Gate, Rates
-from remote_vae.server.endpoints import Endpoints, page_only
-from remote_vae.server.faults import RequestId, on_error
+from remote_vae.server.endpoints import Endpoints, named, page_only
+from remote_vae.server.faults import on_error
 from remote_vae.server.keys import read_keys
+from remote_vae.server.metrics import Metrics
 from remote_vae.server.settings import Settings
+from remote_vae.server.tracing import tracing_from_environment
+from remote_vae.server.watch import Watch
 
 LOADER: Final = "remote_vae.models.loader:open_model"
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
@@ -33,7 +37,6 @@ def build_app(
     settings: Settings,
     *,
     loader: str = LOADER,
-    observer: Observer | None = None,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> Starlette:
@@ -41,10 +44,10 @@ def build_app(
 
     `loader` is `module:function` and runs in each replica's process. *Raises* ConfigurationError.
     """
-    engine = _engine(settings, loader, observer)
-    at = Endpoints(engine, settings)
-    rate = settings.client_requests_per_second
-    gate = Middleware(Gate, keys=read_keys(settings.keys, settings.keys_file), rates=Rates(rate) if rate else None)
+    metrics, tracing = Metrics(), tracing_from_environment()
+    engine = _engine(settings, loader, metrics)
+    metrics.watch(engine.state)
+    at = Endpoints(engine, settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -55,19 +58,30 @@ def build_app(
         finally:
             loading.cancel()
             await engine.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = Starlette(
-        routes=_routes(at),
-        middleware=[Middleware(RequestId), gate],
+        routes=_routes(at, metrics_too=settings.metrics_address is None),
+        middleware=[Middleware(Watch, metrics=metrics, tracing=tracing), *_doors(settings, at)],
         exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.engine = engine
+    app.state.engine, app.state.metrics = engine, metrics
     return app
 
 
-def _routes(at: Endpoints) -> list[Route]:
+def _doors(settings: Settings, at: Endpoints) -> list[Middleware]:
+    """What a request passes before its route is looked for."""
+    rate = settings.client_requests_per_second
+    gate = Middleware(Gate, keys=read_keys(settings.keys, settings.keys_file), rates=Rates(rate) if rate else None)
+    if settings.metrics_address is None:
+        return [gate]
+    return [Middleware(Aside, port=settings.metrics_address[1], path="/metrics", page=at.metrics), gate]
+
+
+def _routes(at: Endpoints, *, metrics_too: bool) -> list[Route]:
     """Each page with and without a trailing slash: a redirect would turn POST into GET in most clients."""
     pages = {
         "health": at.live,
@@ -76,12 +90,13 @@ def _routes(at: Endpoints) -> list[Route]:
         "models": at.models,
         "openapi.json": at.openapi,
         "docs": at.docs,
+        **({"metrics": at.metrics} if metrics_too else {}),
     }
     return [
-        Route("/", at.home, methods=["GET"]),
-        Route("/page/{name}", page_only(at.browser.part), methods=METHODS),
+        Route("/", named("home", at.home), methods=["GET"]),
+        Route("/page/{name}", named("page", page_only(at.browser.part)), methods=METHODS),
         *(
-            Route(path, page_only(page), methods=METHODS)
+            Route(path, named(name, page_only(page)), methods=METHODS)
             for name, page in pages.items()
             for path in (f"/{name}", f"/{name}/")
         ),
@@ -101,7 +116,7 @@ def _report(
         on_ready()
 
 
-def _engine(settings: Settings, loader: str, observer: Observer | None) -> Engine:
+def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
     return Engine(
         _served(settings),
         loader=loader,

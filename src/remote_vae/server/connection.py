@@ -24,6 +24,7 @@ from remote_vae.errors import (
     UriTooLong,
 )
 from remote_vae.protocol.replies import render_error
+from remote_vae.server.metrics import Metrics
 from remote_vae.server.settings import Settings
 
 METHODS: Final = ["GET", "HEAD", "POST"]
@@ -35,15 +36,16 @@ FAIR_FRAMING: Final = 16  # bytes around each chunk that are nobody's fault
 _METHOD = re.compile(rb"(\r\n)*[A-Z]{1,32} /")
 
 
-def connection_class(settings: Settings) -> type["Connection"]:
-    """The protocol class for uvicorn, which builds it itself and knows nothing of our settings."""
-    return type("BoundConnection", (Connection,), {"settings": settings})
+def connection_class(settings: Settings, metrics: Metrics) -> type["Connection"]:
+    """The protocol class for uvicorn, which builds it itself and knows nothing of ours."""
+    return type("BoundConnection", (Connection,), {"settings": settings, "metrics": metrics})
 
 
 class Connection(HttpToolsProtocol):
     """Counts a request's head and its chunks while they arrive, and closes what is neither read nor written in time."""
 
     settings: ClassVar[Settings]
+    metrics: ClassVar[Metrics]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,10 +57,12 @@ class Connection(HttpToolsProtocol):
         self._fed = self._again = b""  # what the parser has got last, and what it is to get next
         self._ignoring_upgrade = False
         self._refusal: RemoteVAEError | None = None
+        self._began = 0.0  # of the head that is arriving, by the loop's clock
         self._unsent: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._began = self.loop.time()
         self._expect_head_within(self.settings.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -108,7 +112,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 1
+        self._head_bytes, self._began = 1, self.loop.time()
         self._chunks = self._framing = 0
         self._counted = False
 
@@ -213,8 +217,14 @@ class Connection(HttpToolsProtocol):
             status, headers, body = render_error(error)
             if isinstance(error, MethodNotAllowed):
                 headers.append(("allow", ", ".join(METHODS)))
-            headers += [("content-length", str(len(body))), ("connection", "close")]
+            took = (self.loop.time() - self._began) * 1000
+            headers += [
+                ("server-timing", f"total;dur={took:.2f}"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
             head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+            self.metrics.refused(status)
             self.transport.write(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode() + body)
         self.transport.close()
 

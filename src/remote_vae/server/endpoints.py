@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -24,10 +24,11 @@ from remote_vae.server import openapi
 from remote_vae.server.body import check_length, read_body, while_wanted
 from remote_vae.server.browser import BrowserPage, wants_page
 from remote_vae.server.jobs import decode_job, encode_job, fit_decode, model_info, write_payload
+from remote_vae.server.metrics import Metrics
 from remote_vae.server.sending import Sending
 from remote_vae.server.settings import Settings
+from remote_vae.server.watch import Record, record_of
 
-REQUEST_ID = "remote_vae.request_id"
 CLIENT = "remote_vae.client"  # in the scope: an opaque id of whoever asks
 VERSION = version("remote-vae")
 
@@ -39,6 +40,7 @@ class Call:
     model: Served
     facts: Facts
     head: wire.Head
+    record: Record
     client: str | None
     until: float
 
@@ -62,6 +64,16 @@ def page_only(page: Page) -> Page:
     return answer
 
 
+def named(name: str, page: Page) -> Page:
+    """The page, under whose name its requests are counted."""
+
+    async def answer(request: Request) -> Response:
+        record_of(request.scope).route = name
+        return await page(request)
+
+    return answer
+
+
 def _wrong_method(request: Request, allowed: list[str]) -> MethodNotAllowed:
     text = f"{clip(request.method)} does nothing here; expected {' or '.join(allowed)}"
     return MethodNotAllowed(text, method=clip(request.method), allowed=allowed)
@@ -70,8 +82,9 @@ def _wrong_method(request: Request, allowed: list[str]) -> MethodNotAllowed:
 class Endpoints:
     """The routes' functions, over one engine."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self._engine = engine
+        self._metrics = metrics
         self._settings = settings
         self.browser = BrowserPage()
 
@@ -85,15 +98,17 @@ class Endpoints:
     async def _accept(self, request: Request) -> Call:
         """Judges all that can be judged before the body is read, whether there is room for it included."""
         arrived = time.monotonic()
+        record = record_of(request.scope)
         head = self._head(request)
         model = self._engine.find(head.model)
+        record.model, record.route = model.name, head.operation.value
         facts = await self._engine.facts(model)
         pixels = 1
         if head.raw_claim is not None and isinstance(head.options, DecodeOptions):
             pixels = fit_decode(model, facts, head.raw_claim.shape, head.options, self._settings).pixels
         check_length(request, head.raw_claim, self._settings)
         seconds = min(head.timeout_seconds or self._settings.request_seconds, self._settings.request_seconds)
-        call = Call(model, facts, head, request.scope.get(CLIENT), arrived + seconds)
+        call = Call(model, facts, head, record, request.scope.get(CLIENT), arrived + seconds)
         self._engine.check(model, pixels=pixels, client=call.client, seconds=call.seconds)
         return call
 
@@ -129,7 +144,9 @@ class Endpoints:
                 payload = write_payload(outcome, form, quality)
             else:
                 payload = await asyncio.to_thread(write_payload, outcome, form, quality)
-            reply = Reply(payload, form, _provenance(call, outcome, time.perf_counter() - started))
+            stages = {**outcome.seconds, "media": time.perf_counter() - started}
+            call.record.plan, call.record.stages = outcome.plan, stages
+            reply = Reply(payload, form, _provenance(call, outcome, stages))
             status, headers, body = render_reply(reply)
             return Sending(bytes(body), status, dict(headers), on_sent=permit.release)
 
@@ -138,7 +155,7 @@ class Endpoints:
         if wants_page(request):
             return await self.browser.page(request)
         names = {name: list(model.aliases) for name, model in self._engine.models.items()}
-        links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready"]
+        links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready", "/metrics"]
         return JSONResponse(
             {"service": "remote-vae", "version": VERSION, "models": names, "see": links}, headers={"vary": "accept"}
         )
@@ -154,6 +171,11 @@ class Endpoints:
         if not self._engine.ready:
             raise NotReady("not every model is loaded")
         return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics, for Prometheus."""
+        body, media = self._metrics.text(request.headers.get("accept", ""))
+        return Response(body, media_type=media)
 
     async def models(self, request: Request) -> Response:
         """GET /models: the cards of the models; `unknown` are lazy ones that nobody has asked for yet."""
@@ -174,13 +196,12 @@ class Endpoints:
         return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
 
 
-def _provenance(call: Call, outcome: Outcome, media: float) -> Provenance:
-    timings = {stage: seconds * 1000 for stage, seconds in outcome.seconds.items()}
+def _provenance(call: Call, outcome: Outcome, stages: Mapping[str, float]) -> Provenance:
     return Provenance(
         model=call.model.name,
         revision=call.facts.revision,
         plan=outcome.plan,
         dtype=outcome.dtype_run,
         note=outcome.note,
-        timings_ms={**timings, "media": media * 1000},
+        timings_ms={stage: seconds * 1000 for stage, seconds in stages.items()},
     )

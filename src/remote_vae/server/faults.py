@@ -1,14 +1,11 @@
-"""Errors -> JSON replies, in one place, and the request id on every reply."""
+"""Errors -> JSON replies, in one place."""
 
 import logging
-import uuid
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remote_vae.errors import (
     InternalError,
@@ -19,8 +16,8 @@ from remote_vae.errors import (
     Unauthorized,
     UnknownRoute,
 )
-from remote_vae.protocol.replies import render_error, request_id_of
-from remote_vae.server.endpoints import REQUEST_ID
+from remote_vae.protocol.replies import render_error
+from remote_vae.server.watch import record_of
 
 LOG: Final = logging.getLogger("remote_vae.server")
 
@@ -28,7 +25,8 @@ LOG: Final = logging.getLogger("remote_vae.server")
 async def on_error(request: Request, exc: Exception) -> Response:
     """Starlette's handler for our own errors, its own, and everything else."""
     error = _as_ours(exc)
-    error.request_id = request.scope.get(REQUEST_ID)
+    record = record_of(request.scope)
+    error.request_id, record.error = record.request_id, error.code
     status, headers, body = render_error(error)
     allowed = error.detail.get("allowed")
     if isinstance(error, MethodNotAllowed) and isinstance(allowed, list):
@@ -38,7 +36,7 @@ async def on_error(request: Request, exc: Exception) -> Response:
     if isinstance(error, RequestTimeout):
         headers.append(("connection", "close"))  # the rest of the body would still be on its way
     if isinstance(error, InternalError):
-        LOG.error("request %s: %s", error.request_id, type(exc).__name__)
+        LOG.error("internal error", extra={"request_id": record.request_id}, exc_info=exc)
     return Response(body, status, dict(headers))
 
 
@@ -56,24 +54,3 @@ def _as_ours(exc: Exception) -> RemoteVAEError:
             return MethodNotAllowed("this method does nothing anywhere here", allowed=["GET", "HEAD", "POST"])
         return UnknownRoute("there is nothing here") if exc.status_code == 404 else RequestError(exc.detail)
     return InternalError("something went wrong in the server; its log tells more under this request id")
-
-
-class RequestId:
-    """Pure ASGI: gives every request an id, the caller's own where it is harmless, and says it in the reply."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = request_id_of(Headers(scope=scope)) or uuid.uuid4().hex
-        scope[REQUEST_ID] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

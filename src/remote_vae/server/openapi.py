@@ -42,6 +42,7 @@ def document(version: str, models: list[str]) -> Document:
         "/live": "The server answers.",
         "/ready": "Every model is loaded.",
         "/models": "The models with their layouts, factors and limits.",
+        "/metrics": "Figures for Prometheus.",
         "/openapi.json": "This description.",
         "/docs": "This description, for people.",
     }

@@ -1,6 +1,7 @@
 """Runs the application under uvicorn until it is told to stop."""
 
 import asyncio
+import contextlib
 import ipaddress
 import math
 import os
@@ -17,6 +18,7 @@ from remote_vae.engine.engine import Engine
 from remote_vae.errors import ConfigurationError
 from remote_vae.server.app import LOADER, build_app
 from remote_vae.server.connection import connection_class
+from remote_vae.server.logs import set_up_logs
 from remote_vae.server.settings import Settings
 
 
@@ -38,12 +40,14 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
     os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings have them as digests; replicas would inherit the text
     _check_tls(settings)
+    set_up_logs(requests=settings.log_requests)
     app = build_app(settings, loader=loader, on_ready=ready, on_failure=failed)
     engine: Engine = app.state.engine
     server = Server(
         uvicorn.Config(
             app,
-            http=connection_class(settings),
+            http=connection_class(settings, app.state.metrics),
+            log_config=None,
             log_level="error",
             access_log=False,
             server_header=False,
@@ -56,10 +60,14 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     )
     # What a stranger's broken picture makes the imaging library say would fill the log with the picture's own bytes.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    with listen(settings) as listener:
+    with contextlib.ExitStack() as open_sockets:
+        listener = open_sockets.enter_context(listen(settings))
         check_reach(listener, settings)
+        listeners = [listener]
+        if settings.metrics_address is not None:
+            listeners.append(open_sockets.enter_context(_listen_at(*settings.metrics_address)))
         try:
-            server.run(sockets=[listener])
+            server.run(sockets=listeners)
         finally:
             engine.kill()  # whatever a hard stop has left
     if failures:
@@ -103,14 +111,18 @@ class Server(uvicorn.Server):
 
 def listen(settings: Settings) -> socket.socket:
     """*Raises* ConfigurationError for an address that cannot be taken."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return _listen_at(settings.host, settings.port)
+
+
+def _listen_at(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
     except OSError as exc:
         listener.close()
-        raise ConfigurationError(f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}") from exc
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
     listener.set_inheritable(True)
     return listener
 

@@ -15,6 +15,15 @@ def _keys(given: object) -> object:
     return Keys.parse(given) if isinstance(given, str) else given
 
 
+def _address(given: object) -> object:
+    if not isinstance(given, str):
+        return given
+    host, _, port = given.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) <= 65535:
+        raise ValueError("it is not HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 class Settings(BaseSettings):
     """Each field is also the environment variable REMOTE_VAE_<FIELD>; limits are per request."""
 
@@ -43,6 +52,10 @@ class Settings(BaseSettings):
         default=None, description="who may come in, white space between; kept as digests only"
     )
     keys_file: Path | None = Field(default=None, description="the same, one a line")
+    metrics_address: Annotated[tuple[str, int] | None, PlainValidator(_address), NoDecode] = Field(
+        default=None, description="HOST:PORT for /metrics alone; without it they are a path among the others"
+    )
+    log_requests: bool = Field(default=False, description="a line of JSON for each request on stderr")
     allow_anonymous: bool = Field(default=False, description="serve everyone who reaches the address, without keys")
     client_requests_per_second: float | None = Field(default=None, gt=0, description="for one key, or one address")
     tls_certificate: Path | None = Field(default=None, description="PEM file; with the chain up to the authority")

@@ -1,0 +1,143 @@
+"""What the server counts, for Prometheus. No label says who asked, nor anything of what was sent."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from remote_vae.engine.observer import ModelState, Ran
+
+LOG: Final = logging.getLogger("remote_vae.server")
+SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+JOBS: Final = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """A figure of each model that is read when it is asked for."""
+
+    name: str
+    text: str
+    read: Callable[[ModelState], float]
+
+
+OF_MODELS: Final = (
+    Gauges("remote_vae_model_ready", "1 where the model is loaded and all its processes live.", lambda s: s.ready),
+    Gauges("remote_vae_replicas_alive", "Processes that can work for the model.", lambda s: s.alive),
+    Gauges("remote_vae_accepted_jobs", "Requests that wait or run.", lambda s: s.accepted_jobs),
+    Gauges("remote_vae_accepted_pixels", "Output pixels of requests that wait or run.", lambda s: s.accepted_pixels),
+    Gauges("remote_vae_queue_jobs", "Requests that wait.", lambda s: s.waiting_jobs),
+    Gauges("remote_vae_queue_pixels", "Output pixels of requests that wait.", lambda s: s.waiting_pixels),
+    Gauges(
+        "remote_vae_memory_bytes",
+        "What the model's processes hold, of the device if it has its own memory.",
+        lambda s: s.memory_bytes,
+    ),
+    Gauges("remote_vae_memory_planned_bytes", "What the plan of the last job reckons with.", lambda s: s.planned_bytes),
+)
+
+
+class Metrics:
+    """The figures of one server; an observer of its engine."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when a figure was first counted is of no use
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "remote_vae_requests", "Answers.", ("model", "route", "status"), registry=self._registry
+        )
+        self._request_seconds = Histogram(
+            "remote_vae_request_seconds",
+            "From a request's head to the end of its answer.",
+            ("route",),
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._stage_seconds = Histogram(
+            "remote_vae_stage_seconds",
+            "Of one request: in the queue, in the VAE (decode, encode), writing a picture or video (media).",
+            ("model", "stage"),
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._received = Counter("remote_vae_received_bytes", "Of requests' bodies.", registry=self._registry)
+        self._sent = Counter("remote_vae_sent_bytes", "Of answers' bodies.", registry=self._registry)
+        self._running = Gauge("remote_vae_requests_in_flight", "Not answered yet.", registry=self._registry)
+        self._refused = Counter(
+            "remote_vae_refused_connections",
+            "What is no HTTP, too long or too slow.",
+            ("status",),
+            registry=self._registry,
+        )
+        self._batches = Histogram(
+            "remote_vae_batch_size", "Requests that ran together.", ("model",), buckets=JOBS, registry=self._registry
+        )
+        self._pixels = Counter(
+            "remote_vae_pixels", "Output pixels, or of pictures encoded.", ("model", "op"), registry=self._registry
+        )
+        self._plans = Counter("remote_vae_plans", "Plans that ran.", ("model", "op", "plan"), registry=self._registry)
+        self._restarts = Counter(
+            "remote_vae_replica_restarts", "Replaced processes.", ("model", "cause"), registry=self._registry
+        )
+
+    def watch(self, states: Callable[[], list[ModelState]]) -> None:
+        """`states` is asked whenever somebody asks here."""
+        self._registry.register(_Models(states))
+
+    def text(self, accept: str) -> tuple[bytes, str]:
+        """All figures and their media type, in the form of Prometheus' that the header asks for."""
+        write, media = choose_encoder(accept)
+        return write(self._registry), media
+
+    def begin(self) -> None:
+        self._running.inc()
+
+    def end(self, *, model: str, route: str, status: int, seconds: float, received: int, sent: int) -> None:
+        """A request is over; `status` 0 is one whose client did not wait for its answer."""
+        self._running.dec()
+        self._requests.labels(model, route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+        self._received.inc(received)
+        self._sent.inc(sent)
+
+    def stage(self, model: str, stage: str, seconds: float) -> None:
+        self._stage_seconds.labels(model, stage).observe(seconds)
+
+    def refused(self, status: int) -> None:
+        """A connection was refused before there was a request."""
+        self._refused.labels(str(status)).inc()
+
+    def ran(self, batch: Ran) -> None:
+        for seconds in batch.queued:
+            self.stage(batch.model, "queue", seconds)
+            self.stage(batch.model, batch.op, batch.seconds)
+        self._batches.labels(batch.model).observe(batch.jobs)
+        self._pixels.labels(batch.model, batch.op).inc(batch.pixels)
+        self._plans.labels(batch.model, batch.op, batch.plan).inc()
+
+    def restarted(self, model: str, cause: str) -> None:
+        LOG.warning("replica replaced", extra={"model": model, "cause": cause})
+        self._restarts.labels(model, cause).inc()
+
+
+class _Models(Collector):
+    """The engine's state as gauges."""
+
+    def __init__(self, states: Callable[[], list[ModelState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        states = self._states()
+        for gauge in OF_MODELS:
+            family = GaugeMetricFamily(gauge.name, gauge.text, labels=("model",))
+            for state in states:
+                family.add_metric((state.name,), float(gauge.read(state)))
+            yield family
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(GaugeMetricFamily(gauge.name, gauge.text) for gauge in OF_MODELS)

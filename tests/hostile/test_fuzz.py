@@ -1,0 +1,24 @@
+"""A short run of the fuzzer; `make fuzz` is a long one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("atheris", reason="has wheels for Linux only")
+
+SECONDS = 6
+FUZZ = Path(__file__).parent / "fuzz.py"
+
+
+@pytest.mark.parametrize("target", ["image", "request", "reply"])
+def test_fuzz(target: str, tmp_path: Path) -> None:
+    """Inputs bred for coverage raise nothing but the project's own errors, in little memory and time."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    options = [f"-max_total_time={SECONDS}", "-rss_limit_mb=2048", "-timeout=10", "-seed=1", "-print_final_stats=1"]
+    command = [sys.executable, str(FUZZ), target, *options, f"-artifact_prefix={tmp_path}/", str(corpus)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert len(list(corpus.iterdir())) > 10  # it found its way in
