@@ -43,9 +43,10 @@ def take(url: str) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, options in (("page", DESKTOP), ("page-phone", PHONE)):
             page = browser.new_page(**options)
+            page.set_default_timeout(120_000)
             page.goto(url)
             page.locator("#file").set_input_files(photograph)
-            round_trips(page, 8)
+            round_trips(page, 5)
             save(page, name)
         browser.close()
 

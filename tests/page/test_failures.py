@@ -21,22 +21,37 @@ GOOD = torch.randn(1, 4, 8, 8)
 
 
 class Line:
-    """A TCP connection to the server that can be cut or blocked once enough bytes have gone to it."""
+    """A TCP connection to the server that can be cut once enough bytes have gone to it, or be down for a while."""
 
     def __init__(self, url: str) -> None:
         self._port = int(url.rpartition(":")[2])
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._address = self._listener.getsockname()
+        self._ends: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._address[1]}"
         self.cut_after = 2**40
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def up(self) -> None:
+        self._listener = socket.create_server(self._address)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def down(self) -> None:
+        for end in (self._listener, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._ends.clear()
+
     def _accept(self) -> None:
+        listener = self._listener
         while True:
             try:
-                near, _ = self._listener.accept()
+                near, _ = listener.accept()
             except OSError:
                 return
             far = socket.create_connection(("127.0.0.1", self._port))
+            self._ends += (near, far)
             for source, target, counted in ((near, far, True), (far, near, False)):
                 threading.Thread(target=self._carry, args=(source, target, counted), daemon=True).start()
 
@@ -53,15 +68,12 @@ class Line:
                 end.shutdown(socket.SHUT_RDWR)
         source.close()
 
-    def close(self) -> None:
-        self._listener.close()
-
 
 @pytest.fixture
 def line(live: Any) -> Iterator[Line]:
     made = Line(live.url)
     yield made
-    made.close()
+    made.down()
 
 
 def failure(page: Page) -> str:
@@ -177,7 +189,21 @@ def test_a_connection_lost_during_the_upload(line: Line, visit: Visit, tmp_path:
     page.locator("#result").wait_for()
 
 
-def test_cancelling(live: Any, visit: Visit, start: Any, tmp_path: Path) -> None:
+def test_a_server_that_is_away_for_a_while(line: Line, visit: Visit, good: Path) -> None:
+    """While the server cannot be reached the page says so; when it is back the page is ready, with the file kept."""
+    page = visit(line.url)
+    choose(page, good)
+    line.down()
+    page.locator("#status").get_by_text("no connection", exact=True).wait_for()
+    page.locator("#go").click()
+    assert "The connection was lost" in failure(page)
+    line.up()
+    page.locator("#status").get_by_text("ready", exact=True).wait_for()
+    page.get_by_role("button", name="Try again").click()
+    page.locator("#result").wait_for()
+
+
+def test_cancelling(visit: Visit, start: Any, tmp_path: Path) -> None:
     """A decode that takes too long can be cancelled; it is no failure, and the file is kept."""
     slow = torch.full((1, 3, 8, 8), 0.0)
     slow[0, 0, 0, 0] = 8.0

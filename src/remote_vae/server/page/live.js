@@ -3,13 +3,15 @@
 import { bytes, getText } from "./server.js";
 
 const EVERY_MS = 1000;
+const SELDOM_MS = 10_000; // where there are no figures, or the server bounds how often one may ask
 const POINTS = 60;
 
-// Each tile is a number that metrics give; a counter is shown as its rate a second.
+// Each tile is a figure of the server's; a counter is shown as its rate a second.
+const ofModel = ({ labels }) => labels.model !== ""; // the page's own requests for figures are of no model
 const TILES = [
-  { title: "Queue", names: ["remote_vae_queue_jobs"], say: (value) => `${value} waiting or running` },
-  { title: "Device memory", names: ["remote_vae_device_memory_bytes"], say: bytes },
-  { title: "Throughput", names: ["remote_vae_requests_total"], counter: true, say: (value) => `${value.toFixed(1)} requests/s` },
+  { title: "Queue", name: "remote_vae_accepted_jobs", say: (value) => `${value} ${value === 1 ? "request" : "requests"}` },
+  { title: "Device memory", name: "remote_vae_memory_bytes", say: bytes },
+  { title: "Throughput", name: "remote_vae_requests_total", counter: true, say: (value) => `${value.toFixed(1)} requests/s` },
 ];
 
 /** Polls until the page closes. `onLost` when the server stops answering, `onBack` when it does again. */
@@ -17,34 +19,36 @@ export function startLive({ onLost, onBack }) {
   const tiles = TILES.map(makeTile);
   document.getElementById("tiles").replaceChildren(...tiles.map((tile) => tile.element));
   let there = true;
-  const tick = async () => {
-    if (document.hidden) return;
+  const look = async () => {
     try {
       const samples = parseMetrics(await getText("metrics"));
       document.getElementById("live").hidden = false;
       tiles.forEach((tile) => tile.take(samples));
-      if (!there) onBack();
-      there = true;
     } catch (error) {
-      if (error.status === 404) document.getElementById("live").hidden = true; // an operator can turn it off
-      if (error.status === 0 && there) {
+      if (error.status === 404) document.getElementById("live").hidden = true;
+      if (error.status === 0) {
+        if (there) onLost();
         there = false;
-        onLost();
+        return EVERY_MS;
       }
+      if (error.status === 404 || error.status === 429) return SELDOM_MS;
     }
+    if (!there) onBack();
+    there = true;
+    return EVERY_MS;
   };
-  const loop = () => tick().finally(() => setTimeout(loop, EVERY_MS));
+  const loop = async () => setTimeout(loop, document.hidden ? EVERY_MS : await look());
   loop();
 }
 
-function makeTile({ title, names, counter, say }) {
+function makeTile({ title, name, counter, say }) {
   const element = Object.assign(document.createElement("div"), { className: "tile" });
   const value = document.createElement("output");
   const chart = makeChart();
   element.append(Object.assign(document.createElement("h3"), { textContent: title }), value, chart.element);
   let before = null;
   const take = (samples) => {
-    const total = samples.filter(({ name }) => names.includes(name)).reduce((sum, sample) => sum + sample.value, 0);
+    const total = samples.filter((sample) => sample.name === name && ofModel(sample)).reduce((sum, sample) => sum + sample.value, 0);
     const now = performance.now();
     const shown = !counter ? total : before ? Math.max(0, total - before.total) / ((now - before.at) / 1000) : 0;
     before = { total, at: now };

@@ -5,7 +5,7 @@ import { writeNumpy } from "./files.js";
 import { bytes } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const NAMES = { network: "network and browser", queue: "queue", decode: "decode", encode: "encode", media: "writing the file" };
+const NAMES = { network: "network and browser", other: "the server's other work", queue: "queue", decode: "decode", encode: "encode", media: "writing the file" };
 let urls = [];
 
 /** `encoded` is the reply to the first half of a round trip, `picture` what was sent for it; both null for a latent. */
@@ -53,9 +53,12 @@ function facts(job, decoded, encoded, compared) {
 
 /** One request as a bar: the server's stages as it says them, and the rest of the time. */
 function timing(reply, title) {
-  const stages = [...(reply.header("server-timing") ?? "").matchAll(/([a-z_]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]);
-  const inside = stages.reduce((sum, [, ms]) => sum + ms, 0);
-  const parts = [["network", Math.max(0, reply.ms - inside)], ...stages];
+  const said = new Map([...(reply.header("server-timing") ?? "").matchAll(/([a-z_]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]));
+  const total = said.get("total");
+  said.delete("total");
+  const named = [...said.values()].reduce((sum, ms) => sum + ms, 0);
+  const parts = [["network", Math.max(0, reply.ms - (total ?? named))], ...said];
+  if (total !== undefined) parts.push(["other", Math.max(0, total - named)]);
   const bar = Object.assign(document.createElement("div"), { className: "bar" });
   const list = document.createElement("ul");
   for (const [name, ms] of parts) {
