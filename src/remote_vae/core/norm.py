@@ -1,13 +1,16 @@
 """GroupNorm over strips: statistics that merge, and their application with SiLU; by device behind one seam."""
 
 from dataclasses import dataclass
+from functools import reduce
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch.nn import functional
 
 from remote_vae.core.stages import Norm
+
+PLAIN_BYTES: Final = 8 * 2**20  # of a float32 copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +58,28 @@ class Kernels(Protocol):
 
 
 class Plain:
-    """Runs anywhere."""
+    """Runs anywhere. Its float32 copies are of a few rows at a time, so that they count for little beside a map."""
 
     def moments(self, strip: torch.Tensor) -> Moments:
-        variance, mean = torch.var_mean(strip.float(), (0, 2, 3), correction=0)
-        count = strip.shape[0] * strip.shape[2] * strip.shape[3]
-        return Moments(count, mean, variance * count)
+        return reduce(Moments.merge, (_moments(rows.float()) for rows in strip.split(_rows(strip), 2)))
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
         mean, variance = moments.of_groups(norm.groups)
         scale = norm.weight * (variance + norm.eps).rsqrt()
         shift = norm.bias - mean * scale
-        values = torch.addcmul(shift.view(1, -1, 1, 1), source.float(), scale.view(1, -1, 1, 1))
-        into.copy_(functional.silu(values, inplace=True) if silu else values)
+        for rows, target in zip(source.split(_rows(source), 2), into.split(_rows(source), 2), strict=True):
+            values = torch.addcmul(shift.view(1, -1, 1, 1), rows.float(), scale.view(1, -1, 1, 1))
+            target.copy_(functional.silu(values, inplace=True) if silu else values)
+
+
+def _rows(strip: torch.Tensor) -> int:
+    return max(1, PLAIN_BYTES // (4 * strip.shape[1] * strip.shape[3]))
+
+
+def _moments(rows: torch.Tensor) -> Moments:
+    variance, mean = torch.var_mean(rows, (0, 2, 3), correction=0)
+    count = rows.shape[0] * rows.shape[2] * rows.shape[3]
+    return Moments(count, mean, variance * count)
 
 
 class Cpu:
