@@ -61,13 +61,15 @@ class Plain:
     """Runs anywhere. Its float32 copies are of a few rows at a time, so that they count for little beside a map."""
 
     def moments(self, strip: torch.Tensor) -> Moments:
-        return reduce(Moments.merge, (_moments(rows.float()) for rows in strip.split(_rows(strip), 2)))
+        return reduce(Moments.merge, (_moments(rows.float()) for rows in torch.split(strip, _rows(strip), 2)))
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
         mean, variance = moments.of_groups(norm.groups)
         scale = norm.weight * (variance + norm.eps).rsqrt()
         shift = norm.bias - mean * scale
-        for rows, target in zip(source.split(_rows(source), 2), into.split(_rows(source), 2), strict=True):
+        for rows, target in zip(
+            torch.split(source, _rows(source), 2), torch.split(into, _rows(source), 2), strict=True
+        ):
             values = torch.addcmul(shift.view(1, -1, 1, 1), rows.float(), scale.view(1, -1, 1, 1))
             target.copy_(functional.silu(values, inplace=True) if silu else values)
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 OURS: Final = "ours"
 REFERENCE: Final = "diffusers"  # float32, whole: what every output is compared with
-PLANS: Final = ("whole", "strips", "strips-recompute", None)  # None leaves the plan to the planner
+PLANS: Final = ("whole", "strips", "strips-recompute", "chosen")  # the last leaves the plan to the planner
 DIRECTIONS: Final = ("decode", "encode")
 
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,9 @@ def decode(
     rivals: Annotated[
         list[str], typer.Option(help=f"all, none, or some of {', '.join(RIVALS)}. diffusers is always run. {LISTS}")
     ] = ["all"],  # noqa: B006
+    plans: Annotated[
+        list[str], typer.Option(help=f"all, none, or some of {', '.join(PLANS)}, the planner's own choice. {LISTS}")
+    ] = ["all"],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls after the first.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of our own rows: float32, float16 or bfloat16.")] = "bfloat16",
@@ -59,7 +63,7 @@ def decode(
             _specs(models, device=device, dtype=dtype, random_weights=random_weights),
             [_number(size) for size in _split(sizes)],
             _chosen(directions, DIRECTIONS, "--directions"),
-            _chosen(rivals, RIVALS, "--rivals"),
+            _variants(_chosen(plans, PLANS, "--plans"), _chosen(rivals, RIVALS, "--rivals")),
             repeats,
         )
     )
@@ -108,18 +112,23 @@ def _specs(models: list[str], *, device: str, dtype: str, random_weights: bool) 
     return [parse_spec(text, device=device, dtype=dtype, random_weights=random_weights).to_json() for text in texts]
 
 
+def _variants(plans: list[str], rivals: list[str]) -> list[tuple[str, str | None]]:
+    """Names and plans. The reference comes first, since all others are compared with what it wrote."""
+    ours = [(OURS, None if plan == "chosen" else plan) for plan in plans]
+    return [(REFERENCE, None), *ours, *((name, None) for name in rivals if name != REFERENCE)]
+
+
 def _cases(
-    specs: list[dict[str, object]], sizes: list[int], directions: list[str], rivals: list[str], repeats: int
+    specs: list[dict[str, object]],
+    sizes: list[int],
+    directions: list[str],
+    variants: list[tuple[str, str | None]],
+    repeats: int,
 ) -> Iterator[Case]:
-    """The reference comes first, since all others are compared with what it wrote."""
-    for spec in specs:
-        for direction in directions:
-            for size in sizes:
-                others = [name for name in rivals if name != REFERENCE]
-                wanted = [(REFERENCE, None), *((OURS, plan) for plan in PLANS), *((name, None) for name in others)]
-                for variant, plan in wanted:
-                    own = spec | {"dtype": VARIANTS[variant].dtype or spec["dtype"]}
-                    yield Case(variant, direction, size, plan, repeats, "", own)
+    for spec, direction, size in product(specs, directions, sizes):
+        for variant, plan in variants:
+            own = spec | {"dtype": VARIANTS[variant].dtype or spec["dtype"]}
+            yield Case(variant, direction, size, plan, repeats, "", own)
 
 
 def _measure(cases: list[Case], timeout: float) -> Iterator[Row]:
