@@ -169,6 +169,15 @@ def test_metrics_at_their_own_address(start: Any, free_address: tuple[str, int])
         assert requests.get(f"{server.url}/models", headers=mine, timeout=10).status_code == 200
 
 
+def test_a_picture_of_several_says_so(chatty: Any) -> None:
+    """A picture shows the first latent of a batch, and its x-note says of how many; a tensor has them all."""
+    query = "shape=2,3,8,8&dtype=float32"
+    picture = requests.post(f"{chatty.url}/?{query}", LATENT * 2, headers=RAW, timeout=30)
+    tensor = requests.post(f"{chatty.url}/?{query}&output_type=pt", LATENT * 2, headers=RAW, timeout=30)
+    assert (picture.headers["content-type"], picture.headers["x-note"][:19]) == ("image/jpeg", "the first of 2 pict")
+    assert (tensor.headers["shape"], "x-note" in tensor.headers) == ("[2, 3, 8, 8]", False)
+
+
 def test_every_answer_says_not_to_be_kept(chatty: Any) -> None:
     """Pictures, latents and errors are nothing for a cache on the way."""
     for reply in (chatty.decode(), requests.post(f"{chatty.url}/?zzz=1", timeout=10)):

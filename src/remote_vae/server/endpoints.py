@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from remote_vae.core.facts import Facts
 from remote_vae.engine.engine import Engine
-from remote_vae.engine.job import Job, Outcome
+from remote_vae.engine.job import DecodeJob, Job, Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
 from remote_vae.protocol import wire
@@ -146,7 +146,8 @@ class Endpoints:
                 payload = await asyncio.to_thread(write_payload, outcome, form, quality)
             stages = {**outcome.seconds, "media": time.perf_counter() - started}
             call.record.plan, call.record.stages = outcome.plan, stages
-            reply = Reply(payload, form, _provenance(call, outcome, stages))
+            note = "; ".join(filter(None, (outcome.note, _left_out(job, form))))
+            reply = Reply(payload, form, _provenance(call, outcome, stages, note))
             status, headers, body = render_reply(reply)
             return Sending(bytes(body), status, dict(headers), on_sent=permit.release)
 
@@ -196,12 +197,19 @@ class Endpoints:
         return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
 
 
-def _provenance(call: Call, outcome: Outcome, stages: Mapping[str, float]) -> Provenance:
+def _left_out(job: Job, form: Form) -> str:
+    """A picture is of one latent; who has sent several should know that there are more."""
+    if form.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
+        return f"the first of {job.fit.batch} pictures; a tensor has them all"
+    return ""
+
+
+def _provenance(call: Call, outcome: Outcome, stages: Mapping[str, float], note: str) -> Provenance:
     return Provenance(
         model=call.model.name,
         revision=call.facts.revision,
         plan=outcome.plan,
         dtype=outcome.dtype_run,
-        note=outcome.note,
+        note=note,
         timings_ms={stage: seconds * 1000 for stage, seconds in stages.items()},
     )
