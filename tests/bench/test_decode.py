@@ -48,7 +48,7 @@ def done(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dic
     """The rows of one run, and the folder of the files that it wrote."""
     folder = tmp_path_factory.mktemp("bench")
     words = ["bench", "decode", "--models", model, "--sizes", "64", "--direction", "decode", "--repeats", "1"]
-    words += ["--device", "cpu", "--dtype", "float32", "--rivals", FAILING]
+    words += ["--device", "cpu", "--dtype", "float32", "--rivals", FAILING, "--threads", "2"]
     for kind in ("json", "csv"):
         words += [f"--{kind}", str(folder / f"rows.{kind}")]
     said = subprocess.run(
@@ -69,7 +69,7 @@ def test_fields(done: tuple[list[dict[str, Any]], Path]) -> None:
     """Every row has the promised fields; one that was measured has a time, bytes and a difference, others a reason."""
     for row in done[0]:
         assert set(FIELDS) <= set(row)
-        assert (row["model"], row["size"], row["device"]) == ("mine", 64, "cpu")
+        assert (row["model"], row["size"], row["device"], row["threads"]) == ("mine", 64, "cpu", 2)
         if row["error"] is None:
             assert row["seconds"] > 0
             assert row["first_seconds"] > 0

@@ -38,7 +38,10 @@ RIVALS: Final = tuple(name for name in VARIANTS if name != OURS)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One measurement, in a process of its own. `spec` is a ModelSpec as JSON values, its dtype and device set."""
+    """One measurement, in a process of its own. `spec` is a ModelSpec as JSON values, its dtype and device set.
+
+    `threads` None leaves their number to torch.
+    """
 
     variant: str
     direction: str
@@ -47,6 +50,7 @@ class Case:
     repeats: int
     reference: str  # path of the reference's output as .npy; the reference writes it
     spec: dict[str, Any]
+    threads: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

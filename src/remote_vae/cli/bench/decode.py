@@ -39,6 +39,7 @@ def decode(
         list[str], typer.Option(help=f"all, none, or some of {', '.join(PLANS)}, the planner's own choice. {LISTS}")
     ] = ["all"],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls after the first.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of every variant.", show_default="torch's own")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of our own rows: float32, float16 or bfloat16.")] = "bfloat16",
     random_weights: Annotated[
@@ -65,6 +66,7 @@ def decode(
             _chosen(directions, DIRECTIONS, "--directions"),
             _variants(_chosen(plans, PLANS, "--plans"), _chosen(rivals, RIVALS, "--rivals")),
             repeats,
+            threads,
         )
     )
     rows: list[Row] = []
@@ -124,11 +126,12 @@ def _cases(
     directions: list[str],
     variants: list[tuple[str, str | None]],
     repeats: int,
+    threads: int | None,
 ) -> Iterator[Case]:
     for spec, direction, size in product(specs, directions, sizes):
         for variant, plan in variants:
             own = spec | {"dtype": VARIANTS[variant].dtype or spec["dtype"]}
-            yield Case(variant, direction, size, plan, repeats, "", own)
+            yield Case(variant, direction, size, plan, repeats, "", own, threads)
 
 
 def _measure(cases: list[Case], timeout: float) -> Iterator[Row]:

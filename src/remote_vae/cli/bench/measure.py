@@ -30,6 +30,8 @@ def main(case_text: str, file: str) -> None:
     case = Case.from_json(case_text)
     row = Row(case.variant, case.spec["name"], case.direction, case.size, case.spec["dtype"], case.plan)
     found: dict[str, Any] = {}
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
     try:
         found |= about(resolve_device(case.spec["device"]))
         found |= measure(case)

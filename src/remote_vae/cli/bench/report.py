@@ -54,7 +54,7 @@ def _every(rows: list[Row]) -> Table:
     for group in _pictures(rows):
         ours = min((row.seconds for row in group if row.variant == OURS and row.seconds), default=None)
         for row in group:
-            cells = [row.model, row.direction, str(row.size), _label(row), row.dtype]
+            cells = [row.model, row.direction, str(row.size), _label(row) + _threads(row, group), row.dtype]
             if row.seconds is None:
                 table.add_row(*cells, "-", style="dim", end_section=row is group[-1])
                 table.add_row("", "", "", f"[red]{row.error}[/]")
@@ -86,6 +86,11 @@ def _label(row: Row) -> str:
     if row.variant != OURS:
         return row.variant
     return f"ours {row.plan or 'by the planner'}" + (" (chosen)" if row.chosen and row.plan else "")
+
+
+def _threads(row: Row, group: list[Row]) -> str:
+    """Said where they are not those of the reference, because such times are not to be compared."""
+    return "" if row.threads in (None, group[0].threads) else f", {row.threads} threads"
 
 
 def _seconds(row: Row | None) -> str:
@@ -133,7 +138,8 @@ def write_plot(rows: list[Row], path: Path) -> None:
         max(1, len(groups)), 2, figsize=(11, max(2, height)), squeeze=False, height_ratios=ratios or None
     )
     for group, (left, right) in zip(groups, axes, strict=False):
-        names, colours = [_label(row) for row in group], ["C1" if row.variant == OURS else "C0" for row in group]
+        names = [_label(row) + _threads(row, group) for row in group]
+        colours = ["C1" if row.variant == OURS else "C0" for row in group]
         left.barh(names, [row.seconds for row in group], color=colours)
         right.barh(names, [(row.peak_bytes or row.rss_bytes or 0) / 1e6 for row in group], color=colours)
         left.set_title(f"{group[0].model} {group[0].direction} {group[0].size}: seconds", fontsize=9)
