@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from remote_vae.core import rows, strips
-from remote_vae.core.norm import Cpu, Moments, Plain
+from remote_vae.core.moments import Moments
+from remote_vae.core.norm import Cpu, Plain
 from remote_vae.core.stages import Program, Upsample
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.models.stages import describe_decoder, describe_encoder

@@ -1,6 +1,5 @@
-"""GroupNorm over strips: statistics that merge, and their application with SiLU; by device behind one seam."""
+"""GroupNorm over strips: statistics, and their application with SiLU; by device behind one seam."""
 
-from dataclasses import dataclass
 from functools import reduce
 from importlib.util import find_spec
 from typing import Final, Protocol
@@ -8,43 +7,10 @@ from typing import Final, Protocol
 import torch
 from torch.nn import functional
 
+from remote_vae.core.moments import Moments
 from remote_vae.core.stages import Norm
 
 PLAIN_BYTES: Final = 8 * 2**20  # of a float32 copy
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Of each channel: how many values, their mean, and the sum of squared distances from it; float32.
-
-    *Shapes*: mean and spread [C].
-    """
-
-    count: int
-    mean: torch.Tensor
-    spread: torch.Tensor
-
-    def merge(self, other: "Moments") -> "Moments":
-        """Of both sets together; how far the two means lie apart is part of the spread.
-
-        *Source*: Chan, Golub and LeVeque, 1979.
-        """
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        share = other.count / count
-        return Moments(
-            count,
-            self.mean + apart * share,
-            self.spread + other.spread + apart.square() * (self.count * share),
-        )
-
-    def of_groups(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and biased variance of each channel's group. *Shapes*: [C] and [C]."""
-        means, spreads = self.mean.view(groups, -1), self.spread.view(groups, -1)
-        mean = means.mean(1, keepdim=True)
-        spread = spreads.sum(1, keepdim=True) + self.count * (means - mean).square().sum(1, keepdim=True)
-        variance = spread / (self.count * means.shape[1])
-        return mean.expand_as(means).reshape(-1), variance.expand_as(means).reshape(-1)
 
 
 class Kernels(Protocol):

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from remote_vae.core.norm import Kernels, Moments
+from remote_vae.core.moments import Moments
+from remote_vae.core.norm import Kernels
 from remote_vae.core.stages import Convolution, Downsample, Norm, Upsample
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from remote_vae.core.attention import attend
-from remote_vae.core.norm import Kernels, Moments, kernels_for
+from remote_vae.core.moments import Moments
+from remote_vae.core.norm import Kernels, kernels_for
 from remote_vae.core.rows import Convolved, Downsampled, Normalised, Rows, Strips, Upsampled, windows
 from remote_vae.core.stages import (
     Attention,
