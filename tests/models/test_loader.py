@@ -1,5 +1,6 @@
 """Weights from folders and files: what is loaded is what was saved, and what cannot be trusted is refused."""
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -204,6 +205,20 @@ def test_refusals(folder: Path, name: str) -> None:
     with pytest.raises(ModelLoadError, match=why) as caught:
         load(ModelSpec("mine", str(harm(folder)), recipe="sd1"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_digests(folder: Path, tiny_row: Row, single: bool) -> None:
+    """Weights with the digest that was asked for are loaded; one bit that is another is refused, naming the place."""
+    file = folder / WEIGHTS
+    source, data = file if single else folder, bytearray(file.read_bytes())
+    digest = hashlib.sha256(data).hexdigest()
+    load(ModelSpec("mine", str(source), recipe="sd1", sha256=digest.upper()))
+    data[-5] ^= 1
+    file.write_bytes(data)
+    load(ModelSpec("mine", str(source), recipe="sd1"))
+    with pytest.raises(ModelLoadError, match=f"'{source}' have sha256 .*, not {digest}"):
+        load(ModelSpec("mine", str(source), recipe="sd1", sha256=digest))
 
 
 @pytest.mark.parametrize("name", ["a tensor too few", "a tensor too many", "a tensor of another shape", "half a file"])

@@ -4,6 +4,7 @@ Weights are read from safetensors only, and no code comes with them: a pickle ne
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ CLASSES = {
     "AutoencoderTiny": diffusers.AutoencoderTiny,
 }
 RANDOM_SEED = 0
+DIGEST_BLOCK = 1 << 20
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # A star matches slashes too: one that came first would fetch every model of a pipeline's repository.
 HUB_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.safetensors.index.json")
@@ -153,6 +155,7 @@ def _from_folder(folder: Path, spec: ModelSpec, *, subfolder: str | None = None)
         raise ModelLoadError(f"config.json in {str(place)!r} is not a JSON object", folder=str(place)) from exc
     if name not in CLASSES:
         raise ModelLoadError(f"{str(place)!r} holds a {name}; supported are {', '.join(CLASSES)}", cls=name)
+    _check_digest(place, sorted(place.glob("*.safetensors")), spec)
     with _load_errors(place):
         module, report = CLASSES[name].from_pretrained(
             place, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -169,6 +172,7 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
     if row is None or row.repository is None:
         raise ModelLoadError("a single file does not say its architecture; name a model of the registry as its recipe")
     with _load_errors(path):
+        _check_digest(path, [path], spec)
         weights = load_file(path)
     module: torch.nn.Module = CLASSES[row.cls](**row.config)
     prefix = "first_stage_model."
@@ -180,6 +184,21 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
         keys = module.load_state_dict(weights, strict=False)
     _refuse_wrong_keys(path, missing=keys.missing_keys, unexpected=keys.unexpected_keys)
     return module
+
+
+def _check_digest(place: Path, files: list[Path], spec: ModelSpec) -> None:
+    if spec.sha256 is None:
+        return
+    found = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(DIGEST_BLOCK):
+                found.update(block)
+    if found.hexdigest() != spec.sha256.lower():
+        raise ModelLoadError(
+            f"the weights in {str(place)!r} have sha256 {found.hexdigest()}, not {spec.sha256.lower()}",
+            place=str(place),
+        )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from remote_vae.errors import ConfigurationError
 from remote_vae.models.registry import REGISTRY, find_recipe, find_row
 
 DTYPES = ("float32", "float16", "bfloat16")
-_OPTIONS = ("recipe", "dtype", "revision", "subfolder", "device", "lazy", "pinned")
+_OPTIONS = ("recipe", "dtype", "revision", "subfolder", "device", "sha256", "lazy", "pinned")
 _YES_NO = {"yes": True, "no": False}
 
 
@@ -17,6 +17,7 @@ class ModelSpec:
     """A model under the name it is served by.
 
     `source` is a hub id, a folder in diffusers' layout or a .safetensors file; None takes the registry's.
+    `sha256` is what the weights must have, of all their safetensors files in the order of their names.
     `dtype` None leaves the precision to the registry's policy. *Units*: memory_budget in bytes, for weights and work
     together; None is what the device has free. `lazy` is loaded when it is first asked for; `pinned` is never unloaded.
     """
@@ -27,6 +28,7 @@ class ModelSpec:
     dtype: str | None = None
     revision: str | None = None
     subfolder: str | None = None
+    sha256: str | None = None
     device: str = "auto"
     random_weights: bool = False
     memory_budget: int | None = None
