@@ -55,7 +55,7 @@ def job(first: float = 1.0, *, side: int = 4, own: bool = False, output: str = "
     return DecodeJob(own, None, None, Block("float32", values.shape, values.tobytes()), fit, output)
 
 
-async def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
     """Waits for something that happens by itself."""
     async with asyncio.timeout(seconds):
         while not true():

@@ -23,7 +23,7 @@ def serve(
         typer.Option(
             metavar="NAME[=SOURCE][,KEY=VALUE...]",
             help="Repeat for more; the first is /. SOURCE is a hub id, a folder or a .safetensors file. Keys are "
-            "recipe, dtype, revision, subfolder, device, lazy and pinned.",
+            "recipe, dtype, revision, subfolder, device, sha256, lazy and pinned.",
             show_default="demo",
         ),
     ] = None,

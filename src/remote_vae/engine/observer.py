@@ -43,6 +43,7 @@ class ModelState:
     """A model at this moment. *Units*: bytes, output pixels; `accepted` jobs are waiting or running.
 
     `memory_bytes` is what its processes hold: of the device's memory where that is its own, else of the machine's.
+    `planned_bytes` is what the plan of the latest batch should take at most.
     """
 
     name: str

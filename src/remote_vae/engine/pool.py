@@ -224,7 +224,7 @@ class Pool:
         if done is None:
             return
         self._held.pace.note(pixels, seconds)
-        self.planned_bytes = max(self.planned_bytes, done.planned_bytes or 0)
+        self.planned_bytes = done.planned_bytes or 0
         queued = tuple(started - ticket.asked for ticket in batch)
         op = op_of(batch[0].job)
         self._observer.ran(Ran(self.model.name, op, len(batch), pixels, queued, seconds, done.plan, done.planned_bytes))

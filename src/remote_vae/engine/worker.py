@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ Loaded = tuple[VAE, Recipe]
 
 def main(pipe: Connection, stop_word: str, loader: str, spec: Message) -> None:
     """The process's body. `loader` is `module:function`, called with the spec; it gives a VAE and its recipe."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would keep what was sent
     for number in (signal.SIGINT, signal.SIGTERM):  # both may come to the whole group; the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
     try:

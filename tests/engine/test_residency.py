@@ -1,0 +1,74 @@
+"""Models that are loaded when they are wanted, and unloaded to make room."""
+
+import asyncio
+
+import pytest
+
+from remote_vae.engine.engine import Engine
+from remote_vae.errors import NotReady
+
+from .running import job, run, running, served
+
+ROOM_FOR_TWO = 2500  # each weighs 1000
+
+
+def loaded(engine: Engine) -> set[str]:
+    return {state.name for state in engine.state() if state.loaded}
+
+
+async def test_lazy() -> None:
+    """A lazy model is loaded by the first job for it, once however many come; the engine is ready without it."""
+    async with running(models=[served("now"), served("later", lazy=True)]) as engine:
+        assert engine.ready
+        assert loaded(engine) == {"now"}
+        assert engine.known(engine.find("later")) is None
+        facts = await asyncio.gather(*(engine.facts(engine.find("later")) for _ in range(3)))
+        assert facts[0].latent_channels == 3
+        assert len(engine.pids()["later"]) == 1
+        assert (await run(engine, job(), "later")).plan == "whole"
+
+
+async def test_least_recently_used() -> None:
+    """Over the budget the idle model that was used the longest ago is unloaded, and loaded again when wanted."""
+    names = ("a", "b", "c")
+    async with running(models=[served(name, lazy=True) for name in names], weights_budget=ROOM_FOR_TWO) as engine:
+        for name in names:
+            await engine.facts(engine.find(name))
+            await run(engine, job(), name)
+        assert loaded(engine) == {"b", "c"}
+        assert engine.known(engine.find("a")) is not None
+        await run(engine, job(), "b")
+        assert (await run(engine, job(3.0), "a")).block.buffer == job(3.0).latent.buffer
+        assert loaded(engine) == {"a", "b"}
+
+
+async def test_pinned_and_busy() -> None:
+    """A model that is pinned, or at work, is not unloaded."""
+    models = [served("pinned", pinned=True), served("busy", "sleep", lazy=True), served("c", lazy=True)]
+    async with running(models=models, weights_budget=1) as engine:
+        await engine.facts(engine.find("busy"))
+        work = asyncio.create_task(run(engine, job(7.0), "busy"))
+        await asyncio.sleep(0.1)
+        await engine.facts(engine.find("c"))
+        assert loaded(engine) == {"pinned", "busy", "c"}
+        await work
+        await run(engine, job(), "pinned")
+        assert "pinned" in loaded(engine)
+
+
+async def test_one_who_goes_away_while_it_loads() -> None:
+    """A caller that goes away does not end the loading that others wait for."""
+    async with running(models=[served("now"), served("later", lazy=True)]) as engine:
+        first, second = (asyncio.create_task(engine.facts(engine.find("later"))) for _ in range(2))
+        await asyncio.sleep(0.2)
+        first.cancel()
+        assert (await second).latent_channels == 3
+
+
+async def test_a_lazy_model_that_cannot_be_loaded() -> None:
+    """Whoever asks for a lazy model that cannot be loaded is told so; the others are served."""
+    async with running(models=[served("now"), served("bad", "refuse", lazy=True)]) as engine:
+        with pytest.raises(NotReady, match="could not be loaded"):
+            await engine.facts(engine.find("bad"))
+        assert engine.ready
+        await run(engine, job(), "now")
