@@ -44,16 +44,14 @@ async def test_least_recently_used() -> None:
 
 async def test_pinned_and_busy() -> None:
     """A model that is pinned, or at work, is not unloaded."""
-    models = [served("pinned", pinned=True), served("busy", "sleep", lazy=True), served("c", lazy=True)]
+    models = [served("pinned", pinned=True), served("busy", "hang", lazy=True), served("c", lazy=True)]
     async with running(models=models, weights_budget=1) as engine:
         await engine.facts(engine.find("busy"))
         work = asyncio.create_task(run(engine, job(7.0), "busy"))
         await asyncio.sleep(0.1)
         await engine.facts(engine.find("c"))
         assert loaded(engine) == {"pinned", "busy", "c"}
-        await work
-        await run(engine, job(), "pinned")
-        assert "pinned" in loaded(engine)
+        work.cancel()
 
 
 async def test_one_who_goes_away_while_it_loads() -> None:
