@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +371,15 @@ def test_too_many_requests(start: Any) -> None:
         assert reply.status_code == 429
         assert requests.get(f"{server.url}/models", headers=other, timeout=10).status_code == 200
         assert [requests.get(f"{server.url}/live", timeout=10).status_code for _ in range(5)] == [200] * 5
+
+
+def test_a_share_of_the_queue(start: Any) -> None:
+    """Of what may wait one key has its share and is told 429 beyond it, while another key's request comes in."""
+    slow = 8.0  # a latent that begins with it takes a second
+    with start("copy", keys=f"{KEY} {OTHER}", max_waiting=4) as server, ThreadPoolExecutor(4) as pool:
+        mine = [pool.submit(server.decode, slow, f"/{KEY}/") for _ in range(4)]
+        first = next(as_completed(mine)).result()
+        assert first.status_code == 429
+        assert int(first.headers["retry-after"]) >= 1
+        assert server.decode(1.0, f"/{OTHER}/").status_code == 200
+        assert sorted(future.result().status_code for future in mine) == [200, 200, 429, 429]

@@ -117,6 +117,7 @@ def _report(
 
 
 def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
+    keyed = settings.keys or settings.keys_file
     return Engine(
         _served(settings),
         loader=loader,
@@ -124,7 +125,7 @@ def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
             jobs=settings.max_waiting,
             pixels=settings.max_waiting_pixels,
             reply_bytes=settings.max_unsent_bytes,
-            client_share=settings.max_client_share,
+            client_share=settings.max_client_share if keyed else 1.0,  # behind a proxy all have one address
         ),
         rules=Rules(hang_seconds=settings.hang_seconds, batch_pixels=settings.batch_pixels),
         weights_budget=settings.weights_budget,
