@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 CHANNELS = 16
-MOST_TOGETHER, WAIT_SECONDS = 8, 0.005
 
 
 def load() -> Any:
@@ -74,37 +73,9 @@ def toolkit(port: int) -> None:
 
 
 def litserve(port: int) -> None:
-    import litserve as ls
-    from fastapi import Request, Response
+    import vae_litserve
 
-    class Decoder(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self.module = load()
-
-        def decode_request(self, request: Request) -> torch.Tensor:
-            return read(request["latent"].file.read())  # it reads files in a form, and fails on raw bodies
-
-        def batch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-            return inputs
-
-        def predict(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-            """Those of one size together."""
-            found: dict[int, torch.Tensor] = {}
-            for shape in {latent.shape for latent in inputs}:
-                places = [place for place, latent in enumerate(inputs) if latent.shape == shape]
-                pixels = decode(self.module, torch.cat([inputs[place] for place in places]))
-                found.update(zip(places, pixels, strict=True))
-            return [found[place] for place in range(len(inputs))]
-
-        def unbatch(self, output: list[torch.Tensor]) -> list[torch.Tensor]:
-            return output
-
-        def encode_response(self, output: torch.Tensor) -> Response:
-            return Response(write(output), media_type="image/jpeg")
-
-    api = Decoder(max_batch_size=MOST_TOGETHER, batch_timeout=WAIT_SECONDS, api_path="/predict")
-    server = ls.LitServer(api, accelerator="cpu")
-    server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False, access_log=False)
+    vae_litserve.run(port)
 
 
 SERVERS = {server.__name__: server for server in (toolkit, litserve)}
