@@ -15,7 +15,7 @@ from remote_vae.core.live import LiveBytes
 from remote_vae.core.plan import WHOLE_BYTES, Load, choose, predict
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.engine.memory import Budget
-from remote_vae.errors import ConfigurationError, NonFiniteOutput, RemoteVAEError, TooLarge
+from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
 from remote_vae.models.recipes import RECIPES
 from remote_vae.models.stages import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
@@ -155,7 +155,7 @@ def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.
         raise torch.OutOfMemoryError("none left")
 
     monkeypatch.setattr("remote_vae.core.decode.stream", poor)
-    with pytest.raises(TooLarge, match="every exact plan"):
+    with pytest.raises(Overloaded, match="every exact plan"):
         through(vae, torch.randn(1, 4, 64, 64), terms=Terms(budget=lambda: GENEROUS))
     assert [plan.recompute for plan in ran] == [False, True]
 

@@ -11,7 +11,7 @@ from remote_vae.core.plan import WHOLE_BYTES, Load, Plan, PlanName, choose, pred
 from remote_vae.core.stages import Program
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.core.vae import VAE
-from remote_vae.errors import TooLarge
+from remote_vae.errors import Overloaded
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def own_code(vae: VAE, plan: Plan) -> AbstractContextManager[None]:
 def first_that_fits(found: tuple[Plan, ...], attempt: Callable[[Plan], T]) -> tuple[T, Plan]:
     """The first plan that the device has the memory for: someone else may have taken what was free when planning.
 
-    *Raises* TooLarge when even the smallest does not fit.
+    *Raises* Overloaded when even the smallest does not fit now.
     """
     for plan in found:
         try:
@@ -88,7 +88,7 @@ def first_that_fits(found: tuple[Plan, ...], attempt: Callable[[Plan], T]) -> tu
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
             if not _is_out_of_memory(exc):
                 raise
-    raise TooLarge("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
+    raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
