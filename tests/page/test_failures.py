@@ -26,6 +26,7 @@ class Line:
     def __init__(self, url: str) -> None:
         self._port = int(url.rpartition(":")[2])
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # else it holds the whole file
         self._address = self._listener.getsockname()
         self._ends: list[socket.socket] = []
         self.url = f"http://127.0.0.1:{self._address[1]}"
