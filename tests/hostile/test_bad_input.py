@@ -147,6 +147,7 @@ VALUES = {
     for value in (float("nan"), float("inf"), float("-inf"))
     for dtype, last in (("float32", False), ("float16", True), ("bfloat16", True))
 }
+# Where others would say 422, we say 400 to a missing size: it belongs to the URL, and no other latent would mend it.
 PACKED = {
     "no size": Bad(
         "/flux?shape=1,16,64&dtype=float32",
@@ -260,6 +261,8 @@ BODIES = {
         "/sd/decode", 415, "unsupported_media_type", "'image/png' is a picture", b"", {"content-type": "image/png"}
     ),
 }
+# What is none of the three formats is 415, whatever its label: the sender has to convert it, not to mend it. A picture
+# smaller than a latent's cell is 422 and not enlarged: its latent would be of a picture that nobody sent.
 PICTURES = {
     "empty": encode(b"", 400, "malformed_request", "body is empty.*PNG, JPEG or WebP"),
     "noise": encode(bytes(range(256)), 415, "unsupported_media_type", "not a picture; expected PNG, JPEG or WebP"),

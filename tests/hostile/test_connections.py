@@ -115,6 +115,8 @@ def test_refused(raw: Any, data: bytes, status: int) -> None:
     assert time.monotonic() - asked < 5
 
 
+# Taken and not refused, though some servers do: a header that we do not read need not be text, and an offer of another
+# protocol may be declined by answering in this one (RFC 9110, 7.8).
 TAKEN = {
     "one chunk": head(CHUNKED) + chunked(LATENT) + b"0\r\n\r\n",
     "a chunk for each byte": head(CHUNKED) + chunked(*(LATENT[i : i + 1] for i in range(1024))) + b"0\r\n\r\n",
