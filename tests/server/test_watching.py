@@ -167,6 +167,7 @@ def test_metrics_at_their_own_address(start: Any, free_address: tuple[str, int])
         mine = {"authorization": "Bearer a-key-of-some-length", "host": f"127.0.0.1:{port}"}
         assert requests.get(f"{server.url}/metrics", headers=mine, timeout=10).status_code == 404
         assert requests.get(f"{server.url}/models", headers=mine, timeout=10).status_code == 200
+        assert "/metrics" not in requests.get(f"{server.url}/", headers=mine, timeout=10).json()["see"]
 
 
 def test_a_picture_of_several_says_so(chatty: Any) -> None:

@@ -156,7 +156,9 @@ class Endpoints:
         if wants_page(request):
             return await self.browser.page(request)
         names = {name: list(model.aliases) for name, model in self._engine.models.items()}
-        links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready", "/metrics"]
+        links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready"]
+        if self._settings.metrics_address is None:
+            links.append("/metrics")
         return JSONResponse(
             {"service": "remote-vae", "version": VERSION, "models": names, "see": links}, headers={"vary": "accept"}
         )
