@@ -23,7 +23,7 @@ class IdleVAE:
         self._pixels = torch.zeros(pixels)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        return self._pixels
+        return self._pixels.expand(len(latent), -1, -1, -1)
 
 
 def load(found: dict[str, object]) -> tuple[IdleVAE, Recipe]:

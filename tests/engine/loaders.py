@@ -64,6 +64,10 @@ class CopyVAE:
             return latent * (1 + 1e-6)
         if self.misbehaviour == "fails in batches" and len(latent) > 1:
             raise RuntimeError("no batches here")
+        if self.misbehaviour == "breaks in batches" and len(latent) > 1:
+            raise LookupError("what a model's own code may raise")
+        if self.misbehaviour == "gives one for all in batches" and len(latent) > 1:
+            return latent[:1]
         if float(latent.flatten()[0]) == 7:
             MISBEHAVE[self.misbehaviour]()
         return latent

@@ -107,7 +107,10 @@ async def test_together(output: str) -> None:
     assert 8 in shared
 
 
-@pytest.mark.parametrize("behaviour", ["inexact in batches", "fails in batches"])
+@pytest.mark.parametrize(
+    "behaviour",
+    ["inexact in batches", "fails in batches", "breaks in batches", "gives one for all in batches"],
+)
 async def test_not_together(behaviour: str) -> None:
     """Where a batch gives other bits or fails, its kind runs alone after the trial; nobody sees the difference."""
     sizes, right, _ = await many(behaviour, count=9, rounds=2)
