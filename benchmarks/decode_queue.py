@@ -25,7 +25,7 @@ from small import pipeline, prompt
 from start import conditions, server
 
 from remote_vae import Client, DecodeQueue
-from remote_vae.client.queue import Item
+from remote_vae.client.aio_queue import Item
 
 HERE = Path(__file__).parent
 OPTIONS: dict[str, Any] = {"model": "sd1", "do_scaling": True}

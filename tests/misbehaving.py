@@ -28,14 +28,14 @@ class CopyVAE:
     facts = Facts(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        first = float(latent.flatten()[0])
-        if first == DIE:
+        firsts = latent.flatten(1)[:, 0].tolist()  # of every latent of a batch
+        if DIE in firsts:
             os._exit(9)
-        if first == SLEEP:
+        if SLEEP in firsts:
             time.sleep(SLEEP_SECONDS)
-        if first == HANG:
+        if HANG in firsts:
             time.sleep(300)
-        if first == RAISE:
+        if RAISE in firsts:
             raise KeyError("an internal name that nobody outside should see")
         return latent
 

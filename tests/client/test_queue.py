@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from remote_vae import AsyncDecodeQueue, DecodeQueue
-from remote_vae.client.queue import Item
+from remote_vae.client.aio_queue import Item
 from remote_vae.errors import ConnectionFailed, InternalError, InvalidValue, LatentMismatch
 
 SLEEP, RAISE = 8.0, 9.0  # a first value that makes the server's VAE sleep for a second, or raise

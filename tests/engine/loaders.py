@@ -68,7 +68,7 @@ class CopyVAE:
             raise LookupError("what a model's own code may raise")
         if self.misbehaviour == "gives one for all in batches" and len(latent) > 1:
             return latent[:1]
-        if float(latent.flatten()[0]) == 7:
+        if 7 in latent.flatten(1)[:, 0].tolist():
             MISBEHAVE[self.misbehaviour]()
         return latent
 

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from remote_vae.client.aio import AsyncClient
+from remote_vae.client.aio_queue import AsyncDecodeQueue
 from remote_vae.client.functions import remote_decode, remote_encode
 from remote_vae.client.preview import preview_callback
-from remote_vae.client.queue import AsyncDecodeQueue, DecodeQueue
+from remote_vae.client.queue import DecodeQueue
 from remote_vae.client.sync import Client
 
 if TYPE_CHECKING:
