@@ -1,11 +1,12 @@
 """Steady load while processes are killed: every answer must be right, and none may be lost by a client that retries.
 
-`remote-vae serve --ray` with two replicas of the demo VAE; two threads decode one latent after another, each sent again
-until it is answered, as DecodeQueue does. Every second a Ray replica or a process that holds a model is killed, and in
-the middle HAProxy. Exits 1 when an answer was wrong or lost, or the service did not recover in time.
+`remote-vae serve --ray` with two replicas of the demo VAE; a DecodeQueue has four latents on their way at any time.
+Every second a Ray replica or a process that holds a model is killed, and in the middle HAProxy. Exits 1 when an answer
+was wrong or lost, or the service did not recover in time.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -21,13 +22,12 @@ import numpy as np
 import psutil
 from start import conditions, wait_until_ready
 
-from remote_vae import Client
-from remote_vae.errors import RemoteVAEError
+from remote_vae import Client, DecodeQueue
 
-SPARE_SECONDS = 5.0  # after the last kill, on top of what loading takes
+SPARE_SECONDS = 5.0  # to recover in after the last kill, on top of what the start took
 TIMEOUT = 120.0
-TRIES = 10_000  # they end with the time-out
-LATENT = np.random.default_rng(3).standard_normal((1, 16, 8, 8), np.float32)
+IN_FLIGHT = 4
+LATENTS = list(np.random.default_rng(3).standard_normal((5, 1, 16, 8, 8), np.float32))
 
 
 def main() -> int:
@@ -56,7 +56,8 @@ def main() -> int:
     try:
         wait_until_ready(port, "/ready", server)
         load = Load(f"http://127.0.0.1:{port}")
-        found: dict[str, object] = {"start_seconds": time.monotonic() - asked, **_chaos(arguments, server.pid, load)}
+        start = time.monotonic() - asked
+        found: dict[str, object] = {"start_seconds": start, **_chaos(arguments, server.pid, load, start)}
     finally:
         server.terminate()
         server.wait(60)
@@ -69,40 +70,34 @@ def main() -> int:
 
 
 class Load:
-    """Two threads that decode until they are told to stop, and what became of each decode."""
+    """A queue that decodes one latent after another until it is told to stop, and what became of each."""
 
     def __init__(self, url: str) -> None:
         with Client(url) as client:
-            self._expected = client.decode(LATENT, output_type="pt")
+            self._expected = [client.decode(latent, output_type="pt") for latent in LATENTS]
         self._url, self._stop = url, threading.Event()
-        self.seconds: list[float] = []
+        self.answers: list[float] = []  # when each came
         self.wrong = 0
         self.lost: list[str] = []
-        self.last = 0.0  # when an answer came
-        self._threads = [threading.Thread(target=self._decode) for _ in range(2)]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._decode)
+        self._thread.start()
 
     def _decode(self) -> None:
-        with Client(self._url, timeout=TIMEOUT, retries=TRIES) as client:
-            while not self._stop.is_set():
-                asked = time.monotonic()
-                try:
-                    found = client.decode(LATENT, output_type="pt")
-                except RemoteVAEError as exc:
-                    self.lost.append(repr(exc))
+        latents = itertools.takewhile(lambda _: not self._stop.is_set(), itertools.cycle(LATENTS))
+        with DecodeQueue(self._url, in_flight=IN_FLIGHT, timeout=TIMEOUT, output_type="pt") as queue:
+            for item in queue.map(latents):
+                if item.error is not None:
+                    self.lost.append(repr(item.error))
                     continue
-                self.last = time.monotonic()
-                self.seconds.append(self.last - asked)
-                self.wrong += not np.array_equal(found, self._expected)
+                self.answers.append(time.monotonic())
+                self.wrong += not np.array_equal(item.value, self._expected[item.index % len(LATENTS)])
 
     def stop(self) -> None:
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
 
-def _chaos(arguments: argparse.Namespace, pid: int, load: Load) -> dict[str, object]:
+def _chaos(arguments: argparse.Namespace, pid: int, load: Load, start: float) -> dict[str, object]:
     chosen = random.Random(arguments.seed)
     killed: dict[str, int] = {"replica": 0, "model": 0, "proxy": 0}
     begun = time.monotonic()
@@ -117,35 +112,34 @@ def _chaos(arguments: argparse.Namespace, pid: int, load: Load) -> dict[str, obj
                 killed[kind] += 1
         time.sleep(arguments.every)
     last_kill = time.monotonic()
-    recovery = _until_both_replicas(pid, load, last_kill)
+    answer, both = _until_both_replicas(pid, load, last_kill)
     time.sleep(3)
     load.stop()
     return {
         "seconds": arguments.seconds,
         "killed": killed,
-        "answered": len(load.seconds),
+        "answered": len(load.answers),
         "wrong": load.wrong,
         "lost": len(load.lost),
         "what_was_lost": load.lost[:5],
-        "longest_seconds": max(load.seconds),
-        "answer_after_last_kill_seconds": recovery[0],
-        "both_replicas_after_seconds": recovery[1],
-        "recovered": recovery[2],
+        "longest_without_an_answer_seconds": max(b - a for a, b in itertools.pairwise([begun, *load.answers])),
+        "answer_after_last_kill_seconds": answer,
+        "both_replicas_after_seconds": both,
+        "recovered": both <= start + SPARE_SECONDS,
     }
 
 
-def _until_both_replicas(pid: int, load: Load, since: float) -> tuple[float, float, bool]:
-    """Seconds to the first answer and to both replicas; whether that was within loading and the spare seconds."""
-    answer = 0.0
+def _until_both_replicas(pid: int, load: Load, since: float) -> tuple[float, float]:
+    """Seconds to the first answer and to both replicas with their models; TIMEOUT for what did not come."""
+    answer = TIMEOUT
     while time.monotonic() - since < TIMEOUT:
-        if not answer and load.last > since:
-            answer = load.last - since
+        if answer == TIMEOUT and load.answers and load.answers[-1] > since:
+            answer = load.answers[-1] - since
         found = _processes(pid)
-        if answer and len(found["replica"]) >= 2 and len(found["model"]) >= 2:
-            both = time.monotonic() - since
-            return answer, both, True
+        if answer < TIMEOUT and len(found["replica"]) >= 2 and len(found["model"]) >= 2:
+            return answer, time.monotonic() - since
         time.sleep(0.05)
-    return answer or TIMEOUT, TIMEOUT, False
+    return answer, TIMEOUT
 
 
 def _processes(pid: int) -> dict[str, list[psutil.Process]]:

@@ -4,6 +4,7 @@ All of them take a body and answer with as many bytes as ours does for it.
 """
 
 import sys
+from typing import Any
 
 from replies import TYPE, reply_to
 
@@ -22,6 +23,22 @@ def decoders(port: int) -> None:
     from remote_vae.server.settings import Settings
 
     serve(Settings(port=port, models=("sd1", "taesd"), random_weights=True, device="cpu"))
+
+
+def leaking(port: int) -> None:
+    """remote-vae as it is, but for 1 KiB of each request that it keeps."""
+    from remote_vae.server.run import serve
+    from remote_vae.server.settings import Settings
+    from remote_vae.server.watch import Watch
+
+    kept, handle = [], Watch.__call__
+
+    async def keep(self: Watch, scope: Any, receive: Any, send: Any) -> None:
+        kept.append(bytes(range(256)) * 4)
+        await handle(self, scope, receive, send)
+
+    Watch.__call__ = keep  # type: ignore[method-assign]
+    serve(Settings(port=port, max_client_share=1))
 
 
 def ray_one(port: int) -> None:
@@ -72,7 +89,7 @@ def litserve_fast_queue(port: int) -> None:
     idle_litserve.run(port, fast_queue=True)
 
 
-ALL = (ours, ray_one, ray_two, decoders, bare, litserve, litserve_fast_queue)
+ALL = (ours, leaking, ray_one, ray_two, decoders, bare, litserve, litserve_fast_queue)
 SERVERS = {server.__name__: server for server in ALL}
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
 """What `remote-vae-haproxy` makes of the settings that Ray writes."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from remote_vae.deploy.haproxy import STATUSES, complete, write_pages
 from remote_vae.errors import ConfigurationError
@@ -50,6 +56,55 @@ def test_replicas_that_are_gone_can_be_tried_again(tmp_path: Path) -> None:
         assert json.loads(body)["error_type"] == "replica_failed"
 
 
+def test_rays_own_500_can_be_tried_again(tmp_path: Path) -> None:
+    """A 500 in plain text, from Ray over a replica that died, is that 503 too; a 500 of ours, which is JSON, stays."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        behind, port, *others = [probe.getsockname()[1] for probe in probes]
+    settings = f"{RAYS}backend app\n    server one 127.0.0.1:{behind}\n"
+    settings = settings.replace("0.0.0.0:8000", f"127.0.0.1:{port}\n    default_backend app")
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(settings.replace(":9101", f":{others[0]}").replace("*:8404", f"*:{others[1]}"))
+    with HTTPServer(("127.0.0.1", behind), Failing) as app:
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        proxy = subprocess.Popen([sys.executable, "-m", "remote_vae.deploy.haproxy", "-db", "-f", str(path)])
+        try:
+            found = {media: answer(f"http://127.0.0.1:{port}/{media}") for media in ("text/plain", "application/json")}
+        finally:
+            proxy.kill()
+            proxy.wait()
+            app.shutdown()
+    rays, ours = found.values()
+    assert (rays.status_code, rays.json()["error_type"], "retry-after" in rays.headers) == (503, "replica_failed", True)
+    assert (ours.status_code, ours.text) == (500, "{}")
+
+
+class Failing(BaseHTTPRequestHandler):
+    """500 for everything, in the media type of the path."""
+
+    def do_GET(self) -> None:
+        self.send_response(500)
+        self.send_header("content-type", self.path[1:] + "; charset=utf-8")
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing to anyone."""
+
+
+def answer(url: str) -> requests.Response:
+    """Once HAProxy listens."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return requests.get(url, timeout=10)
+        except requests.ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def test_a_head_has_its_time(tmp_path: Path) -> None:
     """A request's head has the seconds that the server alone would give it, and who asks is handed on."""
     found = complete(RAYS, write_pages(tmp_path), "7")
@@ -57,10 +112,13 @@ def test_a_head_has_its_time(tmp_path: Path) -> None:
     assert "    timeout http-request 7s\n    option forwardfor\n" in found
 
 
-@pytest.mark.parametrize("settings", ["", "defaults\n", RAYS.replace("defaults", "other"), RAYS.replace("*:", "::")])
+@pytest.mark.parametrize(
+    "settings",
+    ["", "defaults\n", *(RAYS.replace(*words) for words in [("defaults", "other"), ("*:", "::"), ("http_f", "f")])],
+)
 def test_settings_of_another_ray_are_refused(settings: str, tmp_path: Path) -> None:
     """Settings that do not look like those of the pinned Ray are refused, not half completed."""
-    with pytest.raises(ConfigurationError, match=r"expected 2 and 1, as Ray Serve 2\.60 writes them"):
+    with pytest.raises(ConfigurationError, match=r"expected 2, 1 and 1, as Ray Serve 2\.60 writes them"):
         complete(settings, write_pages(tmp_path), "10")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -20,6 +21,7 @@ import pytest
 import requests
 import yaml
 
+from remote_vae.deploy import ray_local
 from remote_vae.deploy.ray_local import Scale
 from remote_vae.deploy.ray_serve import DEPLOYMENT, Hosted, application, below_prefix
 from remote_vae.errors import ConfigurationError
@@ -267,6 +269,32 @@ def test_a_replica_that_is_killed(two: Any) -> None:
     while len(actors(two)) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(actors(two)) == 2
+
+
+def test_an_end_while_processes_come_and_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process of Ray's that vanishes while HAProxy is looked for does not cut off what HAProxy still answers."""
+    gone = subprocess.Popen(["sleep", "60"])
+    vanished = psutil.Process(gone.pid)
+    gone.kill()
+    gone.wait()
+    (tmp_path / "haproxy").symlink_to(shutil.which("sleep") or "")
+    proxy = subprocess.Popen([str(tmp_path / "haproxy"), "60"])
+    seen = [vanished, psutil.Process(proxy.pid)]
+    monkeypatch.setattr(psutil.Process, "children", lambda *_, **__: seen)
+    ray_local._drain(10)
+    assert proxy.poll() is not None
+
+
+def test_chaos(tmp_path: Path) -> None:
+    """While replicas, models and HAProxy are killed, a DecodeQueue gets every answer, right and in its place."""
+    benchmark, file = HERE.parent.parent / "benchmarks" / "ray_chaos.py", tmp_path / "chaos.json"
+    command = [sys.executable, str(benchmark), "--seconds", "8", "--every", "2", "--json", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert file.exists(), ended.stderr
+    found = json.loads(file.read_text())
+    assert (found["wrong"], found["lost"], found["killed"]["proxy"]) == (0, 0, 1), found
+    assert found["answered"] > 0
+    assert found["both_replicas_after_seconds"] < 120
 
 
 def test_accepted_work_is_finished(start: Any) -> None:

@@ -18,7 +18,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -257,18 +257,28 @@ def _reason(text: str) -> str:
 
 def _drain(seconds: float) -> None:
     """No new connections, and the answers to what is accepted, before Ray is told to end: it does not wait for them."""
-    proxies = [child for child in psutil.Process().children(recursive=True) if child.name() == "haproxy"]
-    for proxy in proxies:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            proxy.send_signal(signal.SIGUSR1)  # HAProxy's soft stop
-    psutil.wait_procs(proxies, timeout=seconds)
+    ends = time.monotonic() + seconds
+    # Again and again: Ray starts another HAProxy whenever it learns of a replica.
+    while (proxies := _named(("haproxy",), psutil.Process().children(recursive=True))) and time.monotonic() < ends:
+        for proxy in proxies:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                proxy.send_signal(signal.SIGUSR1)  # HAProxy's soft stop
+        psutil.wait_procs(proxies, timeout=WATCH_SECONDS)
 
 
 def _watch() -> None:
     """*Raises* ReplicaFailed when one of the processes that Ray cannot do without is gone."""
-    vital = [child for child in psutil.Process().children() if child.name() in VITAL]
-    while True:
+    vital = _named(VITAL, psutil.Process().children())
+    while len(_named(VITAL, vital)) == len(VITAL):
         time.sleep(WATCH_SECONDS)
-        for process in vital:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                raise ReplicaFailed("Ray has ended by itself, and every replica with it; start the service again")
+    raise ReplicaFailed("Ray has ended by itself, and every replica with it; start the service again")
+
+
+def _named(names: Sequence[str], processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that run under one of these names. Ray's processes come and go while one looks at them."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() in names and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
