@@ -56,8 +56,9 @@ def test_replicas_that_are_gone_can_be_tried_again(tmp_path: Path) -> None:
         assert json.loads(body)["error_type"] == "replica_failed"
 
 
-def test_rays_own_500_can_be_tried_again(tmp_path: Path) -> None:
-    """A 500 in plain text, from Ray over a replica that died, is that 503 too; a 500 of ours, which is JSON, stays."""
+@pytest.mark.parametrize("status", [404, 500])
+def test_what_rays_proxy_says_can_be_tried_again(status: int, tmp_path: Path) -> None:
+    """An error in plain text, of Ray's own proxy, is that 503 too; one of ours, which is JSON, stays as it is."""
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
         behind, port, *others = [probe.getsockname()[1] for probe in probes]
@@ -69,22 +70,30 @@ def test_rays_own_500_can_be_tried_again(tmp_path: Path) -> None:
         threading.Thread(target=app.serve_forever, daemon=True).start()
         proxy = subprocess.Popen([sys.executable, "-m", "remote_vae.deploy.haproxy", "-db", "-f", str(path)])
         try:
-            found = {media: answer(f"http://127.0.0.1:{port}/{media}") for media in ("text/plain", "application/json")}
+            url = f"http://127.0.0.1:{port}/{status}"
+            rays, ours = (answer(f"{url}/{media}") for media in ("text/plain", "application/json"))
         finally:
             proxy.kill()
             proxy.wait()
             app.shutdown()
-    rays, ours = found.values()
     assert (rays.status_code, rays.json()["error_type"], "retry-after" in rays.headers) == (503, "replica_failed", True)
-    assert (ours.status_code, ours.text) == (500, "{}")
+    assert (ours.status_code, ours.text) == (status, "{}")
+
+
+@pytest.mark.parametrize(("known", "status"), [("", "503 default-errorfiles"), ("use_backend a if b\n", "404 content")])
+def test_before_the_application_is_known(known: str, status: str, tmp_path: Path) -> None:
+    """While HAProxy knows of no application everything can be tried again; later an unknown path is a 404 as ever."""
+    settings = f"{RAYS}{known}backend default_backend\n    http-request return status 404 content-type text/plain\n"
+    assert f"return status {status}" in complete(settings, write_pages(tmp_path), "10")
 
 
 class Failing(BaseHTTPRequestHandler):
-    """500 for everything, in the media type of the path."""
+    """Fails with the status and the media type of the path."""
 
     def do_GET(self) -> None:
-        self.send_response(500)
-        self.send_header("content-type", self.path[1:] + "; charset=utf-8")
+        status, media = self.path[1:].split("/", 1)
+        self.send_response(int(status))
+        self.send_header("content-type", f"{media}; charset=utf-8")
         self.send_header("content-length", "2")
         self.end_headers()
         self.wfile.write(b"{}")

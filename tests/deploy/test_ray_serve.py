@@ -301,7 +301,7 @@ def test_accepted_work_is_finished(start: Any) -> None:
     """Requests that were accepted before SIGTERM are answered, and the server ends with 0 and leaves nothing."""
     with start("copy", replicas=1) as server:
         replies: list[requests.Response] = []
-        threads = [threading.Thread(target=lambda: replies.append(server.decode(SLEEP))) for _ in range(3)]
+        threads = [threading.Thread(target=lambda: replies.append(server.decode(SLEEP))) for _ in range(8)]
         for thread in threads:
             thread.start()
         time.sleep(0.7)
@@ -309,7 +309,7 @@ def test_accepted_work_is_finished(start: Any) -> None:
         server.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
-        assert [reply.status_code for reply in replies] == [200] * 3
+        assert [reply.status_code for reply in replies] == [200] * 8
         assert server.process.wait(timeout=90) == 0
         assert alive(children) == []
 

@@ -2,8 +2,9 @@
 
 Ray takes the program that RAY_SERVE_HAPROXY_BINARY_PATH names. Its own settings leave two ports of figures open to
 everyone, give a client an hour for a request's head, and answer for a replica that is gone with a 500, which no client
-tries again; so does Ray's Python proxy, which stands in while no replica is there. This program changes those lines of
-the file, then becomes the real HAProxy.
+tries again; so does Ray's Python proxy, which stands in while no replica is there, and a HAProxy that Ray has just
+started answers 404 until it hears of the application. This program changes those lines of the file, then becomes the
+real HAProxy.
 """
 
 import os
@@ -25,8 +26,9 @@ OPEN_BIND: Final = re.compile(r"^(\s*bind) \*?:(\d+)$", re.MULTILINE)
 RAYS_PAGES: Final = re.compile(r"^\s*errorfile .*\n", re.MULTILINE)
 DEFAULTS: Final = re.compile(r"^defaults\n", re.MULTILINE)
 FRONTEND: Final = re.compile(r"^frontend http_frontend\n", re.MULTILINE)
-# Our own errors are JSON: a 500 in plain text is Ray's, for a replica that died over the request.
-RAYS_500: Final = "{ status 500 } { res.hdr(content-type) -m beg text/plain }"
+NOWHERE: Final = re.compile(r"^(backend default_backend\n\s*http-request return status) 404 .*$", re.MULTILINE)
+# Our own errors are JSON. In plain text they are of that proxy: a replica died over the request, or it knows none yet.
+OF_RAY: Final = "{ status 404 500 } { res.hdr(content-type) -m beg text/plain }"
 
 
 def main() -> None:
@@ -48,8 +50,10 @@ def complete(settings: str, pages: Mapping[int, Path], head_seconds: str) -> str
     lines += [f"    timeout http-request {head_seconds}s\n", "    option forwardfor\n"]  # who asks, for the rates
     closed, ports = OPEN_BIND.subn(r"\1 127.0.0.1:\2", settings)
     found, sections = DEFAULTS.subn("defaults\n" + "".join(lines), RAYS_PAGES.sub("", closed))
-    answer = f"    http-response return status 503 default-errorfiles if {RAYS_500}\n"
+    answer = f"    http-response return status 503 default-errorfiles if {OF_RAY}\n"
     found, frontends = FRONTEND.subn(f"frontend http_frontend\n{answer}", found)
+    if "use_backend" not in settings:
+        found = NOWHERE.sub(r"\1 503 default-errorfiles", found)
     if (ports, sections, frontends) != (2, 1, 1):
         raise ConfigurationError(
             f"these HAProxy settings have {ports} open ports, {sections} sections of defaults and {frontends} "

@@ -38,7 +38,10 @@ OBJECT_STORE_BYTES: Final = 80 << 20  # the least that Ray takes; nothing of our
 DRAIN_SECONDS: Final = 2  # for HAProxy to take a replica that ends off its list
 WATCH_SECONDS: Final = 0.5
 LEAVE_SECONDS: Final = 10.0
+HEAL_SECONDS: Final = 60.0
+OUR_ERRORS: Final = "remote_vae.errors."  # in a traceback
 VITAL: Final = ("gcs_server", "raylet")
+CONTROLLER: Final = "ray::ServeController"  # and what it is doing
 PORTS: Final = (  # fixed ones, of which a second Ray on the machine would find the first one's
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_HAPROXY_STATS_PORT",
@@ -86,10 +89,10 @@ def serve(
         settings = settings.model_copy(update={"port": probe.getsockname()[1]})
         address = address_of(probe, settings)
     with _ended_by_signal(), local_ray(settings):
-        deploy(settings, scale, loader)
-        if on_ready is not None:
-            on_ready(address)
         try:
+            deploy(settings, scale, loader)  # it returns a while after the first replica has begun to answer
+            if on_ready is not None:
+                on_ready(address)
             _watch()
         except KeyboardInterrupt:
             _drain(settings.shutdown_seconds)
@@ -172,6 +175,7 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(WATCH_SECONDS),  # HAProxy is started anew after three that fail
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_SECONDS),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(settings.body_seconds)),
         haproxy.PROGRAM: str(_launcher(folder)),
@@ -222,7 +226,21 @@ def deploy(settings: Settings, scale: Scale, loader: str) -> None:
         ray_serve.run(bound, name=APPLICATION, route_prefix="/")
     except RuntimeError as exc:
         deployments = ray_serve.status().applications[APPLICATION].deployments.values()
-        raise ModelLoadError(_reason("\n".join([str(exc), *(found.message for found in deployments)]))) from exc
+        text = "\n".join([str(exc), *(found.message for found in deployments)])
+        # Ray calls it a failure too when a replica that had started dies before all have; that one it starts anew.
+        if OUR_ERRORS in text or not _heals():
+            raise ModelLoadError(_reason(text)) from exc
+
+
+def _heals() -> bool:
+    from ray import serve as ray_serve
+
+    ends = time.monotonic() + HEAL_SECONDS
+    while time.monotonic() < ends:
+        if ray_serve.status().applications[APPLICATION].status == "RUNNING":
+            return True
+        time.sleep(WATCH_SECONDS)
+    return False
 
 
 def _options(settings: Settings, scale: Scale) -> dict[str, Any]:
@@ -251,19 +269,37 @@ def _options(settings: Settings, scale: Scale) -> dict[str, Any]:
 
 def _reason(text: str) -> str:
     """The last line of a replica's own traceback: what our loader said."""
-    lines = [line.strip() for line in text.splitlines() if "remote_vae.errors." in line]
+    lines = [line.strip() for line in text.splitlines() if OUR_ERRORS in line]
     return lines[-1].partition(": ")[2] if lines else text.strip()
 
 
 def _drain(seconds: float) -> None:
-    """No new connections, and the answers to what is accepted, before Ray is told to end: it does not wait for them."""
+    """No new connections, and the answers to what is accepted, before Ray is told to end: it does not wait for them.
+
+    Ray's controller rests meanwhile. It takes a HAProxy that no longer listens for a broken one, and would replace it
+    with every answer that is on its way.
+    """
     ends = time.monotonic() + seconds
-    # Again and again: Ray starts another HAProxy whenever it learns of a replica.
-    while (proxies := _named(("haproxy",), psutil.Process().children(recursive=True))) and time.monotonic() < ends:
-        for proxy in proxies:
+    with _resting(_named((CONTROLLER,), psutil.Process().children(recursive=True))):
+        # Again and again: another HAProxy may have been starting, for a replica that Ray has just learned of.
+        while (proxies := _named(("haproxy",), psutil.Process().children(recursive=True))) and time.monotonic() < ends:
+            for proxy in proxies:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    proxy.send_signal(signal.SIGUSR1)  # HAProxy's soft stop
+            psutil.wait_procs(proxies, timeout=WATCH_SECONDS)
+
+
+@contextlib.contextmanager
+def _resting(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                proxy.send_signal(signal.SIGUSR1)  # HAProxy's soft stop
-        psutil.wait_procs(proxies, timeout=WATCH_SECONDS)
+                process.resume()
 
 
 def _watch() -> None:
@@ -274,11 +310,11 @@ def _watch() -> None:
     raise ReplicaFailed("Ray has ended by itself, and every replica with it; start the service again")
 
 
-def _named(names: Sequence[str], processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that run under one of these names. Ray's processes come and go while one looks at them."""
+def _named(names: tuple[str, ...], processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that run under a name that begins so. Ray's processes come and go while one looks at them."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.name() in names and process.status() != psutil.STATUS_ZOMBIE:
+            if process.name().startswith(names) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
