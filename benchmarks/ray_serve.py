@@ -105,7 +105,7 @@ def _overhead(name: str, calls: int) -> Row:
 
 
 def _scale(name: str, decodes: int) -> Row:
-    """Decodes per second of four clients, their latencies, and how long the VAE itself took for each."""
+    """Decodes per second of four clients, their latencies, and how long one takes when every replica has just one."""
     port = _free_port()
     command = [sys.executable, "-m", "remote_vae.cli.main", "serve", "--port", str(port), *DEMO[name]]
     size = 4 * LATENT[1] * LATENT[2] * LATENT[3]
@@ -122,15 +122,24 @@ def _scale(name: str, decodes: int) -> Row:
         with ThreadPoolExecutor(CLIENTS) as pool:
             found = list(pool.map(lambda caller: [caller.call() for _ in range(decodes)], callers))
         seconds = time.perf_counter() - begun
+        for caller in callers:
+            caller.close()
         memory = sum(_memory(child) for child in [process, *process.children(recursive=True)])
-        alone = latencies(port, request, reply, warm=1, calls=decodes)
+        service = _at_once(port, request, reply, clients=2 if name == "ray_two" else 1, decodes=decodes)
     return {
         "start_seconds": started,
         "per_second": CLIENTS * decodes / seconds,
         "latencies_ms": [1000 * one for many in found for one in many],
-        "service_ms": [1000 * one for one in alone],
+        "service_ms": [1000 * one for one in service],
         "memory_mb": memory / 1e6,
     }
+
+
+def _at_once(port: int, request: bytes, reply: int, *, clients: int, decodes: int) -> list[float]:
+    """Seconds of each decode when so many clients ask at the same time."""
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(latencies, port, request, reply, warm=1, calls=decodes) for _ in range(clients)]
+        return [one for many in asked for one in many.result()]
 
 
 def _memory(process: psutil.Process) -> int:

@@ -1,12 +1,13 @@
-"""Many GPUs, as a simulation: latency by load, and how many GPUs a load needs, from measured service times.
+"""Many GPUs, as a simulation: latency by load and by cost, from measured service times.
 
 The model: requests arrive at random (Poisson), a balancer gives each to the replica with the fewest requests, a replica
 works on one at a time and takes as long as a time drawn from those that were measured, and every request spends what
 the way there and back costs besides. What it leaves out: batching, the network between machines, the start of replicas,
 failures, and any limit of the balancer itself; it takes every replica for equal.
 
-The measured times come from results/ray_serve.json (`ray_serve.py --json`), whose runs with one and two replicas it is
-checked against first: same number of clients, each sending its next request when the last one is answered.
+The measured times come from results/ray_serve.json (`ray_serve.py --json`), taken while every replica had one request
+and none waited. The runs with one and two replicas are what it is checked against first: same number of clients, each
+sending its next request when the last one is answered.
 """
 
 import argparse
@@ -143,18 +144,20 @@ def draw(points: list[dict[str, float | None]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, (latency, need) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (latency, cost) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for gpus in GPUS:
         row = [point for point in points if point["gpus"] == gpus and point["p95"] is not None]
         if row:
             latency.loglog([p["rate"] for p in row], [1000 * (p["p95"] or 0) for p in row], "o-", ms=3, label=str(gpus))
     latency.set(xlabel="requests per second", ylabel="p95, ms", title="latency by load")
     latency.legend(title="GPUs", fontsize=7, ncols=2)
-    mean = min(float(p["load"] or 0) * float(p["gpus"] or 0) / float(p["rate"] or 1) for p in points)
-    for load in (0.5, 0.7, 0.9):
-        need.loglog(RATES, [rate * mean / load for rate in RATES], label=f"{load:.0%} busy")
-    need.set(xlabel="requests per second", ylabel="GPUs", title="GPUs that a load needs")
-    need.legend(fontsize=8)
+    for rate in RATES:
+        row = [point for point in points if point["rate"] == rate and point["p95"] is not None]
+        if row:
+            costs = [1000 * (p["gpus"] or 0) / 3600 / rate for p in row]
+            cost.loglog(costs, [1000 * (p["p95"] or 0) for p in row], "o-", ms=3, label=f"{rate}/s")
+    cost.set(xlabel="GPU-hours for 1,000 requests", ylabel="p95, ms", title="latency by cost")
+    cost.legend(title="load", fontsize=7)
     figure.savefig(path, dpi=120)
 
 
