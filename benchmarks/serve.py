@@ -26,12 +26,14 @@ OURS = ("-m", "remote_vae.cli.main", "serve", "--max-client-share", "1", "--port
 COMMANDS = {
     "ours": OURS,
     "ours_two_replicas": (*OURS[:-1], "--replicas", "2", "--port"),
+    "ours_bfloat16": (*OURS[:-1], "--replicas", "2", "--dtype", "bfloat16", "--port"),
     "litserve": (str(HERE / "vae_servers.py"), "litserve"),
     "toolkit": (str(HERE / "vae_servers.py"), "toolkit"),
 }
 LABELS = {
     "ours": "remote-vae",
     "ours_two_replicas": "remote-vae, two replicas",
+    "ours_bfloat16": "remote-vae, two replicas, bfloat16",
     "litserve": "LitServe, batching on",
     "toolkit": "diffusers in the server, one at a time",
 }
@@ -49,7 +51,12 @@ def main() -> int:
     rates = {name: statistics.median(row[0].answered for row in found) for name, found in rounds.items()}
     best = max(rates["ours"], rates["ours_two_replicas"])
     targets = {name: best / rates[name] for name in LEAST_TIMES}
-    print(_table(rounds, arguments.rates, targets))
+    coarser = {name: rates["ours_bfloat16"] / rates[name] for name in LEAST_TIMES}
+    print(_table(rounds, arguments.rates))
+    print("\n| times the requests/s of | at least | in float32, as they do | in bfloat16 |\n|---|--:|--:|--:|")
+    for name, least in LEAST_TIMES.items():
+        reached = f"{targets[name]:.2f}{'' if targets[name] >= least else ', missed'}"
+        print(f"| {LABELS[name]} | {least:g} | {reached} | {coarser[name]:.2f} |")
     if arguments.json is not None:
         rows = {name: [[row.to_json() for row in found] for found in each] for name, each in rounds.items()}
         document = {
@@ -57,6 +64,7 @@ def main() -> int:
             "arguments": {name: value for name, value in vars(arguments).items() if name != "json"},
             "requests_s": rates,
             "times": targets,
+            "times_in_bfloat16": coarser,
             "rounds": rows,
         }
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
@@ -104,7 +112,7 @@ def _requests(name: str, side: int) -> list[bytes]:
     return [post(path, body, media="tensor/binary", accept="image/jpeg") for body in bodies]
 
 
-def _table(rounds: dict[str, list[list[Summary]]], rates: list[float], targets: dict[str, float]) -> str:
+def _table(rounds: dict[str, list[list[Summary]]], rates: list[float]) -> str:
     lines = [
         "| server | load | sent | answered | differ | lost | refused | p50 s | p99 s | refused p99 ms | live p99 ms |",
         "|---|---|" + "--:|" * 9,
@@ -113,11 +121,6 @@ def _table(rounds: dict[str, list[list[Summary]]], rates: list[float], targets: 
         for index, load in enumerate(["capacity", *(f"{rate:g}x" for rate in rates)]):
             rows = [each[index] for each in found]
             lines.append(f"| {LABELS[name]} | {load} | " + " | ".join(_cells(rows)) + " |")
-    lines += ["", "| times the requests/s of | at least | reached |", "|---|--:|--:|"]
-    for name, least in LEAST_TIMES.items():
-        lines.append(
-            f"| {LABELS[name]} | {least:g} | {targets[name]:.2f}{'' if targets[name] >= least else ', missed'} |"
-        )
     return "\n".join(lines)
 
 
