@@ -31,7 +31,7 @@ COMMANDS = {
     "leaking": (str(HERE / "servers.py"), "leaking"),
 }
 CHANNELS, RATIO = 16, 8
-SIDES = (16, 32, 64)
+SIDES = (8, 16, 32)
 BURST_SECONDS, QUIET_SECONDS = 5.0, 0.5
 WARM_UP = 0.2  # of the requests: allocators and caches fill first
 MOST_KIB = 0.5
