@@ -80,14 +80,14 @@ def check(measured: dict) -> list[dict[str, float]]:
 
 def closed_loop(times: Sequence[float], *, replicas: int, clients: int, requests: int, seed: int = 0) -> float:
     """Requests per second when every client sends the next one as the last is answered."""
-    draw_one = random.Random(seed)
+    draw_one, ordered = random.Random(seed), sorted(times)
     free = [0.0] * replicas
     asks = [0.0] * clients
     heapq.heapify(asks)
     for _ in range(requests):
         now = heapq.heappop(asks)
         at = min(range(replicas), key=free.__getitem__)
-        free[at] = max(now, free[at]) + draw_one.choice(times)
+        free[at] = max(now, free[at]) + _draw(draw_one, ordered)
         heapq.heappush(asks, free[at])
     return requests / max(free)
 
@@ -96,7 +96,7 @@ def open_loop(
     times: Sequence[float], *, replicas: int, rate: float, requests: int, extra: float, seed: int = 0
 ) -> list[float]:
     """Seconds that each request takes when they come at `rate`, the first tenth left out."""
-    rng = random.Random(seed)
+    rng, ordered = random.Random(seed), sorted(times)
     # Work that is first come, first served at the replica that is free first is what fewest requests comes to when
     # replicas are equal and the balancer sees each end at once.
     free = [0.0] * replicas
@@ -104,10 +104,18 @@ def open_loop(
     for _ in range(requests):
         now += rng.expovariate(rate)
         begin = max(now, free[0])
-        end = begin + rng.choice(times)
+        end = begin + _draw(rng, ordered)
         heapq.heapreplace(free, end)
         found.append(end - now + extra)
     return found[requests // 10 :]
+
+
+def _draw(rng: random.Random, ordered: Sequence[float]) -> float:
+    """A time between two neighbours of those that were measured, every place alike."""
+    place = rng.random() * (len(ordered) - 1)
+    lower = int(place)
+    upper = min(lower + 1, len(ordered) - 1)
+    return ordered[lower] + (place - lower) * (ordered[upper] - ordered[lower])
 
 
 def sweep(times: Sequence[float], extra: float, requests: int) -> list[dict[str, float | None]]:
@@ -148,14 +156,16 @@ def draw(points: list[dict[str, float | None]], path: Path) -> None:
     for gpus in GPUS:
         row = [point for point in points if point["gpus"] == gpus and point["p95"] is not None]
         if row:
-            latency.loglog([p["rate"] for p in row], [1000 * (p["p95"] or 0) for p in row], "o-", ms=3, label=str(gpus))
+            latency.semilogx(
+                [p["rate"] for p in row], [1000 * (p["p95"] or 0) for p in row], "o-", ms=3, label=str(gpus)
+            )
     latency.set(xlabel="requests per second", ylabel="p95, ms", title="latency by load")
     latency.legend(title="GPUs", fontsize=7, ncols=2)
     for rate in RATES:
         row = [point for point in points if point["rate"] == rate and point["p95"] is not None]
         if row:
             costs = [1000 * (p["gpus"] or 0) / 3600 / rate for p in row]
-            cost.loglog(costs, [1000 * (p["p95"] or 0) for p in row], "o-", ms=3, label=f"{rate}/s")
+            cost.semilogx(costs, [1000 * (p["p95"] or 0) for p in row], "o-", ms=3, label=f"{rate}/s")
     cost.set(xlabel="GPU-hours for 1,000 requests", ylabel="p95, ms", title="latency by cost")
     cost.legend(title="load", fontsize=7)
     figure.savefig(path, dpi=120)
