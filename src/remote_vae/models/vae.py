@@ -70,7 +70,7 @@ class DiffusersVAE:
 
 
 def _ordered(batch: torch.Tensor) -> torch.Tensor:
-    """Channels last for half precision, a third faster or more; float32 keeps the very bits of a local pipeline."""
+    """Channels last for half precision, which is about speed; float32 keeps the very bits of a local pipeline."""
     if batch.ndim != 4 or batch.dtype is torch.float32:
         return batch
     return batch.contiguous(memory_format=torch.channels_last)
