@@ -177,7 +177,7 @@ def test_reasons(model: str, size: int, variant: str, reason: str, monkeypatch: 
     [
         (("--sizes", "512,big"), "--sizes 'big' is not a number of pixels"),
         (("--plans", "fast"), "--plans 'fast' is not one of whole, strips, strips-recompute, chosen"),
-        (("--rivals", "fastest"), "--rivals 'fastest' is not one of diffusers, diffusers-bf16"),
+        (("--rivals", "fastest"), "--rivals 'fastest' is not one of diffusers, diffusers-channels-last"),
         (("--models", "nonsense"), "model 'nonsense' is not in the registry"),
         (("--json", "rows.txt"), "rows.txt has suffix '.txt'; expected one of .json"),
     ],

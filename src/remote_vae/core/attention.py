@@ -5,6 +5,8 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+from remote_vae.core.precision import arithmetic
+
 SCORE_BYTES: Final = 16 * 2**20  # of one chunk's scores
 
 
@@ -17,7 +19,8 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     rows = max(1, SCORE_BYTES // (4 * len(key)))
     if query.dtype is torch.float32 or (query.device.type == "cpu" and not _multiplies_16_bits_fast()):
         # What is summed over many positions may be rounded first, as fused kernels do it too; scores may not.
-        wide, values = key.float().T, value if value.dtype is torch.bfloat16 else value.float()
+        rounded = value.dtype is torch.bfloat16 and arithmetic(value.dtype, value.device) is torch.bfloat16
+        wide, values = key.float().T, value if rounded else value.float()
         for start in range(0, len(query), rows):
             chunk = query[start : start + rows]
             scores = (chunk.float() @ wide).mul_(query.shape[1] ** -0.5)

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 import torch
 
 from remote_vae.core.plan import WHOLE_BYTES, Load, Plan, PlanName, choose, predict
+from remote_vae.core.precision import arithmetic
 from remote_vae.core.stages import Program
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.core.vae import VAE
@@ -53,7 +54,8 @@ def plans(program: Program | None, batch: torch.Tensor, terms: Terms, *, around_
     if program is None:
         return (Plan(PlanName.WHOLE),)
     load = Load(batch.shape[2], batch.shape[3], batch.shape[1], batch.element_size(), around_bytes)
-    if terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
+    own = arithmetic(batch.dtype, batch.device) is batch.dtype  # else the model's own code would crawl
+    if own and terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
         return (Plan(PlanName.WHOLE),)
     return choose(program, load, device=batch.device.type, budget=terms.budget(), wanted=terms.plan)
 

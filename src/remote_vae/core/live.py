@@ -1,12 +1,11 @@
 """Counts the bytes of tensors that are alive: what an algorithm needs, apart from any allocator's habits."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -21,11 +20,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = {_key(item) for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)}
+        given = {_key(tensor) for tensor in _tensors((args, tuple((kwargs or {}).values())))}
         found = func(*args, **(kwargs or {}))
-        for item in tree_leaves(found):
-            if isinstance(item, torch.Tensor) and _key(item) not in given:
-                self._count(item.untyped_storage())
+        for tensor in _tensors(found):
+            if _key(tensor) not in given:
+                self._count(tensor.untyped_storage())
         self.peak = max(self.peak, self.current)
         return found
 
@@ -38,6 +37,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
     def _forget(self, key: int) -> None:
         self.current -= self._known.pop(key, 0)
+
+
+def _tensors(found: Any) -> Iterator[torch.Tensor]:
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, tuple | list):
+        for part in found:
+            yield from _tensors(part)
 
 
 def _key(tensor: torch.Tensor) -> int:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+Groups = tuple[torch.Tensor, torch.Tensor]  # mean and biased variance of each channel's group, [C] both
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -30,8 +32,7 @@ class Moments:
             self.spread + other.spread + apart.square() * (self.count * share),
         )
 
-    def of_groups(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and biased variance of each channel's group. *Shapes*: [C] and [C]."""
+    def of_groups(self, groups: int) -> Groups:
         means, spreads = self.mean.view(groups, -1), self.spread.view(groups, -1)
         mean = means.mean(1, keepdim=True)
         spread = spreads.sum(1, keepdim=True) + self.count * (means - mean).square().sum(1, keepdim=True)

@@ -7,10 +7,11 @@ from typing import Final, Protocol
 import torch
 from torch.nn import functional
 
-from remote_vae.core.moments import Moments
+from remote_vae.core.moments import Groups, Moments
 from remote_vae.core.stages import Norm
 
 PLAIN_BYTES: Final = 8 * 2**20  # of a float32 copy
+EXACT_COUNT: Final = 2**13  # of values that batch norm's kernel adds up one by one: its error grows with their number
 
 
 class Kernels(Protocol):
@@ -18,7 +19,7 @@ class Kernels(Protocol):
 
     def moments(self, strip: torch.Tensor) -> Moments: ...
 
-    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
+    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
         """`into` becomes the norm of `source`, and SiLU of that; both of one shape."""
         ...
 
@@ -29,8 +30,8 @@ class Plain:
     def moments(self, strip: torch.Tensor) -> Moments:
         return reduce(Moments.merge, (_moments(rows.float()) for rows in torch.split(strip, _rows(strip), 2)))
 
-    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
-        mean, variance = moments.of_groups(norm.groups)
+    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
+        mean, variance = of_groups
         scale = norm.weight * (variance + norm.eps).rsqrt()
         shift = norm.bias - mean * scale
         for rows, target in zip(
@@ -56,13 +57,11 @@ class Cpu:
     """
 
     def moments(self, strip: torch.Tensor) -> Moments:
-        channels, count = strip.shape[1], strip.shape[2] * strip.shape[3]
-        unused = torch.zeros(channels), torch.ones(channels)  # float32 here is what makes the results float32
-        mean, variance = torch.batch_norm_update_stats(strip, *unused, 0.0)
-        return Moments(count, mean, variance * count)
+        rows = max(1, EXACT_COUNT // strip.shape[3])
+        return reduce(Moments.merge, (_batch_moments(part) for part in torch.split(strip, rows, 2)))
 
-    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
-        mean, variance = moments.of_groups(norm.groups)
+    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
+        mean, variance = of_groups
         torch.ops.aten.native_batch_norm.out(
             source,
             norm.weight,
@@ -78,6 +77,13 @@ class Cpu:
         )
         if silu:
             functional.silu(into, inplace=True)
+
+
+def _batch_moments(rows: torch.Tensor) -> Moments:
+    channels, count = rows.shape[1], rows.shape[2] * rows.shape[3]
+    unused = torch.zeros(channels), torch.ones(channels)  # float32 here is what makes the results float32
+    mean, variance = torch.batch_norm_update_stats(rows, *unused, 0.0)
+    return Moments(count, mean, variance * count)
 
 
 def kernels_for(device: torch.device) -> Kernels:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from remote_vae.core.moments import Moments
+from remote_vae.core.moments import Groups, Moments
 from remote_vae.core.stages import Norm
 
 TILE_PIXELS: Final = 64
@@ -89,9 +89,9 @@ class Triton:
         )
         return _merge(means, spreads, pixels, TILE_PIXELS * steps)
 
-    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, moments: Moments, *, silu: bool) -> None:
+    def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
         channels, pixels, width = source.shape[1], source.shape[2] * source.shape[3], source.shape[3]
-        mean, variance = moments.of_groups(norm.groups)
+        mean, variance = of_groups
         grid = (triton.cdiv(pixels, TILE_PIXELS), triton.cdiv(channels, TILE_CHANNELS))
         sizes = (pixels, width, channels, _row_stride(source), _row_stride(into))
         _launch(

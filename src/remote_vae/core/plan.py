@@ -5,13 +5,14 @@ between them, and the caller's own input and output.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from remote_vae.core.attention import SCORE_BYTES
+from remote_vae.core.filters import Layer, scratch_bytes
 from remote_vae.core.stages import Attention, Convolution, Downsample, Program, Residual, Stage, Upsample
-from remote_vae.core.strips import StripPlan
+from remote_vae.core.strips import ROWS, StripPlan
 from remote_vae.errors import InvalidValue, TooLarge
 
 STRIP_BYTES: Final = {"cpu": 4 * 2**20}  # what stays in a core's cache; elsewhere as below
@@ -102,7 +103,8 @@ def _plan(program: Program, load: Load, name: PlanName, device: str) -> Plan:
     widest = max(size.map_bytes for size in _sizes(program, load))
     strip_bytes = WHOLE_BYTES
     if name is not PlanName.WHOLE:
-        strip_bytes = min(STRIP_BYTES.get(device, LARGE_STRIP_BYTES), widest // FEWEST_STRIPS)
+        fewest = ROWS * max(size.map_bytes // size.height for size in _sizes(program, load))
+        strip_bytes = max(fewest, min(STRIP_BYTES.get(device, LARGE_STRIP_BYTES), widest // FEWEST_STRIPS))
     strips = StripPlan(strip_bytes, recompute=name is PlanName.RECOMPUTE)
     return Plan(name, strips, predict(program, load, strips))
 
@@ -120,7 +122,8 @@ def predict(program: Program, load: Load, plan: StripPlan) -> int:
         if again and isinstance(program.stages[index - 1], Upsample):
             before = sizes[index - 1]
         last = index + 1 == len(program.stages)
-        peak = max(peak, _stage_bytes(stage, before, after, plan, again=again, last=last))
+        held = _stage_bytes(stage, before, after, plan, again=again, last=last)
+        peak = max(peak, held + _scratch(stage, before, after, plan, again=again))
     image = load.height * load.width * load.channels * load.item_bytes
     return peak + image + load.around_bytes
 
@@ -140,6 +143,26 @@ class _Size:
         """Bytes of a strip with its halo rows."""
         rows = min(self.height, plan.rows(self.width, self.channels, self.item_bytes))
         return (rows + 2 * halo) * self.width * self.channels * self.item_bytes
+
+
+def _scratch(stage: Stage, before: _Size, after: _Size, plan: StripPlan, *, again: bool) -> int:
+    """What the stage's convolutions take for themselves: one at a time, or one within the other."""
+
+    def of(layer: Layer, given: _Size) -> int:
+        rows = min(given.height, plan.rows(given.width, max(given.channels, layer.channels), given.item_bytes))
+        return scratch_bytes(layer, given.height, given.width, rows)
+
+    match stage:
+        case Residual():
+            hidden = replace(after, channels=stage.first.channels)
+            given = replace(before, height=after.height, width=after.width)
+            first, second = of(stage.first, given), of(stage.second, hidden)
+            shortcut = 0 if stage.shortcut is None else of(stage.shortcut, given)
+            return max(first + second if again else max(first, second), shortcut)
+        case Attention():
+            return 0
+        case Convolution() | Upsample() | Downsample():
+            return of(stage, before)
 
 
 def _sizes(program: Program, load: Load) -> Iterator[_Size]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from torch.nn import functional
 
+from remote_vae.core.filters import NO_MARGIN, Margin, filter_for
 from remote_vae.core.moments import Moments
 from remote_vae.core.norm import Kernels
 from remote_vae.core.stages import Convolution, Downsample, Norm, Upsample
@@ -92,32 +92,34 @@ class Normalised:
     """Windows of another map's rows for a convolution: zeros outside, norm and SiLU inside."""
 
     def __init__(self, source: Rows, kernels: Kernels, norm: Norm | None, moments: Moments | None) -> None:
-        self._source, self._kernels, self._norm, self._moments = source, kernels, norm, moments
+        self._source, self._kernels, self._norm = source, kernels, norm
+        self._of_groups = None if norm is None or moments is None else moments.of_groups(norm.groups)
 
-    def window(self, start: int, stop: int, *, right: int = 0, silu: bool = True) -> torch.Tensor:
-        """*Shapes*: [1,C,stop-start,W+right]."""
+    def window(self, start: int, stop: int, *, margin: Margin = NO_MARGIN, silu: bool = True) -> torch.Tensor:
+        """*Shapes*: [1,C,stop-start,W] and the margin around it."""
         pieces = self._source.read(start, stop)
-        whole = start >= 0 and stop <= self._source.height and not right
+        whole = start >= 0 and stop <= self._source.height and margin == NO_MARGIN
         if self._norm is None and whole and len(pieces) == 1:
             return pieces[0]
-        size = (1, self._source.channels, stop - start, self._source.width + right)
+        left, right = margin.left, margin.left + self._source.width
+        size = (1, self._source.channels, stop - start + margin.below, right + margin.right)
         found = torch.empty(size, dtype=pieces[0].dtype, device=pieces[0].device, memory_format=torch.channels_last)
-        if right:
-            found[..., -right:] = 0
+        found[..., :left] = 0
+        found[..., right:] = 0
         row = max(0, -start)
         found[:, :, :row] = 0
         for piece in pieces:
-            into = found[:, :, row : row + piece.shape[2], : self._source.width]
+            into = found[:, :, row : row + piece.shape[2], left:right]
             self._fill(piece, into, silu)
             row += piece.shape[2]
         found[:, :, row:] = 0
         return found
 
     def _fill(self, piece: torch.Tensor, into: torch.Tensor, silu: bool) -> None:
-        if self._norm is None or self._moments is None:
+        if self._norm is None or self._of_groups is None:
             into.copy_(piece)
         else:
-            self._kernels.normalise(piece, into, self._norm, self._moments, silu=silu)
+            self._kernels.normalise(piece, into, self._norm, self._of_groups, silu=silu)
 
 
 class Convolved:
@@ -126,17 +128,18 @@ class Convolved:
     def __init__(self, source: Rows, stage: Convolution, kernels: Kernels, moments: Moments | None = None) -> None:
         self.height, self.width, self.channels = source.height, source.width, stage.channels
         self.widest = max(source.channels, stage.channels)
-        self._source, self._stage = source, stage
+        self._source, self._halo = source, stage.halo
         self._input = Normalised(source, kernels, stage.norm, moments)
+        self._filter = filter_for(stage, source.height, source.width)
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
         start, stop = max(start, 0), min(stop, self.height)
-        halo, stage = self._stage.halo, self._stage
-        window = self._input.window(start - halo, stop + halo)
-        return [functional.conv2d(window, stage.weight, stage.bias, padding=(0, halo))]
+        margin = self._filter.margin(stop - start, self.width)
+        window = self._input.window(start - self._halo, stop + self._halo, margin=margin)
+        return [self._filter(window, stop - start, self.width)]
 
     def drop(self, row: int) -> None:
-        self._source.drop(row - self._stage.halo)
+        self._source.drop(row - self._halo)
 
 
 class Upsampled:
@@ -144,20 +147,16 @@ class Upsampled:
 
     def __init__(self, source: Rows, stage: Upsample, kernels: Kernels) -> None:
         self.height, self.width, self.channels = 2 * source.height, 2 * source.width, stage.channels
-        self._source, self._stage = source, stage
+        self._source = source
         self._input = Normalised(source, kernels, None, None)
+        self._filter = filter_for(stage, source.height, source.width)
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
         start, stop = max(start, 0), min(stop, self.height)
         first, last = start // 2, (stop + 1) // 2
-        window = self._input.window(first - 1, last + 1)
-        if not self._stage.folded:
-            doubled = functional.interpolate(window, scale_factor=2.0)
-            above = start - 2 * first + 1
-            rows = doubled[:, :, above : above + stop - start + 2]
-            return [functional.conv2d(rows, self._stage.weight, self._stage.bias, padding=(0, 1))]
-        # A padding of 3 where 1 belongs cuts off the two rows above and below that a halo row makes.
-        found = functional.conv_transpose2d(window, self._stage.weight, self._stage.bias, stride=2, padding=(3, 1))
+        margin = self._filter.margin(last - first, self._source.width)
+        window = self._input.window(first - 1, last + 1, margin=margin)
+        found = self._filter(window, last - first, self._source.width)
         if (start, stop) == (2 * first, 2 * last):
             return [found]
         return [found[:, :, start - 2 * first : stop - 2 * first].clone()]  # a part would keep all of it alive
@@ -171,13 +170,15 @@ class Downsampled:
 
     def __init__(self, source: Rows, stage: Downsample, kernels: Kernels) -> None:
         self.height, self.width, self.channels = source.height // 2, source.width // 2, stage.channels
-        self._source, self._stage = source, stage
+        self._source = source
         self._input = Normalised(source, kernels, None, None)
+        self._filter = filter_for(stage, source.height, source.width)
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
         start, stop = max(start, 0), min(stop, self.height)
-        window = self._input.window(2 * start, 2 * stop + 1, right=1)
-        return [functional.conv2d(window, self._stage.weight, self._stage.bias, stride=2)]
+        margin = self._filter.margin(2 * (stop - start), self._source.width)
+        window = self._input.window(2 * start, 2 * stop + 1, margin=margin)
+        return [self._filter(window, 2 * (stop - start), self._source.width)]
 
     def drop(self, row: int) -> None:
         self._source.drop(2 * row)

@@ -9,12 +9,14 @@ but compute it again: one such map, for about a quarter more arithmetic.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from remote_vae.core.attention import attend
 from remote_vae.core.moments import Moments
 from remote_vae.core.norm import Kernels, kernels_for
+from remote_vae.core.precision import arithmetic
 from remote_vae.core.rows import Convolved, Downsampled, Normalised, Rows, Strips, Upsampled, windows
 from remote_vae.core.stages import (
     Attention,
@@ -26,6 +28,9 @@ from remote_vae.core.stages import (
     Upsample,
     measured,
 )
+from remote_vae.core.winograd import CONVOLUTION
+
+ROWS: Final = CONVOLUTION.outputs
 
 Sink = Callable[[int, torch.Tensor], None]
 
@@ -38,8 +43,9 @@ class StripPlan:
     recompute: bool = False
 
     def rows(self, width: int, channels: int, item_bytes: int) -> int:
-        """Rows of a strip; one at least."""
-        return max(1, self.strip_bytes // (width * channels * item_bytes))
+        """Rows of a strip; one at least, and fours where there are as many, which is what convolutions like."""
+        found = max(1, self.strip_bytes // (width * channels * item_bytes))
+        return found if found < ROWS else found - found % ROWS
 
 
 def run(
@@ -139,7 +145,8 @@ class _Run:
         if stage.shortcut is None:
             if not isinstance(x, Strips):
                 raise TypeError("only a recomputing plan leaves a map unstored")
-            return self._add_in_place(x, self._store_beside(hidden), stage, needs, keep=0)
+            hidden = self._store_beside(hidden)
+            return self._add_in_place(x, hidden, stage, needs, keep=0)
         hidden, base = self._store_both(x, hidden, stage.shortcut)
         return self._add_in_place(base, hidden, stage, needs, keep=0)
 
@@ -217,7 +224,9 @@ class _Run:
 
 
 def _linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:
-    return torch.nn.functional.linear(rows, part.weight.flatten(1), part.bias)
+    dtype = arithmetic(rows.dtype, rows.device)
+    bias = None if part.bias is None else part.bias.to(dtype)
+    return torch.nn.functional.linear(rows.to(dtype), part.weight.flatten(1).to(dtype), bias).to(rows.dtype)
 
 
 def _whole(image: torch.Tensor) -> Strips:

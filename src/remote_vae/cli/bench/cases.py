@@ -24,12 +24,14 @@ VARIANTS: Final = {
     for variant in (
         Variant(OURS, None),
         Variant(REFERENCE, "float32"),
+        Variant("diffusers-channels-last", "float32"),
         Variant("diffusers-bf16", "bfloat16"),
         Variant("diffusers-bf16-channels-last", "bfloat16"),
         Variant("diffusers-tiled", "bfloat16"),
         Variant("diffusers-sliced", "bfloat16"),
         Variant("diffusers-cpu-offload", "bfloat16", only="cuda"),
         Variant("compile", "bfloat16"),
+        Variant("openvino", "float32", only="cpu"),
         Variant("openvino-bf16", "bfloat16", only="cpu"),
     )
 }

@@ -20,7 +20,7 @@ from remote_vae.models.vae import DiffusersVAE
 
 Run = Callable[[], tuple[torch.Tensor, str | None]]  # the output on the CPU, and the plan
 Call = Callable[[torch.Tensor], torch.Tensor]
-OPAQUE: Final = ("compile", "openvino-bf16")  # their tensors are not torch's to count
+OPAQUE: Final = ("compile", "openvino", "openvino-bf16")  # their tensors are not torch's to count
 
 
 def prepare(
@@ -99,17 +99,18 @@ def _compiled(vae: DiffusersVAE, call: Call, values: torch.Tensor) -> Call:
 
 
 def _openvino(vae: DiffusersVAE, call: Call, values: torch.Tensor) -> Call:
-    """A static shape, in bfloat16, on as many threads as torch has."""
+    """A static shape, in the module's precision, on as many threads as torch has."""
     try:
         import openvino
     except ImportError as exc:
         raise SetupError("openvino is not installed; run: pip install 'remote-vae[bench]'") from exc
+    hint = "bf16" if vae.dtype is torch.bfloat16 else "f32"
     vae.module.float()
     side = 8 if call == vae.decode else 8 * vae.facts.spatial_compression_ratio  # small, as tracing runs it often
     example = values[..., :side, :side].float()
     with warnings.catch_warnings(action="ignore"):  # tracing is deprecated, and what OpenVINO does
         model = openvino.convert_model(_Callable(vae, call), example_input=example, input=list(values.shape))
-    options = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(model, "CPU", options)
     return lambda given: torch.from_numpy(compiled(given.float().numpy())[0])
 
@@ -127,11 +128,13 @@ class _Callable(torch.nn.Module):
 
 _RIVALS: Final[dict[str, Callable[[DiffusersVAE, Call, torch.Tensor], Call]]] = {
     "diffusers": _eager,
+    "diffusers-channels-last": _channels_last,
     "diffusers-bf16": _eager,
     "diffusers-bf16-channels-last": _channels_last,
     "diffusers-tiled": _tiled,
     "diffusers-sliced": _sliced,
     "diffusers-cpu-offload": _offloaded,
     "compile": _compiled,
+    "openvino": _openvino,
     "openvino-bf16": _openvino,
 }

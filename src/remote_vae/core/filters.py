@@ -1,0 +1,131 @@
+"""The convolutions of the stages as functions of windows of rows, made once per layer; by device and precision behind
+one seam.
+"""
+
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
+
+import torch
+from torch.nn import functional
+
+from remote_vae.core import winograd
+from remote_vae.core.precision import arithmetic
+from remote_vae.core.stages import Convolution, Downsample, Upsample
+from remote_vae.core.winograd import Form
+
+Layer = Convolution | Upsample | Downsample
+
+
+class Margin(NamedTuple):
+    """Zero columns beside a window, and zero rows below it."""
+
+    left: int = 0
+    right: int = 0
+    below: int = 0
+
+
+NO_MARGIN: Final = Margin()
+
+
+class Filter(Protocol):
+    """Rows of a layer's output from a window of its input: `rows` of them and those above and below that they need."""
+
+    def margin(self, rows: int, width: int) -> Margin:
+        """What this wants around the window."""
+        ...
+
+    def __call__(self, window: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+        """*Shapes*: [1,C,rows+halo,width] with its margin -> [1,K,rows,width], twice or half of it in both."""
+        ...
+
+
+def filter_for(layer: Layer, height: int, width: int) -> Filter:
+    """*Units*: height and width of the whole input."""
+    form = _form(layer, height, width)
+    if form is None or isinstance(layer, Downsample):
+        return Direct(layer)
+    return Recombined(layer, form)
+
+
+class Direct:
+    """As the libraries have it, in the precision that the device multiplies in."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._dtype = arithmetic(layer.weight.dtype, layer.weight.device)
+        bias = None if layer.bias is None else layer.bias.to(self._dtype)
+        self._layer = replace(layer, weight=layer.weight.to(self._dtype), bias=bias)
+
+    def margin(self, rows: int, width: int) -> Margin:
+        return Margin(right=1) if isinstance(self._layer, Downsample) else NO_MARGIN
+
+    def __call__(self, window: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+        return _apply(self._layer, window.to(self._dtype)).to(window.dtype)
+
+
+def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
+    match layer:
+        case Convolution() if layer.halo == 0:
+            rows = functional.linear(window.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias)
+            return rows.permute(0, 3, 1, 2)
+        case Convolution():
+            return functional.conv2d(window, layer.weight, layer.bias, padding=(0, 1))
+        case Downsample():
+            return functional.conv2d(window, layer.weight, layer.bias, stride=2)
+        case Upsample(folded=True):
+            # A padding of 3 where 1 belongs cuts off the two rows above and below that a halo row makes.
+            return functional.conv_transpose2d(window, layer.weight, layer.bias, stride=2, padding=(3, 1))
+        case Upsample():
+            doubled = functional.interpolate(window, scale_factor=2.0)
+            return functional.conv2d(doubled[:, :, 1:-1], layer.weight, layer.bias, padding=(0, 1))
+
+
+class Recombined:
+    """By `core.winograd`, in float32, whatever the maps are kept in."""
+
+    def __init__(self, layer: Convolution | Upsample, form: Form) -> None:
+        transposed = isinstance(layer, Upsample) and layer.folded
+        self._kernel = winograd.recombine(form, layer.weight.transpose(0, 1) if transposed else layer.weight)
+        self._bias = None if layer.bias is None else layer.bias.float()
+        self._form = form
+
+    def margin(self, rows: int, width: int) -> Margin:
+        return Margin(1, 1 + -width % self._form.step, -rows % self._form.step)
+
+    def __call__(self, window: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+        found = winograd.convolve(self._form, window, self._kernel, self._bias)
+        times = self._form.outputs // self._form.step
+        part = found[:, :, : times * rows, : times * width]
+        return found if part.shape == found.shape else part.clone()  # a part would keep all of it alive
+
+
+def _form(layer: Layer, height: int, width: int) -> Form | None:
+    """The algorithm for a layer, where one is faster than the direct form: in float32 on a CPU."""
+    weight = layer.weight
+    if weight.device.type != "cpu" or arithmetic(weight.dtype, weight.device) is not torch.float32:
+        return None
+    match layer:
+        case Convolution() if layer.halo == 1:
+            form = winograd.CONVOLUTION
+        case Upsample():
+            form = winograd.FOLDED_UPSAMPLING if layer.folded else winograd.UPSAMPLING
+        case _:
+            return None
+    return form if winograd.pays(form, weight.shape[0], weight.shape[1], height, width) else None
+
+
+def scratch_bytes(layer: Layer, height: int, width: int, rows: int) -> int:
+    """What is alive while `rows` of a layer are computed, beside the window and the result.
+
+    *Units*: height, width and rows of the input.
+    """
+    form, weight = _form(layer, height, width), layer.weight
+    channels = weight.shape[0 if isinstance(layer, Upsample) and layer.folded else 1]
+    if form is not None:
+        tiles = -(-rows // form.step) * -(-width // form.step)
+        cropped = rows % form.step or width % form.step
+        uncropped = tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
+        return winograd.scratch_bytes(form, channels, layer.channels, tiles) + uncropped
+    if arithmetic(weight.dtype, weight.device) is weight.dtype:
+        return 0
+    larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
+    return 4 * (weight.numel() + int(rows * width * (channels + larger * layer.channels)))
