@@ -6,6 +6,7 @@ python training/demo_vae.py --evaluate
 """
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -201,7 +202,9 @@ def write(model: AutoencoderKL, pictures: Pictures, folder: Path) -> None:
     config = {"_class_name": "AutoencoderKL", **CONFIG, **factors}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = {name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, weights_of(folder), metadata={"format": "pt"})
+    path = weights_of(folder)
+    save_file(weights, path, metadata={"format": "pt"})
+    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
 
 
 def install(fresh: Path, output: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Callable
 from functools import reduce
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,10 @@ HARMS: dict[str, tuple[Harm, str]] = {
     "a tensor too few": (with_weights(lambda weights: weights.pop(KEY)), f"1 tensors are missing .{KEY}"),
     "a tensor too many": (with_weights(lambda weights: weights.update(extra=torch.zeros(1))), "1 are unknown .extra"),
     "a tensor of another shape": (with_weights(lambda weights: weights.update({KEY: torch.zeros(1)})), KEY),
+    "a tensor with NaN": (
+        with_weights(lambda weights: weights[KEY][0, 0, 0, 0].fill_(torch.nan)),
+        f"NaN or .* in {KEY}",
+    ),
     "half a file": (truncated, "cannot be loaded"),
     "no safetensors": (with_bytes(WEIGHTS, b"\x80\x04not safetensors"), "cannot be loaded"),
     "an empty file": (with_bytes(WEIGHTS, b""), "cannot be loaded"),
@@ -219,6 +224,32 @@ def test_digests(folder: Path, tiny_row: Row, single: bool) -> None:
     load(ModelSpec("mine", str(source), recipe="sd1"))
     with pytest.raises(ModelLoadError, match=f"'{source}' have sha256 .*, not {digest}"):
         load(ModelSpec("mine", str(source), recipe="sd1", sha256=digest))
+
+
+@pytest.mark.parametrize("known_by", ["a file beside it", "its name in the hub's cache"])
+def test_known_digests(folder: Path, known_by: str, tmp_path: Path) -> None:
+    """Weights whose digest stands beside them, or is their name in the hub's cache, are refused with one bit changed."""
+    file = folder / WEIGHTS
+    data = bytearray(file.read_bytes())
+    digest = hashlib.sha256(data).hexdigest()
+    if known_by == "a file beside it":
+        file.with_name(file.name + ".sha256").write_text(f"{digest}  {file.name}\n")
+    else:
+        blob = tmp_path / digest
+        file.rename(blob)
+        file.symlink_to(blob)
+    load(ModelSpec("mine", str(folder), recipe="sd1"))
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ModelLoadError, match=f"{WEIGHTS}' have sha256 .*, not {digest}"):
+        load(ModelSpec("mine", str(folder), recipe="sd1"))
+
+
+def test_the_embedded_models_digest_is_known() -> None:
+    """The embedded weights are those that the package says they are, so that a changed bit is refused at the start."""
+    weights = resources.files("remote_vae.models") / "demo" / WEIGHTS
+    known = (resources.files("remote_vae.models") / "demo" / f"{WEIGHTS}.sha256").read_text()
+    assert known == f"{hashlib.sha256(weights.read_bytes()).hexdigest()}  {WEIGHTS}\n"
 
 
 @pytest.mark.parametrize("name", ["a tensor too few", "a tensor too many", "a tensor of another shape", "half a file"])

@@ -18,6 +18,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
+from remote_vae.core.pixels import all_finite
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ModelLoadError
 from remote_vae.models.registry import Row, find_row
@@ -155,13 +156,16 @@ def _from_folder(folder: Path, spec: ModelSpec, *, subfolder: str | None = None)
         raise ModelLoadError(f"config.json in {str(place)!r} is not a JSON object", folder=str(place)) from exc
     if name not in CLASSES:
         raise ModelLoadError(f"{str(place)!r} holds a {name}; supported are {', '.join(CLASSES)}", cls=name)
-    _check_digest(place, sorted(place.glob("*.safetensors")), spec)
+    files = sorted(place.glob("*.safetensors"))
     with _load_errors(place):
+        _check_digest(place, files, spec)
+        _check_what_is_known(files)
         module, report = CLASSES[name].from_pretrained(
             place, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     _refuse_wrong_keys(place, missing=report["missing_keys"], unexpected=report["unexpected_keys"])
     found: torch.nn.Module = module
+    _refuse_infinite(place, found)
     return found
 
 
@@ -173,6 +177,7 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
         raise ModelLoadError("a single file does not say its architecture; name a model of the registry as its recipe")
     with _load_errors(path):
         _check_digest(path, [path], spec)
+        _check_what_is_known([path])
         weights = load_file(path)
     module: torch.nn.Module = CLASSES[row.cls](**row.config)
     prefix = "first_stage_model."
@@ -183,21 +188,34 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
     with _load_errors(path):
         keys = module.load_state_dict(weights, strict=False)
     _refuse_wrong_keys(path, missing=keys.missing_keys, unexpected=keys.unexpected_keys)
+    _refuse_infinite(path, module)
     return module
 
 
 def _check_digest(place: Path, files: list[Path], spec: ModelSpec) -> None:
-    if spec.sha256 is None:
-        return
+    if spec.sha256 is not None:
+        _refuse_other_digest(place, files, spec.sha256.lower())
+
+
+def _check_what_is_known(files: list[Path]) -> None:
+    """A file NAME.sha256 beside the weights says what they are, and so does the name of a file in the hub's cache."""
+    for path in files:
+        beside, cached = path.with_name(path.name + ".sha256"), path.resolve().name
+        if beside.is_file():
+            _refuse_other_digest(path, [path], beside.read_text().split()[0].lower())
+        elif path.is_symlink() and len(cached) == 2 * hashlib.sha256().digest_size:
+            _refuse_other_digest(path, [path], cached)
+
+
+def _refuse_other_digest(place: Path, files: list[Path], expected: str) -> None:
     found = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             while block := file.read(DIGEST_BLOCK):
                 found.update(block)
-    if found.hexdigest() != spec.sha256.lower():
+    if found.hexdigest() != expected:
         raise ModelLoadError(
-            f"the weights in {str(place)!r} have sha256 {found.hexdigest()}, not {spec.sha256.lower()}",
-            place=str(place),
+            f"the weights in {str(place)!r} have sha256 {found.hexdigest()}, not {expected}", place=str(place)
         )
 
 
@@ -210,6 +228,12 @@ def _load_errors(place: Path) -> Iterator[None]:
             f"the weights in {str(place)!r} cannot be loaded: {' '.join(str(exc).split())[:300]}",
             place=str(place),
         ) from exc
+
+
+def _refuse_infinite(place: Path, module: torch.nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise ModelLoadError(f"the weights in {str(place)!r} hold NaN or infinity, in {name}", place=str(place))
 
 
 def _refuse_wrong_keys(place: Path, *, missing: list[str], unexpected: list[str]) -> None:
