@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 
 from remote_vae.core.facts import Facts
+from remote_vae.engine import heap
 from remote_vae.engine.admission import Admission, Limits, Permit
 from remote_vae.engine.job import Job, Outcome
 from remote_vae.engine.observer import ModelState, Observer, Silent
@@ -46,6 +47,7 @@ class Engine:
 
     async def start(self) -> None:
         """Loads every model that is not lazy; *raises* what loading raises."""
+        heap.keep_freed()
         for pool in self._pools.values():
             if not pool.model.lazy:
                 await self._residency.want(pool)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import psutil
 
 from remote_vae.core.facts import Facts
+from remote_vae.engine import heap
 from remote_vae.engine.batching import Way
 from remote_vae.engine.job import Block, Job, Outcome, block_of, op_of, to_message
 from remote_vae.engine.segments import Memory, StopWord, aligned
@@ -231,6 +232,7 @@ class Replica:
     def _shrink(self) -> None:
         if self._answer is None:
             self._memory.shrink()
+            heap.give_back()
 
     def _end(self, patience: float) -> None:
         if self._process is not None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.vae import VAE
+from remote_vae.engine import heap
 from remote_vae.engine.memory import Budget
 from remote_vae.engine.segments import StopWord, Views
 from remote_vae.engine.work import Bench
@@ -25,6 +26,7 @@ Loaded = tuple[VAE, Recipe]
 
 def main(pipe: Connection, stop_word: str, loader: str, spec: Message) -> None:
     """The process's body. `loader` is `module:function`, called with the spec; it gives a VAE and its recipe."""
+    heap.keep_freed()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would keep what was sent
     for number in (signal.SIGINT, signal.SIGTERM):  # both may come to the whole group; the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
@@ -47,6 +49,7 @@ def _next(pipe: Connection, bench: Bench) -> Message:
     try:
         while not pipe.poll(IDLE_SECONDS):
             bench.rest()
+            heap.give_back()
         message: Message = json.loads(pipe.recv_bytes())
     except (EOFError, OSError):
         os._exit(0)  # nothing is left to save, and taking torch down in good order takes a second of work
