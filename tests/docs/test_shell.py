@@ -62,7 +62,7 @@ def test_shell_of_the_pages(code: str, live: Any, folder: Path, monkeypatch: pyt
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ["bash", "-euo", "pipefail", "-c", script]
     names = {**os.environ, "PATH": path}
-    said = subprocess.run(command, env=names, capture_output=True, text=True, timeout=120, check=False)
+    said = subprocess.run(command, env=names, capture_output=True, text=True, timeout=240, check=False)
     assert said.returncode == 0, said.stderr + said.stdout
     for line in lines:
         if line.startswith("remote-vae serve"):

@@ -160,6 +160,18 @@ def test_statistics_far_from_zero() -> None:
         torch.testing.assert_close(variance.double(), exact.var((0, 2, 3), correction=0), rtol=1e-3, atol=0)
 
 
+def test_statistics_of_a_large_map() -> None:
+    """Of a quarter of a million values, mean and variance are as exact as of a few: their sums are merged in parts."""
+    torch.manual_seed(0)
+    strip = (torch.randn(1, 8, 512, 512) * 0.7 + torch.randn(1, 8, 1, 1)).contiguous(memory_format=torch.channels_last)
+    exact = strip.double()
+    for kernels in (Plain(), Cpu()):
+        found = kernels.moments(strip)
+        variance = found.spread.double() / found.count
+        torch.testing.assert_close(variance, exact.var((0, 2, 3), correction=0), rtol=2e-6, atol=0)
+        torch.testing.assert_close(found.mean.double(), exact.mean((0, 2, 3)), rtol=0, atol=2e-6)
+
+
 def test_large_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in chunks of a few queries is exact where scores are large and one position outweighs all others."""
     monkeypatch.setattr("remote_vae.core.attention.SCORE_BYTES", 500)
