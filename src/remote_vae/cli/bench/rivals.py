@@ -14,6 +14,7 @@ from remote_vae.core.execute import Terms
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.pixels import from_signed, signed
 from remote_vae.core.recipe import Recipe
+from remote_vae.engine import heap
 from remote_vae.engine.memory import free_bytes
 from remote_vae.errors import SetupError
 from remote_vae.models.vae import DiffusersVAE
@@ -43,7 +44,8 @@ def prepare(
 
 
 def _ours(vae: DiffusersVAE, recipe: Recipe, given: torch.Tensor, plan: str | None, *, decoding: bool) -> Run:
-    """As the server's replica calls it, with what the device has free."""
+    """As the server's replica runs it, with what the device has free."""
+    heap.keep_freed()
 
     def run() -> tuple[torch.Tensor, str | None]:
         terms = Terms(plan, lambda: free_bytes(vae.device))
