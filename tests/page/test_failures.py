@@ -188,7 +188,7 @@ def test_a_connection_lost_during_the_upload(line: Line, visit: Visit, tmp_path:
     assert page.locator("#chosen-name").inner_text() == "big.png"
     line.cut_after = 2**40
     page.get_by_role("button", name="Try again").click()
-    page.locator("#result").wait_for()
+    page.locator("#result").wait_for(timeout=90_000)  # a large picture: seconds on a slow core
 
 
 def test_a_server_that_is_away_for_a_while(line: Line, visit: Visit, good: Path) -> None:
