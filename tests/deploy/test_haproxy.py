@@ -80,7 +80,14 @@ def test_what_rays_proxy_says_can_be_tried_again(status: int, tmp_path: Path) ->
     assert (ours.status_code, ours.text) == (status, "{}")
 
 
-@pytest.mark.parametrize(("known", "status"), [("", "503 default-errorfiles"), ("use_backend a if b\n", "404 content")])
+@pytest.mark.parametrize(
+    ("known", "status"),
+    [
+        ("", "503 default-errorfiles"),
+        ("    # and static use_backend selection below).\n", "503 default-errorfiles"),
+        ("    use_backend a if b\n", "404 content"),
+    ],
+)
 def test_before_the_application_is_known(known: str, status: str, tmp_path: Path) -> None:
     """While HAProxy knows of no application everything can be tried again; later an unknown path is a 404 as ever."""
     settings = f"{RAYS}{known}backend default_backend\n    http-request return status 404 content-type text/plain\n"

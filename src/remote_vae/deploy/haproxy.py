@@ -26,6 +26,7 @@ OPEN_BIND: Final = re.compile(r"^(\s*bind) \*?:(\d+)$", re.MULTILINE)
 RAYS_PAGES: Final = re.compile(r"^\s*errorfile .*\n", re.MULTILINE)
 DEFAULTS: Final = re.compile(r"^defaults\n", re.MULTILINE)
 FRONTEND: Final = re.compile(r"^frontend http_frontend\n", re.MULTILINE)
+KNOWN: Final = re.compile(r"^\s*use_backend ", re.MULTILINE)  # Ray's comments have the word too
 NOWHERE: Final = re.compile(r"^(backend default_backend\n\s*http-request return status) 404 .*$", re.MULTILINE)
 # Our own errors are JSON. In plain text they are of that proxy: a replica died over the request, or it knows none yet.
 OF_RAY: Final = "{ status 404 500 } { res.hdr(content-type) -m beg text/plain }"
@@ -52,7 +53,7 @@ def complete(settings: str, pages: Mapping[int, Path], head_seconds: str) -> str
     found, sections = DEFAULTS.subn("defaults\n" + "".join(lines), RAYS_PAGES.sub("", closed))
     answer = f"    http-response return status 503 default-errorfiles if {OF_RAY}\n"
     found, frontends = FRONTEND.subn(f"frontend http_frontend\n{answer}", found)
-    if "use_backend" not in settings:
+    if not KNOWN.search(settings):
         found = NOWHERE.sub(r"\1 503 default-errorfiles", found)
     if (ports, sections, frontends) != (2, 1, 1):
         raise ConfigurationError(
