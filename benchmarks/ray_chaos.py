@@ -25,7 +25,7 @@ from start import conditions, wait_until_ready
 from remote_vae import Client, DecodeQueue
 
 SPARE_SECONDS = 5.0  # to recover in after the last kill, on top of what the start took
-LEAST_TIMEOUT = 120.0  # of a latent, or four times what the start took: a busy machine starts slowly
+TIMEOUT = 120.0
 IN_FLIGHT = 4
 # Many: one over which two processes happened to be killed is remembered as poison, and refused when it comes again.
 LATENTS = list(np.random.default_rng(3).standard_normal((64, 1, 16, 8, 8), np.float32))
@@ -56,8 +56,8 @@ def main() -> int:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
         wait_until_ready(port, "/ready", server)
+        load = Load(f"http://127.0.0.1:{port}")
         start = time.monotonic() - asked
-        load = Load(f"http://127.0.0.1:{port}", max(LEAST_TIMEOUT, 4 * start))
         found: dict[str, object] = {"start_seconds": start, **_chaos(arguments, server.pid, load, start)}
     finally:
         server.terminate()
@@ -73,10 +73,10 @@ def main() -> int:
 class Load:
     """A queue that decodes one latent after another until it is told to stop, and what became of each."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str) -> None:
         with Client(url) as client:
             self._expected = [client.decode(latent, output_type="pt") for latent in LATENTS]
-        self._url, self.timeout, self._stop = url, timeout, threading.Event()
+        self._url, self._stop = url, threading.Event()
         self.answers: list[float] = []  # when each came
         self.wrong = 0
         self.lost: list[str] = []
@@ -85,7 +85,7 @@ class Load:
 
     def _decode(self) -> None:
         latents = itertools.takewhile(lambda _: not self._stop.is_set(), itertools.cycle(LATENTS))
-        with DecodeQueue(self._url, in_flight=IN_FLIGHT, timeout=self.timeout, output_type="pt") as queue:
+        with DecodeQueue(self._url, in_flight=IN_FLIGHT, timeout=TIMEOUT, output_type="pt") as queue:
             for item in queue.map(latents):
                 if item.error is not None:
                     self.lost.append(repr(item.error))
@@ -131,16 +131,16 @@ def _chaos(arguments: argparse.Namespace, pid: int, load: Load, start: float) ->
 
 
 def _until_both_replicas(pid: int, load: Load, since: float) -> tuple[float, float]:
-    """Seconds to the first answer and to both replicas with their models; the time limit for what did not come."""
-    answer = load.timeout
-    while time.monotonic() - since < load.timeout:
-        if answer == load.timeout and load.answers and load.answers[-1] > since:
+    """Seconds to the first answer and to both replicas with their models; TIMEOUT for what did not come."""
+    answer = TIMEOUT
+    while time.monotonic() - since < TIMEOUT:
+        if answer == TIMEOUT and load.answers and load.answers[-1] > since:
             answer = load.answers[-1] - since
         found = _processes(pid)
-        if answer < load.timeout and len(found["replica"]) >= 2 and len(found["model"]) >= 2:
+        if answer < TIMEOUT and len(found["replica"]) >= 2 and len(found["model"]) >= 2:
             return answer, time.monotonic() - since
         time.sleep(0.05)
-    return answer, load.timeout
+    return answer, TIMEOUT
 
 
 def _processes(pid: int) -> dict[str, list[psutil.Process]]:

@@ -245,6 +245,13 @@ def test_known_digests(folder: Path, known_by: str, tmp_path: Path) -> None:
         load(ModelSpec("mine", str(folder), recipe="sd1"))
 
 
+def test_a_digest_that_is_none(folder: Path) -> None:
+    """An empty file where a digest should be is no reason to believe the weights."""
+    (folder / f"{WEIGHTS}.sha256").write_text("")
+    with pytest.raises(ModelLoadError, match="have sha256 "):
+        load(ModelSpec("mine", str(folder), recipe="sd1"))
+
+
 def test_the_embedded_models_digest_is_known() -> None:
     """The embedded weights are those that the package says they are, so that a changed bit is refused at the start."""
     weights = resources.files("remote_vae.models") / "demo" / WEIGHTS

@@ -19,7 +19,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     rows = max(1, SCORE_BYTES // (4 * len(key)))
     if query.dtype is torch.float32 or (query.device.type == "cpu" and not _multiplies_16_bits_fast()):
         # What is summed over many positions may be rounded first, as fused kernels do it too; scores may not.
-        rounded = value.dtype is torch.bfloat16 and arithmetic(value.dtype, value.device) is torch.bfloat16
+        rounded = arithmetic(value.dtype, value.device) is torch.bfloat16
         wide, values = key.float().T, value if rounded else value.float()
         for start in range(0, len(query), rows):
             chunk = query[start : start + rows]

@@ -6,8 +6,8 @@ import torch
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """`dtype`, or float32 on a CPU whose libraries have no fast products of that type: there 16 bits take 8 to 100
-    times as long as float32, and keep only their half of the memory.
+    """`dtype`, or float32 on a CPU whose libraries have no fast products of that type: there 16 bits take
+    many times as long as float32, and keep only their half of the memory.
     """
     if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _multiplies(dtype):
         return torch.float32

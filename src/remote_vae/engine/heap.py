@@ -1,8 +1,8 @@
 """What the C library does with freed memory, where that is glibc.
 
 By its own rule it hands a large block back to the system at once, which then has to fill the next one with zeros, page
-by page: for a reply or a map of some megabytes that takes as long as the work on it. So a busy process keeps what it
-has freed, and gives it back when it rests.
+by page, for every reply and every map of some megabytes. So a busy process keeps what it has freed, and gives it back
+when it rests.
 """
 
 import ctypes

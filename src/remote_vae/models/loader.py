@@ -158,8 +158,7 @@ def _from_folder(folder: Path, spec: ModelSpec, *, subfolder: str | None = None)
         raise ModelLoadError(f"{str(place)!r} holds a {name}; supported are {', '.join(CLASSES)}", cls=name)
     files = sorted(place.glob("*.safetensors"))
     with _load_errors(place):
-        _check_digest(place, files, spec)
-        _check_what_is_known(files)
+        _check_digests(place, files, spec)
         module, report = CLASSES[name].from_pretrained(
             place, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
@@ -176,8 +175,7 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
     if row is None or row.repository is None:
         raise ModelLoadError("a single file does not say its architecture; name a model of the registry as its recipe")
     with _load_errors(path):
-        _check_digest(path, [path], spec)
-        _check_what_is_known([path])
+        _check_digests(path, [path], spec)
         weights = load_file(path)
     module: torch.nn.Module = CLASSES[row.cls](**row.config)
     prefix = "first_stage_model."
@@ -192,17 +190,14 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
     return module
 
 
-def _check_digest(place: Path, files: list[Path], spec: ModelSpec) -> None:
+def _check_digests(place: Path, files: list[Path], spec: ModelSpec) -> None:
+    """Against the one that was given, NAME.sha256 beside a file of weights, and a file's name in the hub's cache."""
     if spec.sha256 is not None:
         _refuse_other_digest(place, files, spec.sha256.lower())
-
-
-def _check_what_is_known(files: list[Path]) -> None:
-    """A file NAME.sha256 beside the weights says what they are, and so does the name of a file in the hub's cache."""
     for path in files:
         beside, cached = path.with_name(path.name + ".sha256"), path.resolve().name
         if beside.is_file():
-            _refuse_other_digest(path, [path], beside.read_text().split()[0].lower())
+            _refuse_other_digest(path, [path], beside.read_text().partition(" ")[0].strip().lower())
         elif path.is_symlink() and len(cached) == 2 * hashlib.sha256().digest_size:
             _refuse_other_digest(path, [path], cached)
 
