@@ -5,7 +5,7 @@ again into a tile of the output: Y = A (G g G' * B' d B) A'. The product * goes 
 a matrix product for each value. So 4x4 pixels take 36 multiplications where the definition takes 144, and 2x2 pixels of
 a map that is upsampled first take 9, where a folded kernel takes 16 and the definition 36. *Source*: Winograd,
 Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015).
-The first one's interpolation points are 0, 1, -1, 1/2, -2 and infinity; what it rounds beside the libraries' direct form
+The first one's interpolation points are 0, 1, -1, 1/2, -2 and infinity; what it rounds beside the libraries' own form
 is in `benchmarks/convolutions.py`.
 """
 
