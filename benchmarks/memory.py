@@ -22,6 +22,7 @@ from remote_vae.core.execute import Terms
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live import LiveBytes
 from remote_vae.core.plan import EXACT, Load, choose
+from remote_vae.core.workers import cores
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
@@ -62,7 +63,7 @@ def _measure(
     if vae.decoder is None:
         raise SystemExit(f"{model} has no plans to compare")
     job = Load(z.shape[2], z.shape[3], z.shape[1], z.element_size(), around_bytes=found.nbytes)
-    predicted = choose(vae.decoder, job, device="cpu", budget=None, wanted=plan)[0].peak_bytes
+    predicted = choose(vae.decoder, job, device="cpu", budget=None, wanted=plan, workers=cores(z.device))[0].peak_bytes
     levels = (reference * 127.5 + 127.5).clamp(0, 255).round()[0].permute(1, 2, 0)
     return _row(plan, size, dtype, live.peak, predicted, float((found[0].float() - levels).abs().max()))
 

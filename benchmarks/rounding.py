@@ -15,6 +15,7 @@ from start import conditions
 
 from remote_vae.core.plan import Load, choose
 from remote_vae.core.strips import run
+from remote_vae.core.workers import cores
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 
@@ -34,7 +35,14 @@ def main(
         for plan in PLANS:
             strips: list[torch.Tensor] = []
             assert vae.decoder is not None
-            chosen = choose(vae.decoder, Load(side, side, z.shape[1], 4), device="cpu", budget=None, wanted=plan)[0]
+            chosen = choose(
+                vae.decoder,
+                Load(side, side, z.shape[1], 4),
+                device="cpu",
+                budget=None,
+                wanted=plan,
+                workers=cores(z.device),
+            )[0]
             assert chosen.strips is not None
             run(vae.decoder, z, chosen.strips, lambda row, strip, into=strips: into.append(strip))  # type: ignore[misc]
             found[plan] = torch.cat(strips, 2)

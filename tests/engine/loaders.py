@@ -68,6 +68,8 @@ class CopyVAE:
             raise LookupError("what a model's own code may raise")
         if self.misbehaviour == "gives one for all in batches" and len(latent) > 1:
             return latent[:1]
+        if self.misbehaviour == "tell its cores":
+            return torch.full_like(latent, torch.get_num_threads())
         if 7 in latent.flatten(1)[:, 0].tolist():
             MISBEHAVE[self.misbehaviour]()
         return latent

@@ -45,6 +45,19 @@ async def test_own_scaling_is_applied_in_the_replica() -> None:
     assert values[0] == 2.0
 
 
+@pytest.mark.parametrize("said", [None, "1"])
+async def test_replicas_share_the_cores(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas of a model take an even share of the machine's cores, a single one all, unless the operator says so."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    there = len(os.sched_getaffinity(0))
+    for replicas, share in ((1, there), (2, max(1, there // 2))):
+        async with running("tell its cores", replicas=replicas) as engine:
+            outcome = await run(engine, job())
+        assert np.frombuffer(outcome.block.buffer, dtype=np.float32)[0] == (share if said is None else int(said))
+
+
 async def test_segments_grow() -> None:
     """A job larger than every one before it finds room, and a smaller one after it too."""
     async with running() as engine:

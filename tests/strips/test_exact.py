@@ -24,7 +24,19 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "one level": lambda: small((16,), seed=5),
     "flux2": flux2,
 }
-ONE_ROW, FEW_ROWS, WHOLE = 1, 6000, 2**40  # bytes of a strip
+FEW_ROWS = 6000  # bytes of a strip
+PLANS = {
+    f"{name}{', again' if again else ''}": StripPlan(strip_bytes, again, count)
+    for name, strip_bytes, count in (
+        ("one row", 1, 1),
+        ("one row, three at a time", 1, 3),
+        ("few rows", FEW_ROWS, 1),
+        ("few rows, two at a time", FEW_ROWS, 2),
+        ("whole", 2**40, 1),
+        ("whole, shared by two", 2**40, 2),
+    )
+    for again in (False, True)
+}
 CLOSE = 1e-5  # of the output's scale
 
 
@@ -47,27 +59,35 @@ def apart(found: torch.Tensor, reference: torch.Tensor) -> float:
     return float((found - reference).abs().max() / reference.abs().max())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("strip_bytes", [ONE_ROW, FEW_ROWS, WHOLE])
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decode(family: str, strip_bytes: int, recompute: bool) -> None:
+def test_decode(family: str, plan: str) -> None:
     """Decoding in strips of any height differs from the whole decoder by rounding alone, at odd sizes too."""
     model = FAMILIES[family]()
     z = torch.randn(1, model.config.latent_channels, 7, 5)
-    found = through(describe_decoder(model), z, StripPlan(strip_bytes, recompute))
+    found = through(describe_decoder(model), z, PLANS[plan])
     assert apart(found, model.decode(z).sample) < CLOSE
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("strip_bytes", [ONE_ROW, FEW_ROWS, WHOLE])
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_encode(family: str, strip_bytes: int, recompute: bool) -> None:
+def test_encode(family: str, plan: str) -> None:
     """Encoding in strips of any height differs from the whole encoder by rounding alone."""
     model = FAMILIES[family]()
     ratio = 2 ** (len(model.config.block_out_channels) - 1)
     x = torch.randn(1, 3, 7 * ratio, 5 * ratio)
-    found = through(describe_encoder(model), x, StripPlan(strip_bytes, recompute))
+    found = through(describe_encoder(model), x, PLANS[plan])
     assert apart(found, model.encode(x).latent_dist.parameters) < CLOSE
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_workers_change_nothing(recompute: bool) -> None:
+    """However many strips are computed at a time, the bits are the same: sums are merged in one order."""
+    model, z = small(), torch.randn(1, 4, 24, 5)
+    alone, side_by_side = (
+        through(describe_decoder(model), z, StripPlan(FEW_ROWS // 8, recompute, count)) for count in (1, 3)
+    )
+    assert torch.equal(alone, side_by_side)
 
 
 @pytest.mark.parametrize("kernels", [Plain(), Cpu()])
@@ -110,16 +130,15 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     return torch.nn.Module.to(model, dtype)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("strip_bytes", [ONE_ROW, FEW_ROWS, WHOLE])
-def test_upsampling_as_it_is(strip_bytes: int, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plan", PLANS)
+def test_upsampling_as_it_is(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Upsampling whose kernel is not folded, as in float16, gives the same pixels."""
     monkeypatch.setattr(
         "remote_vae.models.stages.Upsample", lambda weight, bias: Upsample(kept.pop(0), bias, folded=False)
     )
     model, z = small(), torch.randn(1, 4, 7, 5)
     kept = [block.upsamplers[0].conv.weight for block in model.decoder.up_blocks if block.upsamplers]
-    found = through(describe_decoder(model), z, StripPlan(strip_bytes, recompute))
+    found = through(describe_decoder(model), z, PLANS[plan])
     assert apart(found, model.decode(z).sample) < CLOSE
 
 

@@ -23,8 +23,11 @@ from remote_vae.models.vae import DiffusersVAE
 from .models import small
 
 WIDTHS = (16, 32, 64, 64)
-STRIPS = StripPlan(64 * 1024)
-PLANS = {"whole": StripPlan(WHOLE_BYTES), "strips": STRIPS, "strips-recompute": StripPlan(64 * 1024, recompute=True)}
+PLANS = {
+    "whole": StripPlan(WHOLE_BYTES),
+    "strips": StripPlan(64 * 1024),
+    "strips-recompute": StripPlan(64 * 1024, recompute=True),
+}
 GENEROUS = 2**40
 
 
@@ -54,6 +57,36 @@ def test_prediction(name: str, direction: str, vae: DiffusersVAE) -> None:
     assert live.current == 0
     predicted = predict(program, Load(shape[2], shape[3], shape[1], 4), plan)
     assert abs(predicted / live.peak - 1) < 0.15
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", ["strips", "strips-recompute"])
+def test_prediction_of_several_at_a_time(name: str, count: int, vae: DiffusersVAE) -> None:
+    """Strips that are computed side by side hold what is predicted, or less when not all hold their most at once."""
+    assert vae.decoder is not None
+    load = Load(32, 40, 4, 4)
+    plan, *_ = choose(vae.decoder, load, device="cpu", budget=None, wanted=name, workers=count)
+    assert plan.strips is not None
+    assert plan.peak_bytes is not None
+    assert plan.strips.workers == count
+    with LiveBytes() as live:
+        run(vae.decoder, torch.randn(1, 4, 32, 40), plan.strips, lambda row, strip: None)
+    assert live.current == 0
+    assert -0.1 < plan.peak_bytes / live.peak - 1 < 0.35
+
+
+def test_fewer_at_a_time(vae: DiffusersVAE) -> None:
+    """Where strips side by side take more memory than there is, one at a time is tried before anyone is refused."""
+    program, load = vae.decoder, Load(32, 40, 4, 4)
+    assert program is not None
+    most, *rest = choose(program, load, device="cpu", budget=None, workers=16)
+    assert most.strips is not None
+    assert (most.strips.workers, rest[-1].strips and rest[-1].strips.workers) == (16, 1)
+    least = rest[-1].peak_bytes or 0
+    (found,) = choose(program, load, device="cpu", budget=least, workers=16)
+    assert found == rest[-1]
+    with pytest.raises(TooLarge):
+        choose(program, load, device="cpu", budget=least - 1, workers=16)
 
 
 def test_strips_save_memory(vae: DiffusersVAE) -> None:
@@ -157,7 +190,9 @@ def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.
     monkeypatch.setattr("remote_vae.core.decode.stream", poor)
     with pytest.raises(Overloaded, match="every exact plan"):
         through(vae, torch.randn(1, 4, 64, 64), terms=Terms(budget=lambda: GENEROUS))
-    assert [plan.recompute for plan in ran] == [False, True]
+    assert not ran[0].recompute
+    assert ran[-1].recompute
+    assert ran[-1].workers == 1
 
 
 def test_cancelled_between_strips(vae: DiffusersVAE) -> None:

@@ -1,17 +1,18 @@
 """A model's encoder or decoder on a batch: by its stages in strips, or by the model's own code, whatever is planned."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import torch
 
-from remote_vae.core.plan import WHOLE_BYTES, Load, Plan, PlanName, choose, predict
+from remote_vae.core.plan import WHOLE_BYTES, Load, Plan, PlanName, choose, is_light, predict
 from remote_vae.core.precision import arithmetic
 from remote_vae.core.stages import Program
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.core.vae import VAE
+from remote_vae.core.workers import cores, one_core
 from remote_vae.errors import Overloaded
 
 T = TypeVar("T")
@@ -56,8 +57,15 @@ def plans(program: Program | None, batch: torch.Tensor, terms: Terms, *, around_
     load = Load(batch.shape[2], batch.shape[3], batch.shape[1], batch.element_size(), around_bytes)
     own = arithmetic(batch.dtype, batch.device) is batch.dtype  # else the model's own code would crawl
     if own and terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
-        return (Plan(PlanName.WHOLE),)
-    return choose(program, load, device=batch.device.type, budget=terms.budget(), wanted=terms.plan)
+        return (Plan(PlanName.WHOLE, one_core=batch.device.type == "cpu" and is_light(program, load)),)
+    return choose(
+        program,
+        load,
+        device=batch.device.type,
+        budget=terms.budget(),
+        wanted=terms.plan,
+        workers=cores(batch.device),
+    )
 
 
 def stream(
@@ -74,9 +82,11 @@ def stream(
         )
 
 
-def own_code(vae: VAE, plan: Plan) -> AbstractContextManager[None]:
+@contextmanager
+def own_code(vae: VAE, plan: Plan) -> Iterator[None]:
     """In which the model's own methods do what the plan says."""
-    return vae.tiling() if plan.name is PlanName.TILES else nullcontext()
+    with vae.tiling() if plan.name is PlanName.TILES else nullcontext(), one_core() if plan.one_core else nullcontext():
+        yield
 
 
 def first_that_fits(found: tuple[Plan, ...], attempt: Callable[[Plan], T]) -> tuple[T, Plan]:

@@ -10,10 +10,8 @@ from torch.nn import functional
 
 from remote_vae.core import winograd
 from remote_vae.core.precision import arithmetic
-from remote_vae.core.stages import Convolution, Downsample, Upsample
+from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
 from remote_vae.core.winograd import Form
-
-Layer = Convolution | Upsample | Downsample
 
 
 class Margin(NamedTuple):

@@ -2,20 +2,57 @@
 
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import ExitStack
+from threading import RLock
+from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from remote_vae.core.workers import WITHIN
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Of the tensors made within the block: `peak`, the most bytes they held at one time, and `current`."""
+
+class LiveBytes:
+    """Of the tensors made within the block, by this thread and its workers: `peak`, the most bytes that they held at
+    one time, and `current`.
+    """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.current = 0
         self.peak = 0
         self._known: dict[int, int] = {}
+        self._lock = RLock()  # a tensor may be freed, and forgotten, while another one is counted
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Self:
+        token = WITHIN.set(lambda: _Mode(self))
+        self._entered.callback(WITHIN.reset, token)
+        self._entered.enter_context(_Mode(self))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._entered.close()
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = storage.nbytes()
+                self.current += storage.nbytes()
+                self.peak = max(self.peak, self.current)
+                weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            self.current -= self._known.pop(key, 0)
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Sees the operations of one thread."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._live = live
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -24,19 +61,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         found = func(*args, **(kwargs or {}))
         for tensor in _tensors(found):
             if _key(tensor) not in given:
-                self._count(tensor.untyped_storage())
-        self.peak = max(self.peak, self.current)
+                self._live.count(tensor.untyped_storage())
         return found
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes()
-            self.current += storage.nbytes()
-            weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.current -= self._known.pop(key, 0)
 
 
 def _tensors(found: Any) -> Iterator[torch.Tensor]:

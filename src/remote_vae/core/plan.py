@@ -10,14 +10,26 @@ from enum import StrEnum
 from typing import Final
 
 from remote_vae.core.attention import SCORE_BYTES
-from remote_vae.core.filters import Layer, scratch_bytes
-from remote_vae.core.stages import Attention, Convolution, Downsample, Program, Residual, Stage, Upsample
+from remote_vae.core.filters import scratch_bytes
+from remote_vae.core.stages import (
+    Attention,
+    Convolution,
+    Downsample,
+    Layer,
+    Program,
+    Residual,
+    Stage,
+    Upsample,
+    layers_of,
+)
 from remote_vae.core.strips import ROWS, StripPlan
 from remote_vae.errors import InvalidValue, TooLarge
 
 STRIP_BYTES: Final = {"cpu": 4 * 2**20}  # what stays in a core's cache; elsewhere as below
 LARGE_STRIP_BYTES: Final = 16 * 2**20
 FEWEST_STRIPS: Final = 24  # of the widest map: what lies between two maps shall be little beside them
+FEWEST_EACH: Final = 12  # for the same reason, where many are computed at a time
+LIGHT: Final = 2**25  # products of a convolution, which cores share in less time than they then wait for each other
 WHOLE_BYTES: Final = 2**62
 
 
@@ -35,11 +47,12 @@ EXACT: Final = (PlanName.STRIPS, PlanName.WHOLE, PlanName.RECOMPUTE)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`strips` None runs the model's own code; `peak_bytes` None is not predicted."""
+    """`strips` None runs the model's own code, on `one_core` or all; `peak_bytes` None is not predicted."""
 
     name: PlanName
     strips: StripPlan | None = None
     peak_bytes: int | None = None
+    one_core: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +67,19 @@ class Load:
 
 
 def choose(
-    program: Program, load: Load, *, device: str, budget: int | None, wanted: str | None = None
+    program: Program, load: Load, *, device: str, budget: int | None, wanted: str | None = None, workers: int = 1
 ) -> tuple[Plan, ...]:
     """The plan to run and, after it, those to fall back on when the device has less memory than it said.
 
-    The fastest exact plan that fits the budget, or the one that is wanted. *Raises* TooLarge naming the numbers when
-    none fits, InvalidValue for a plan that is no exact one.
+    The fastest exact plan that fits the budget, or the one that is wanted; with fewer strips at a time than `workers`
+    only where nothing else fits. *Raises* TooLarge naming the numbers when none fits, InvalidValue for a plan that is
+    no exact one.
     """
     order = _by_speed(device)
     names = order if wanted is None else (_exact(wanted),)
-    candidates = [_plan(program, load, name, device) for name in names]
+    candidates = [
+        _plan(program, load, name, device, count) for count in sorted({workers, 1}, reverse=True) for name in names
+    ]
     fitting = [plan for plan in candidates if budget is None or (plan.peak_bytes or 0) <= budget]
     if not fitting:
         least = min(candidates, key=lambda plan: plan.peak_bytes or 0)
@@ -80,6 +96,16 @@ def choose(
         return (first,)
     rest = [plan for plan in candidates if (plan.peak_bytes or 0) < (first.peak_bytes or 0)]
     return (first, *sorted(rest, key=lambda plan: -(plan.peak_bytes or 0)))
+
+
+def is_light(program: Program, load: Load) -> bool:
+    """Whether a CPU's cores would rather wait for each other than work, were each convolution shared among them."""
+    products, layers = 0, 0
+    for stage, size in zip(program.stages, list(_sizes(program, load))[1:], strict=True):
+        for layer in layers_of(stage):
+            products += size.height * size.width * layer.weight.numel()
+            layers += 1
+    return products < LIGHT * layers
 
 
 def _by_speed(device: str) -> tuple[PlanName, ...]:
@@ -99,13 +125,14 @@ def _mega(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e6:.0f}"
 
 
-def _plan(program: Program, load: Load, name: PlanName, device: str) -> Plan:
+def _plan(program: Program, load: Load, name: PlanName, device: str, workers: int) -> Plan:
     widest = max(size.map_bytes for size in _sizes(program, load))
-    strip_bytes = WHOLE_BYTES
+    strips = StripPlan(WHOLE_BYTES)
     if name is not PlanName.WHOLE:
         fewest = ROWS * max(size.map_bytes // size.height for size in _sizes(program, load))
-        strip_bytes = max(fewest, min(STRIP_BYTES.get(device, LARGE_STRIP_BYTES), widest // FEWEST_STRIPS))
-    strips = StripPlan(strip_bytes, recompute=name is PlanName.RECOMPUTE)
+        share = widest // max(FEWEST_STRIPS, FEWEST_EACH * workers)
+        strip_bytes = max(fewest, min(STRIP_BYTES.get(device, LARGE_STRIP_BYTES), share))
+        strips = StripPlan(strip_bytes, recompute=name is PlanName.RECOMPUTE, workers=workers)
     return Plan(name, strips, predict(program, load, strips))
 
 
@@ -123,7 +150,7 @@ def predict(program: Program, load: Load, plan: StripPlan) -> int:
             before = sizes[index - 1]
         last = index + 1 == len(program.stages)
         held = _stage_bytes(stage, before, after, plan, again=again, last=last)
-        peak = max(peak, held + _scratch(stage, before, after, plan, again=again))
+        peak = max(peak, held + plan.workers * _scratch(stage, before, after, plan, again=again))
     image = load.height * load.width * load.channels * load.item_bytes
     return peak + image + load.around_bytes
 
@@ -139,17 +166,19 @@ class _Size:
     def map_bytes(self) -> int:
         return self.height * self.width * self.channels * self.item_bytes
 
-    def strip(self, plan: StripPlan, *, halo: int = 0) -> int:
-        """Bytes of a strip with its halo rows."""
-        rows = min(self.height, plan.rows(self.width, self.channels, self.item_bytes))
-        return (rows + 2 * halo) * self.width * self.channels * self.item_bytes
+    def strips(self, plan: StripPlan, *, halo: int = 0) -> int:
+        """Bytes of the strips that are computed at a time, with their halo rows."""
+        rows = min(self.height, plan.rows(self.height, self.width, self.channels, self.item_bytes))
+        return plan.workers * (rows + 2 * halo) * self.width * self.channels * self.item_bytes
 
 
 def _scratch(stage: Stage, before: _Size, after: _Size, plan: StripPlan, *, again: bool) -> int:
     """What the stage's convolutions take for themselves: one at a time, or one within the other."""
 
     def of(layer: Layer, given: _Size) -> int:
-        rows = min(given.height, plan.rows(given.width, max(given.channels, layer.channels), given.item_bytes))
+        rows = min(
+            given.height, plan.rows(given.height, given.width, max(given.channels, layer.channels), given.item_bytes)
+        )
         return scratch_bytes(layer, given.height, given.width, rows)
 
     match stage:
@@ -188,30 +217,30 @@ def _stage_bytes(  # noqa: PLR0911  # a case per stage
         case Residual():
             hidden = _Size(after.height, after.width, stage.first.channels, after.item_bytes)
             both = hidden.map_bytes + after.map_bytes
-            second = both + hidden.strip(plan, halo=1) + after.strip(plan)
+            second = both + hidden.strips(plan, halo=1) + after.strips(plan)
             if stage.shortcut is None:
-                return max(both + before.strip(plan, halo=1), second)
+                return max(both + before.strips(plan, halo=1), second)
             return max(_swept(before, plan, (hidden, after), halo=1), second)
         case Attention():
             return _attention(before)
         case Convolution() if last:
-            rows = plan.rows(after.width, max(before.channels, after.channels), after.item_bytes)
+            rows = plan.rows(after.height, after.width, max(before.channels, after.channels), after.item_bytes)
             written = min(rows, after.height) * after.width * after.channels * after.item_bytes
-            return before.map_bytes + before.strip(plan, halo=stage.halo) + 4 * written
+            return before.map_bytes + before.strips(plan, halo=stage.halo) + plan.workers * 4 * written
         case Convolution():
             return _swept(before, plan, (after,), halo=stage.halo)
         case Upsample() if not stage.folded:
             doubled = _Size(after.height, after.width, before.channels, after.item_bytes)
-            return _swept(before, plan, (after,), halo=1) + doubled.strip(plan, halo=1)
+            return _swept(before, plan, (after,), halo=1) + doubled.strips(plan, halo=1)
         case Upsample() | Downsample():
             return _swept(before, plan, (after,), halo=1)
 
 
 def _swept(before: _Size, plan: StripPlan, after: tuple[_Size, ...], *, halo: int) -> int:
     """While maps are written, the one that they come from goes: at the start that is whole, at the end these are."""
-    start = before.map_bytes + sum(size.strip(plan) for size in after)
-    end = before.strip(plan) + sum(size.map_bytes for size in after)
-    return max(start, end) + before.strip(plan, halo=halo)
+    start = before.map_bytes + sum(size.strips(plan) for size in after)
+    end = before.strips(plan) + sum(size.map_bytes for size in after)
+    return max(start, end) + before.strips(plan, halo=halo)
 
 
 def _attention(size: _Size) -> int:
@@ -225,12 +254,18 @@ def _attention(size: _Size) -> int:
 
 
 def _recomputed(stage: Residual, before: _Size, after: _Size, plan: StripPlan) -> int:
-    """One map of the output, the map it is computed from unless that is the same, and the strips between them."""
-    hidden = _Size(after.height, after.width, stage.first.channels, after.item_bytes)
-    rising = before.height != after.height
-    between = 2 * hidden.strip(plan, halo=2) + 2 * after.strip(plan, halo=1)
-    if rising:
-        inner = _Size(after.height, after.width, before.channels, after.item_bytes)
-        return max(before.map_bytes, after.map_bytes) + 3 * inner.strip(plan, halo=2) + between
-    held = after.map_bytes if stage.shortcut is None else before.map_bytes + after.map_bytes
-    return held + before.strip(plan, halo=2) + between
+    """One map of the output, the map it is computed from unless that is the same, and the strips between them: each
+    step's window beside what the step before it gave, in as many rows as the second convolution's strips have.
+    """
+    first, channels = stage.first.channels, after.channels
+    rows = plan.rows(after.height, after.width, max(first, channels), after.item_bytes)
+    row = plan.workers * after.width * after.item_bytes  # of one channel
+    given, hidden, found = (rows + 4) * row * before.channels, (rows + 2) * row * first, rows * row * channels
+    second = hidden + max(hidden, found)
+    if before.height != after.height:
+        going = before.strips(plan, halo=2)  # what the strips at work still read
+        return max(before.map_bytes, after.map_bytes) + going + max(given + hidden, second) + found
+    if stage.shortcut is not None:
+        return before.map_bytes + after.map_bytes + max(given + hidden, second) + found
+    late = found // plan.workers  # computed, and added once its neighbour is too
+    return after.map_bytes + max(given + hidden, second) + late

@@ -14,6 +14,7 @@ from remote_vae.core.filters import NO_MARGIN, Margin, filter_for
 from remote_vae.core.moments import Moments
 from remote_vae.core.norm import Kernels
 from remote_vae.core.stages import Convolution, Downsample, Norm, Upsample
+from remote_vae.core.workers import Span
 
 
 class Rows(Protocol):
@@ -27,7 +28,7 @@ class Rows(Protocol):
 
 
 class Strips:
-    """Rows that are stored. Strips are appended from top to bottom, and may be replaced once in the same order."""
+    """Rows that are stored, appended strip by strip from top to bottom, and the statistics of all of them."""
 
     def __init__(self, height: int, width: int, channels: int) -> None:
         self.height, self.width, self.channels = height, width, channels
@@ -36,30 +37,31 @@ class Strips:
         self._strips: list[torch.Tensor | None] = []
         self._filled = 0
         self._dropped = 0  # strips before this one are gone
-        self._replaced = 0  # rows above are new; of the old ones only `_kept` is left
-        self._kept: torch.Tensor | None = None
 
-    def append(self, strip: torch.Tensor) -> None:
+    def append(self, strip: torch.Tensor, moments: Moments | None = None) -> None:
         self._starts.append(self._filled)
         self._strips.append(strip)
         self._filled += strip.shape[2]
+        self.measure(moments)
 
-    def bounds(self) -> list[tuple[int, int]]:
-        """First and one-past-last row of each strip."""
+    def measure(self, moments: Moments | None) -> None:
+        """Adds the statistics of one more strip, if somebody took them."""
+        if moments is not None:
+            self.moments = moments if self.moments is None else self.moments.merge(moments)
+
+    def spans(self) -> list[Span]:
+        """Of its strips."""
         return list(zip(self._starts, [*self._starts[1:], self._filled], strict=True))
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
+        """*Raises* IndexError for rows that have been dropped."""
         start, stop = max(start, 0), min(stop, self.height)
         pieces: list[torch.Tensor] = []
-        if start < self._replaced:
-            if self._kept is None or start < self._replaced - self._kept.shape[2]:
-                raise IndexError("rows that have been replaced")
-            above = self._kept[:, :, self._kept.shape[2] - (self._replaced - start) :]
-            pieces.append(above[:, :, : stop - start])
-            start = self._replaced
         index = bisect_right(self._starts, start) - 1
         while start < stop:
-            first, strip = self._starts[index], self.strip(index)
+            first, strip = self._starts[index], self._strips[index]
+            if strip is None:
+                raise IndexError("a strip that has been dropped")
             pieces.append(strip[:, :, start - first : stop - first])
             start, index = first + strip.shape[2], index + 1
         return pieces
@@ -68,24 +70,6 @@ class Strips:
         while self._dropped + 1 < len(self._starts) and self._starts[self._dropped + 1] <= row:
             self._strips[self._dropped] = None
             self._dropped += 1
-
-    def strip(self, index: int) -> torch.Tensor:
-        """*Raises* IndexError for one that has been dropped."""
-        found = self._strips[index]
-        if found is None:
-            raise IndexError("a strip that has been dropped")
-        return found
-
-    def add(self, index: int, branch: torch.Tensor, *, keep: int) -> torch.Tensor:
-        """A strip becomes itself plus `branch`, in place; its last `keep` old rows can still be read."""
-        strip, first = self.strip(index), self._starts[index]
-        last = first + strip.shape[2]
-        if keep:
-            old = torch.cat(self.read(last - keep, last), 2) if first else strip[:, :, -keep:].clone()
-            self._kept, self._replaced = old, last
-        if last == self.height:  # every row is new, and may be read again
-            self._kept, self._replaced = None, 0
-        return strip.add_(branch)
 
 
 class Normalised:
@@ -184,7 +168,7 @@ class Downsampled:
         self._source.drop(2 * row)
 
 
-def windows(height: int, rows: int) -> Iterator[tuple[int, int]]:
-    """First and one-past-last rows of strips of at most `rows` rows."""
+def windows(height: int, rows: int) -> Iterator[Span]:
+    """Strips of at most `rows` rows, from top to bottom."""
     for start in range(0, height, rows):
         yield start, min(start + rows, height)

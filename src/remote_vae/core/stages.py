@@ -92,7 +92,8 @@ class Downsample:
         return self.weight.shape[0]
 
 
-Stage = Convolution | Residual | Attention | Upsample | Downsample
+Layer = Convolution | Upsample | Downsample
+Stage = Layer | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,18 @@ class Program:
     """What an encoder or decoder does, as a list."""
 
     stages: tuple[Stage, ...]
+
+
+def layers_of(stage: Stage) -> tuple[Layer, ...]:
+    """What a stage multiplies with."""
+    match stage:
+        case Residual():
+            shortcut = () if stage.shortcut is None else (stage.shortcut,)
+            return (stage.first, stage.second, *shortcut)
+        case Attention():
+            return (stage.query, stage.key, stage.value, stage.out)
+        case Convolution() | Upsample() | Downsample():
+            return (stage,)
 
 
 def measured(program: Program, index: int) -> bool:

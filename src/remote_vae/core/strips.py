@@ -4,11 +4,14 @@ GroupNorm needs the whole map's statistics, so a layer is finished before the ne
 strip as it is written, and merged. A convolution reads the rows that its strip's neighbours lend it. A strip is freed
 as soon as nothing reads it again, and residual branches are added in place: about two maps of the widest layer exist
 at a time. With `recompute` the layers of the full resolution do not store what lies between their two convolutions
-but compute it again: one such map, for about a quarter more arithmetic.
+but compute it again: one such map, for about a quarter more arithmetic. Strips of one layer need nothing of each other,
+so several are computed side by side (`core.workers`).
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Final
 
 import torch
@@ -29,25 +32,35 @@ from remote_vae.core.stages import (
     measured,
 )
 from remote_vae.core.winograd import CONVOLUTION
+from remote_vae.core.workers import Span, workers
 
 ROWS: Final = CONVOLUTION.outputs
+EACH: Final = 2  # strips of a map for each worker at least, lest one waits for another that has begun its last
 
+Measured = tuple[torch.Tensor, Moments | None]
 Sink = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
 class StripPlan:
-    """How many bytes a strip has, and whether the full resolution is computed again rather than stored twice."""
+    """How many bytes a strip has, whether the full resolution is computed again rather than stored twice, and how many
+    strips are computed at a time.
+    """
 
     strip_bytes: int
     recompute: bool = False
+    workers: int = 1
 
-    def rows(self, width: int, channels: int, item_bytes: int) -> int:
-        """Rows of a strip; one at least, and fours where there are as many, which is what convolutions like."""
+    def rows(self, height: int, width: int, channels: int, item_bytes: int) -> int:
+        """Rows of a map's strip; one at least, and fours where there are as many, which is what convolutions like."""
         found = max(1, self.strip_bytes // (width * channels * item_bytes))
+        if self.workers > 1:
+            share = -(-height // (EACH * self.workers))
+            found = min(found, share + -share % ROWS)
         return found if found < ROWS else found - found % ROWS
 
 
+@torch.inference_mode()
 def run(
     program: Program,
     image: torch.Tensor,
@@ -66,6 +79,7 @@ def run(
 class _Run:
     def __init__(self, plan: StripPlan, kernels: Kernels, checkpoint: Callable[[], None]) -> None:
         self._plan, self._kernels, self._checkpoint = plan, kernels, checkpoint
+        self._workers = workers(plan.workers)
         self._item_bytes = 0
 
     def run(self, program: Program, image: torch.Tensor, sink: Sink) -> None:
@@ -78,11 +92,7 @@ class _Run:
             if index + 1 == len(program.stages):
                 if not isinstance(stage, Convolution):
                     raise TypeError("a program ends with a convolution")
-                last = self._convolved(found, stage)
-                for start, stop in windows(last.height, self._rows(last)):
-                    self._checkpoint()
-                    sink(start, last.read(start, stop)[0])
-                    last.drop(stop)
+                self._give(self._convolved(found, stage), sink)
             elif isinstance(stage, Upsample) and again and 2 * found.height == full:
                 found = Upsampled(found, stage, self._kernels)  # computed by the block that follows
             else:
@@ -108,79 +118,105 @@ class _Run:
         """As they were gathered when the map was stored, else by computing the map once."""
         if isinstance(source, Strips) and source.moments is not None:
             return source.moments
-        found: Moments | None = None
-        for start, stop in windows(source.height, self._rows(source)):
-            self._checkpoint()
-            for piece in source.read(start, stop):
-                new = self._kernels.moments(piece)
-                found = new if found is None else found.merge(new)
-        if found is None:
-            raise ValueError("a map without rows has no statistics")
-        return found
+        found: list[Moments] = []
 
-    def _store(self, source: Rows, needs: bool) -> Strips:
-        """Every row of a map, computed once from top to bottom, while the map it comes from goes."""
+        def work(span: Span) -> Moments:
+            return reduce(Moments.merge, map(self._kernels.moments, source.read(*span)))
+
+        self._workers.each(self._spans(source), work, lambda span, new: found.append(new))
+        return reduce(Moments.merge, found)
+
+    def _give(self, source: Convolved, sink: Sink) -> None:
+        def take(span: Span, strip: torch.Tensor) -> None:
+            sink(span[0], strip)
+            source.drop(span[1])
+
+        self._workers.each(self._spans(source), lambda span: source.read(*span)[0], take)
+
+    def _store(self, source: Rows, needs: bool, *, keep: bool = False) -> Strips:
+        """Every row of a map, computed once from top to bottom, while the map it comes from goes, unless it is kept."""
         stored = Strips(source.height, source.width, source.channels)
-        for start, stop in windows(source.height, self._rows(source)):
-            self._checkpoint()
-            self._append(stored, source.read(start, stop)[0], needs)
-            source.drop(stop)
+
+        def take(span: Span, found: Measured) -> None:
+            stored.append(*found)
+            if not keep:
+                source.drop(span[1])
+
+        self._workers.each(self._spans(source), lambda span: self._measured(source.read(*span)[0], needs), take)
         return stored
 
-    def _append(self, stored: Strips, strip: torch.Tensor, needs: bool) -> None:
-        stored.append(strip)
-        if needs:
-            self._gather(stored, strip)
-
-    def _gather(self, stored: Strips, strip: torch.Tensor) -> None:
-        new = self._kernels.moments(strip)
-        stored.moments = new if stored.moments is None else stored.moments.merge(new)
+    def _measured(self, strip: torch.Tensor, needs: bool) -> Measured:
+        return strip, self._kernels.moments(strip) if needs else None
 
     def _residual(self, x: Rows, stage: Residual, needs: bool, *, recompute: bool) -> Strips:
         hidden: Rows = self._convolved(x, stage.first)
         if recompute and isinstance(x, Strips) and stage.shortcut is None:
-            return self._add_in_place(x, hidden, stage, needs, keep=2)
+            return self._add_late(x, hidden, stage, needs)
         if recompute:
             return self._add_to_new(x, hidden, stage, needs)
-        if stage.shortcut is None:
-            if not isinstance(x, Strips):
-                raise TypeError("only a recomputing plan leaves a map unstored")
-            hidden = self._store_beside(hidden)
-            return self._add_in_place(x, hidden, stage, needs, keep=0)
-        hidden, base = self._store_both(x, hidden, stage.shortcut)
-        return self._add_in_place(base, hidden, stage, needs, keep=0)
-
-    def _store_beside(self, hidden: Rows) -> Strips:
-        """As `_store`, but the map below is needed again."""
-        stored = Strips(hidden.height, hidden.width, hidden.channels)
-        for start, stop in windows(hidden.height, self._rows(hidden)):
-            self._checkpoint()
-            self._append(stored, hidden.read(start, stop)[0], True)
-        return stored
+        if stage.shortcut is not None:
+            hidden, x = self._store_both(x, hidden, stage.shortcut)
+        else:
+            hidden = self._store(hidden, True, keep=True)
+        if not isinstance(x, Strips):
+            raise TypeError("only a recomputing plan leaves a map unstored")
+        return self._add_in_place(x, hidden, stage, needs)
 
     def _store_both(self, x: Rows, hidden: Rows, shortcut: Convolution) -> tuple[Strips, Strips]:
         """The first convolution and the shortcut in one sweep, so that the map below them can go."""
         stored = Strips(hidden.height, hidden.width, hidden.channels)
         base = Strips(hidden.height, hidden.width, hidden.channels)
         short = self._convolved(x, shortcut)
-        for start, stop in windows(hidden.height, self._rows(hidden)):
-            self._checkpoint()
-            self._append(stored, hidden.read(start, stop)[0], True)
-            base.append(short.read(start, stop)[0])
-            hidden.drop(stop)
+
+        def work(span: Span) -> tuple[Measured, torch.Tensor]:
+            return self._measured(hidden.read(*span)[0], True), short.read(*span)[0]
+
+        def take(span: Span, found: tuple[Measured, torch.Tensor]) -> None:
+            stored.append(*found[0])
+            base.append(found[1])
+            hidden.drop(span[1])
+
+        self._workers.each(self._spans(hidden), work, take)
         return stored, base
 
-    def _add_in_place(self, base: Strips, hidden: Rows, stage: Residual, needs: bool, *, keep: int) -> Strips:
-        """base += second(hidden). With `keep`, hidden is computed from base, whose last old rows it still reads."""
+    def _add_in_place(self, base: Strips, hidden: Rows, stage: Residual, needs: bool) -> Strips:
+        """base += second(hidden), while hidden goes."""
         branch = self._convolved(hidden, stage.second)
         base.moments = None
-        for index, (start, stop) in enumerate(base.bounds()):
-            self._checkpoint()
-            strip = base.add(index, branch.read(start, stop)[0], keep=keep)
-            if needs:
-                self._gather(base, strip)
-            if not keep:
-                branch.drop(stop)
+
+        def work(span: Span) -> Moments | None:
+            strip = base.read(*span)[0].add_(branch.read(*span)[0])
+            return self._measured(strip, needs)[1]
+
+        def take(span: Span, moments: Moments | None) -> None:
+            base.measure(moments)
+            branch.drop(span[1])
+
+        self._workers.each(self._checked(base.spans()), work, take)
+        return base
+
+    def _add_late(self, base: Strips, hidden: Rows, stage: Residual, needs: bool) -> Strips:
+        """base += second(hidden), where hidden is computed from base: a strip changes once its neighbours below, whose
+        halos reach into it, are computed.
+        """
+        branch = self._convolved(hidden, stage.second)
+        base.moments = None
+        spans = base.spans()
+        halo = stage.first.halo + stage.second.halo
+        neighbours = -(-halo // min(stop - start for start, stop in spans))
+        late: deque[tuple[Span, torch.Tensor]] = deque()
+
+        def add(span: Span, found: torch.Tensor) -> None:
+            base.measure(self._measured(base.read(*span)[0].add_(found), needs)[1])
+
+        def take(span: Span, found: torch.Tensor) -> None:
+            late.append((span, found))
+            if len(late) > neighbours:
+                add(*late.popleft())
+
+        self._workers.each(self._checked(spans), lambda span: branch.read(*span)[0], take)
+        while late:
+            add(*late.popleft())
         return base
 
     def _add_to_new(self, x: Rows, hidden: Rows, stage: Residual, needs: bool) -> Strips:
@@ -188,13 +224,18 @@ class _Run:
         branch = self._convolved(hidden, stage.second)
         base = x if stage.shortcut is None else self._convolved(x, stage.shortcut)
         stored = Strips(branch.height, branch.width, branch.channels)
-        for start, stop in windows(branch.height, self._rows(branch)):
-            self._checkpoint()
-            strip = branch.read(start, stop)[0]
-            for piece in base.read(start, stop):  # one piece: what is computed comes whole
+
+        def work(span: Span) -> Measured:
+            strip = branch.read(*span)[0]
+            for piece in base.read(*span):  # one piece: what is computed comes whole
                 strip.add_(piece)
-            self._append(stored, strip, needs)
-            branch.drop(stop)
+            return self._measured(strip, needs)
+
+        def take(span: Span, found: Measured) -> None:
+            stored.append(*found)
+            branch.drop(span[1])
+
+        self._workers.each(self._spans(branch), work, take)
         return stored
 
     def _attention(self, x: Rows, stage: Attention, needs: bool) -> Strips:
@@ -210,17 +251,23 @@ class _Run:
         del query, key, value
         branch = found.view(1, shape[2], shape[3], -1).permute(0, 3, 1, 2)
         x.moments = None
-        for index, (start, stop) in enumerate(x.bounds()):
-            self._checkpoint()
-            strip = x.add(index, branch[:, :, start:stop], keep=0)
-            if needs:
-                self._gather(x, strip)
+
+        def work(span: Span) -> Moments | None:
+            return self._measured(x.read(*span)[0].add_(branch[:, :, slice(*span)]), needs)[1]
+
+        self._workers.each(self._checked(x.spans()), work, lambda span, moments: x.measure(moments))
         return x
 
-    def _rows(self, found: Rows) -> int:
+    def _spans(self, found: Rows) -> Iterable[Span]:
         """By the wider of what a convolution reads and writes: the last one writes three channels and reads many."""
         channels = found.widest if isinstance(found, Convolved) else found.channels
-        return self._plan.rows(found.width, channels, self._item_bytes)
+        rows = self._plan.rows(found.height, found.width, channels, self._item_bytes)
+        return self._checked(windows(found.height, rows))
+
+    def _checked(self, spans: Iterable[Span]) -> Iterable[Span]:
+        for span in spans:
+            self._checkpoint()
+            yield span
 
 
 def _linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:

@@ -116,7 +116,13 @@ class Pool:
                 return
             try:
                 for spec in self.model.specs:
-                    replica = Replica(self.model.name, loader=self._loader, spec=spec, on_lost=self.queue.wake)
+                    replica = Replica(
+                        self.model.name,
+                        loader=self._loader,
+                        spec=spec,
+                        siblings=len(self.model.specs),
+                        on_lost=self.queue.wake,
+                    )
                     self.replicas.append(replica)
                     self.facts = await replica.load()
             except BaseException as exc:
