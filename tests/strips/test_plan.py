@@ -12,7 +12,7 @@ from remote_vae.core.encode import Take, encode
 from remote_vae.core.execute import Terms
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live import LiveBytes
-from remote_vae.core.plan import WHOLE_BYTES, Load, choose, predict
+from remote_vae.core.plan import WHOLE_BYTES, Load, choose, is_light, predict
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.engine.memory import Budget
 from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
@@ -118,6 +118,32 @@ def test_choice(vae: DiffusersVAE) -> None:
     names = [plan.name for plan in choose(program, load, device="cuda", budget=peaks["whole"] - 1)]
     assert names == ["strips", "strips-recompute"]
     assert choose(program, load, device="cpu", budget=GENEROUS)[0].name == "strips"
+
+
+@pytest.mark.parametrize(("light", "count"), [(2**62, 1), (0, 3)])
+def test_light_pictures(light: int, count: int, vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small picture whose convolutions are light runs on one core, another on all that torch may use."""
+    monkeypatch.setattr("remote_vae.core.plan.LIGHT", light)
+    seen: list[int] = []
+    hook = vae.module.decoder.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        through(vae, torch.randn(1, 4, 8, 8))
+        assert (seen, torch.get_num_threads()) == ([count], 3)
+    finally:
+        hook.remove()
+        torch.set_num_threads(before)
+
+
+def test_what_is_light() -> None:
+    """Products of an average convolution decide: a wide model's smallest picture is not light."""
+    narrow, wide = (describe_decoder(small(widths, layers=1)) for widths in (WIDTHS, (256, 512)))
+    assert narrow is not None
+    assert wide is not None
+    assert is_light(narrow, Load(8, 8, 4, 4))
+    assert not is_light(narrow, Load(64, 64, 4, 4))
+    assert not is_light(wide, Load(8, 8, 4, 4))
 
 
 def test_who_runs_a_model(vae: DiffusersVAE) -> None:

@@ -57,7 +57,7 @@ class Workers:
                 line.lead(take)
         finally:
             line.close()
-            wait(helpers)
+            wait([helper for helper in helpers if not helper.cancel()])
 
 
 class _Line(Generic[T]):
