@@ -1,6 +1,7 @@
 """The documentation's tables against the code."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,28 @@ def test_every_model_has_a_row() -> None:
         assert precision == ("float32" if overflows else model.dtype)
         if name != "demo":
             assert (channels, scaling, shift) == facts(name)
+
+
+def test_what_it_saves() -> None:
+    """The README's figures are those of the results that it names."""
+
+    def of(file: str, field: str, each: float) -> list[str]:
+        """Of diffusers in the row's precision, `strips` and `strips-recompute`."""
+        found = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
+        found = found if isinstance(found, list) else found["rows"]
+        names = {
+            "memory.json": "diffusers",
+            "decode-512-float32.json": "diffusers",
+            "decode-512.json": "diffusers-bf16",
+        }
+        plans = {row["plan"] or row["variant"]: row[field] / each for row in reversed(found) if row[field]}
+        return [f"{plans[name]:{'.0f' if each > 1 else '.1f'}}" for name in (names[file], "strips", "strips-recompute")]
+
+    units = {"memory in MB": ("peak_bytes", 1e6), "seconds": ("seconds", 1.0)}
+    kept = rows("../README.md", first="a decode")
+    assert [row[4] for row in kept] == ["memory.json", "decode-512-float32.json", "decode-512.json"]
+    for row in kept:
+        assert row[1:4] == of(row[4], *units[row[0].split(",")[0]])
 
 
 def test_every_setting_has_a_row() -> None:

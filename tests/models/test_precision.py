@@ -7,12 +7,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from remote_vae.core import precision
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
 from remote_vae.core.encode import Take, encode
 from remote_vae.core.layout import fit_latent
 from remote_vae.errors import NonFiniteOutput
-from remote_vae.models.loader import load, resolve_dtype
+from remote_vae.models.loader import load, open_model, resolve_dtype
 from remote_vae.models.recipes import RECIPES
 from remote_vae.models.registry import find_row
 from remote_vae.models.spec import ModelSpec
@@ -123,3 +124,17 @@ def test_what_not_even_float32_can_decode_fails(tmp_path: Path, dtype: str) -> N
         vae.module.decoder.conv_out.bias.fill_(float("inf"))
     with pytest.raises(NonFiniteOutput, match="float32"):
         run(vae)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("name", "dtype"), [("taesd", "bfloat16"), ("taesd", None), ("demo", "bfloat16")])
+def test_slow_precisions_are_said(
+    name: str, dtype: str | None, fast: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that only diffusers runs, in 16 bits on a CPU that has none, is said to be slow; no other is."""
+    monkeypatch.setattr(precision, "_multiplies", lambda dtype: fast)
+    open_model(ModelSpec(name, device="cpu", dtype=dtype, random_weights=name != "demo").to_json())
+    said = capsys.readouterr().err
+    slow = (name, dtype, fast) == ("taesd", "bfloat16", False)
+    assert ("model 'taesd' will be slow" in said) is slow
+    assert slow or not said

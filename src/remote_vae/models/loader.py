@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
 from remote_vae.core.pixels import all_finite
+from remote_vae.core.precision import arithmetic
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ModelLoadError
 from remote_vae.models.registry import Row, find_row
@@ -41,7 +43,15 @@ def open_model(found: dict[str, object]) -> tuple[DiffusersVAE, Recipe]:
     """What a replica calls, with a spec as JSON values."""
     diffusers.utils.logging.set_verbosity_error()  # what matters is raised; its warnings are for scripts
     spec = ModelSpec.from_json(found)
-    return load(spec), spec.resolve_recipe()
+    vae = load(spec)
+    if vae.decoder is None and arithmetic(vae.dtype, vae.device) is not vae.dtype:
+        print(
+            f"remote-vae: model {spec.name!r} will be slow: diffusers' own code runs it in {spec.dtype}, in which this "
+            "CPU multiplies slowly; float32, its default, takes a fraction of the time",
+            file=sys.stderr,
+            flush=True,
+        )
+    return vae, spec.resolve_recipe()
 
 
 def load(spec: ModelSpec) -> DiffusersVAE:
