@@ -5,10 +5,12 @@ import os
 import signal
 import time
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from remote_vae.engine import cores
 from remote_vae.engine.admission import Limits
 from remote_vae.errors import (
     InternalError,
@@ -56,6 +58,30 @@ async def test_replicas_share_the_cores(said: str | None, monkeypatch: pytest.Mo
         async with running("tell its cores", replicas=replicas) as engine:
             outcome = await run(engine, job())
         assert np.frombuffer(outcome.block.buffer, dtype=np.float32)[0] == (share if said is None else int(said))
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("900000000 100000", None), ("nonsense", None)],
+)
+def test_a_container_with_fewer_cores(
+    limit: str, expected: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container's limit on the time of its processors counts as so many cores, if there are more."""
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    assert cores.cores_here() == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert cores.cores_here() == (expected or len(os.sched_getaffinity(0)))
+
+
+async def test_a_replica_keeps_to_its_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A replica in a container takes no more threads than that has cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    async with running("tell its cores") as engine:
+        outcome = await run(engine, job())
+    assert np.frombuffer(outcome.block.buffer, dtype=np.float32)[0] == 1
 
 
 async def test_segments_grow() -> None:

@@ -10,6 +10,7 @@ from remote_vae.core.facts import Facts
 from remote_vae.core.recipe import Recipe
 from remote_vae.engine.admission import InHand
 from remote_vae.engine.batching import Batching, Way
+from remote_vae.engine.cores import cores_here
 from remote_vae.engine.job import Job, Outcome, op_of
 from remote_vae.engine.observer import ModelState, Observer, Ran
 from remote_vae.engine.poison import DEATHS, Poison, poisoned
@@ -120,7 +121,7 @@ class Pool:
                         self.model.name,
                         loader=self._loader,
                         spec=spec,
-                        siblings=len(self.model.specs),
+                        cores=max(1, cores_here() // len(self.model.specs)),
                         on_lost=self.queue.wake,
                     )
                     self.replicas.append(replica)

@@ -37,8 +37,8 @@ class Replica:
 
     The event loop itself talks with the process: questions and answers are short, and a thread in between would wait
     for the interpreter more than for the process. What takes long, starting and stopping, is done in a thread, and so
-    is copying a large tensor. `siblings` replicas share the machine's cores evenly, this one among them. `on_lost` is
-    called when the process dies, over a batch or not.
+    is copying a large tensor. `cores` is how many the process uses, unless OMP_NUM_THREADS says so. `on_lost` is called
+    when the process dies, over a batch or not.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Replica:
         *,
         loader: str,
         spec: dict[str, object],
-        siblings: int = 1,
+        cores: int = 1,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.hung = False  # killed by `kill`, and not loaded again yet
         self.device_bytes: int | None = None  # that the device's allocator held at the last answer, where it says
-        self._loader, self._spec, self._siblings, self._on_lost = loader, spec, siblings, on_lost
+        self._loader, self._spec, self._cores, self._on_lost = loader, spec, cores, on_lost
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"replica-{name}")
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None  # None while there is no process that has loaded the model
@@ -162,7 +162,7 @@ class Replica:
         ours, theirs = context.Pipe()
         process = self._process = context.Process(
             target=_enter_worker,
-            args=(theirs, self._stop_word.name, self._loader, self._spec, self._siblings),
+            args=(theirs, self._stop_word.name, self._loader, self._spec, self._cores),
             name=f"remote-vae-{self.name}",
             daemon=True,
         )
@@ -259,18 +259,12 @@ def _places(sizes: Iterable[int]) -> tuple[list[int], int]:
     return starts, end
 
 
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _enter_worker(pipe: Connection, stop_word: str, loader: str, spec: dict[str, object], siblings: int) -> None:
+def _enter_worker(pipe: Connection, stop_word: str, loader: str, spec: dict[str, object], cores: int) -> None:
     """Torch is imported here, in the child, and never in the server's own process."""
     # OpenMP's threads would spin between two regions, on cores that the server and the other replicas need: then one
-    # waits for a whole time slice for another that does not run. It is read when torch is imported.
+    # waits for a whole time slice for another that does not run. Both are read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if siblings > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // siblings)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     from remote_vae.engine.worker import main
 
     main(pipe, stop_word, loader, spec)
