@@ -57,7 +57,8 @@ def test_shell_of_the_pages(code: str, live: Any, folder: Path, monkeypatch: pyt
     script = "\n".join(kept)
     script = script.replace("--model sd1", "--model sd").replace("http://127.0.0.1:8000", live.url)
     script = ASKS.sub(rf"\1 --url {live.url} ", script)
-    tiny = f"--models sd={live.folder}/sd,recipe=sd1 --sizes 64 --rivals diffusers-tiled"  # minutes, else
+    # As it stands it would take minutes.
+    tiny = f"--models sd={live.folder}/sd,recipe=sd1 --sizes 64 --directions decode --rivals diffusers-tiled"
     script = script.replace("--models sd1 --sizes 512,1024 --random-weights", tiny)
     script = script.replace("--vae sd1", f"--vae sd={live.folder}/sd,recipe=sd1")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
