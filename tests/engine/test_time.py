@@ -81,7 +81,7 @@ async def test_dropped_between_strips(how: str) -> None:
     spec = ModelSpec("demo", device="cpu", dtype="float32")
     model = Served("demo", (), spec.resolve_recipe(), (spec.to_json(),))
     log = Log()
-    engine = Engine([model], loader="remote_vae.models.loader:open_model", observer=log)
+    engine = Engine([model], loader="remote_vae.models.lean:open_model", observer=log)
     await engine.start()
     try:
         started = time.perf_counter()

@@ -29,7 +29,7 @@ from remote_vae.server.settings import Settings
 from remote_vae.server.tracing import tracing_from_environment
 from remote_vae.server.watch import Watch
 
-LOADER: Final = "remote_vae.models.loader:open_model"
+LOADER: Final = "remote_vae.models.lean:open_model"
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
 
 
