@@ -99,17 +99,22 @@ class FaultServer:
 def read_request(connection: socket.socket) -> Seen:
     data = b""
     while b"\r\n\r\n" not in data:
-        piece = connection.recv(65536)
-        if not piece:
-            raise OSError("gone")
-        data += piece
+        data += receive(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     while len(body) < int(headers.get("content-length", 0)):
-        body += connection.recv(65536)
+        body += receive(connection)
     method, target, _ = first.split(" ")
     return Seen(method, target, headers, body)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """*Raises* OSError when the client has gone: a thread that went on reading would keep a core busy."""
+    piece = connection.recv(65536)
+    if not piece:
+        raise OSError("gone")
+    return piece
 
 
 def http(status: int, body: bytes, **headers: str) -> bytes:
