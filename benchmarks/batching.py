@@ -13,9 +13,8 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from start import conditions
+from table import show
 
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
@@ -42,10 +41,7 @@ def main(
         for side in SIDES:
             z = torch.randn(max(BATCHES), vae.facts.latent_channels, side, side, generator=noise).to(device, vae.dtype)
             rows += [_row(vae.decode, z[:batch]) for batch in BATCHES]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    show(rows)
     if json_file is not None:
         found = {"conditions": conditions("diffusers"), "model": model, "threads": threads, "rows": rows}
         json_file.write_text(json.dumps(found, indent=1) + "\n")

@@ -20,7 +20,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from table import show
 
 from remote_vae.core.plan import Load, choose
 from remote_vae.core.strips import run
@@ -66,10 +66,7 @@ def main(
         }
         for (name, count), found in medians.items()
     ]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    show(rows)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
 

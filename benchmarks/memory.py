@@ -14,7 +14,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from table import show
 
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
@@ -45,10 +45,7 @@ def main(
     rows: list[Row] = [_row("diffusers", size, dtype, live.peak, None, 0.0)]
     for plan in track(EXACT, description="decoding", console=Console(stderr=True)):
         rows.append(_measure(vae, model, z, plan, reference, size, dtype))
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    show(rows)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
 

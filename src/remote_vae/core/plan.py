@@ -77,9 +77,9 @@ def choose(
     """
     order = _by_speed(device)
     names = order if wanted is None else (_exact(wanted),)
-    candidates = [
-        _plan(program, load, name, device, count) for count in sorted({workers, 1}, reverse=True) for name in names
-    ]
+    counts = sorted({workers, 1}, reverse=True)
+    # Each once: `whole` is the same for any number of workers.
+    candidates = list(dict.fromkeys(_plan(program, load, name, device, count) for count in counts for name in names))
     fitting = [plan for plan in candidates if budget is None or (plan.peak_bytes or 0) <= budget]
     if not fitting:
         least = min(candidates, key=lambda plan: plan.peak_bytes or 0)

@@ -1,15 +1,14 @@
 """How many bytes a job may take on a device, as far as that can be known beforehand."""
 
-from pathlib import Path
 from typing import Final
 
 import psutil
 import torch
 
+from remote_vae.engine.cores import CGROUP
 from remote_vae.errors import ConfigurationError
 
 SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody announces
-CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 class Budget:

@@ -47,7 +47,7 @@ class Replica:
         *,
         loader: str,
         spec: dict[str, object],
-        cores: int = 1,
+        cores: int,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
