@@ -150,7 +150,7 @@ def predict(program: Program, load: Load, plan: StripPlan) -> int:
             before = sizes[index - 1]
         last = index + 1 == len(program.stages)
         held = _stage_bytes(stage, before, after, plan, again=again, last=last)
-        peak = max(peak, held + plan.workers * _scratch(stage, before, after, plan, again=again))
+        peak = max(peak, held + _scratch(stage, before, after, plan, again=again))
     image = load.height * load.width * load.channels * load.item_bytes
     return peak + image + load.around_bytes
 
@@ -169,7 +169,7 @@ class _Size:
     def strips(self, plan: StripPlan, *, halo: int = 0) -> int:
         """Bytes of the strips that are computed at a time, with their halo rows."""
         rows = min(self.height, plan.rows(self.height, self.width, self.channels, self.item_bytes))
-        return plan.workers * (rows + 2 * halo) * self.width * self.channels * self.item_bytes
+        return plan.at_a_time(self.height, rows) * (rows + 2 * halo) * self.width * self.channels * self.item_bytes
 
 
 def _scratch(stage: Stage, before: _Size, after: _Size, plan: StripPlan, *, again: bool) -> int:
@@ -179,7 +179,7 @@ def _scratch(stage: Stage, before: _Size, after: _Size, plan: StripPlan, *, agai
         rows = min(
             given.height, plan.rows(given.height, given.width, max(given.channels, layer.channels), given.item_bytes)
         )
-        return scratch_bytes(layer, given.height, given.width, rows)
+        return plan.at_a_time(given.height, rows) * scratch_bytes(layer, given.height, given.width, rows)
 
     match stage:
         case Residual():
@@ -225,8 +225,9 @@ def _stage_bytes(  # noqa: PLR0911  # a case per stage
             return _attention(before)
         case Convolution() if last:
             rows = plan.rows(after.height, after.width, max(before.channels, after.channels), after.item_bytes)
-            written = min(rows, after.height) * after.width * after.channels * after.item_bytes
-            return before.map_bytes + before.strips(plan, halo=stage.halo) + plan.workers * 4 * written
+            rows = min(rows, after.height)
+            written = plan.at_a_time(after.height, rows) * rows * after.width * after.channels * after.item_bytes
+            return before.map_bytes + before.strips(plan, halo=stage.halo) + 4 * written
         case Convolution():
             return _swept(before, plan, (after,), halo=stage.halo)
         case Upsample() if not stage.folded:
@@ -259,7 +260,8 @@ def _recomputed(stage: Residual, before: _Size, after: _Size, plan: StripPlan) -
     """
     first, channels = stage.first.channels, after.channels
     rows = plan.rows(after.height, after.width, max(first, channels), after.item_bytes)
-    row = plan.workers * after.width * after.item_bytes  # of one channel
+    side_by_side = plan.at_a_time(after.height, rows)
+    row = side_by_side * after.width * after.item_bytes  # of one channel
     given, hidden, found = (rows + 4) * row * before.channels, (rows + 2) * row * first, rows * row * channels
     second = hidden + max(hidden, found)
     if before.height != after.height:
@@ -267,5 +269,5 @@ def _recomputed(stage: Residual, before: _Size, after: _Size, plan: StripPlan) -
         return max(before.map_bytes, after.map_bytes) + going + max(given + hidden, second) + found
     if stage.shortcut is not None:
         return before.map_bytes + after.map_bytes + max(given + hidden, second) + found
-    late = found // plan.workers  # computed, and added once its neighbour is too
+    late = found // side_by_side  # computed, and added once its neighbour is too
     return after.map_bytes + max(given + hidden, second) + late

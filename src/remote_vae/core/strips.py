@@ -59,6 +59,10 @@ class StripPlan:
             found = min(found, share + -share % ROWS)
         return found if found < ROWS else found - found % ROWS
 
+    def at_a_time(self, height: int, rows: int) -> int:
+        """Strips of so many rows that are computed side by side: no more than the map has."""
+        return min(self.workers, -(-height // rows))
+
 
 @torch.inference_mode()
 def run(
