@@ -193,7 +193,7 @@ def test_statistics_of_a_large_map() -> None:
 
 def test_large_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in chunks of a few queries is exact where scores are large and one position outweighs all others."""
-    monkeypatch.setattr("remote_vae.core.attention.SCORE_BYTES", 500)
+    monkeypatch.setattr("remote_vae.core.attention.CHUNK_BYTES", 500)
     model = small(layers=1, seed=6)
     for block in (model.decoder.mid_block, model.encoder.mid_block):
         block.attentions[0].to_q.weight.mul_(6)

@@ -159,7 +159,7 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
     where a whole 16-bit map is widened, which no planner picks.
     """
     for room in ("attention", "plan"):
-        monkeypatch.setattr(f"remote_vae.core.{room}.SCORE_BYTES", 64 * 1024)
+        monkeypatch.setattr(f"remote_vae.core.{room}.CHUNK_BYTES", 64 * 1024)
     monkeypatch.setattr(winograd, "BLOCK_BYTES", 64 * 1024)
     monkeypatch.setattr(precision, "_multiplies", lambda dtype: False)
     model = cast(small((16, 32, 64, 64), layers=2), dtype)

@@ -32,7 +32,7 @@ def latent(size: int) -> torch.Tensor:
 def test_16_megapixels(recompute: bool, model: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     """A 4096x4096 picture takes less than half of 24 GB by strips, as predicted within 15 %."""
     for room in ("attention", "plan"):
-        monkeypatch.setattr(f"remote_vae.core.{room}.SCORE_BYTES", 2**29)
+        monkeypatch.setattr(f"remote_vae.core.{room}.CHUNK_BYTES", 2**29)
     monkeypatch.setattr("remote_vae.core.norm.PLAIN_BYTES", STRIP_BYTES)
     program, plan = describe_decoder(model), StripPlan(STRIP_BYTES, recompute)
     assert program is not None

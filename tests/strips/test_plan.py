@@ -35,7 +35,7 @@ GENEROUS = 2**40
 def small_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """As small beside these maps as the true ones are beside a large picture's."""
     for room in ("attention", "plan"):
-        monkeypatch.setattr(f"remote_vae.core.{room}.SCORE_BYTES", 64 * 1024)
+        monkeypatch.setattr(f"remote_vae.core.{room}.CHUNK_BYTES", 64 * 1024)
 
 
 @pytest.fixture(scope="module")

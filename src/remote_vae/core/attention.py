@@ -5,9 +5,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-from remote_vae.core.precision import arithmetic
-
-SCORE_BYTES: Final = 16 * 2**20  # of one chunk's scores
+CHUNK_BYTES: Final = 64 * 2**20  # of what a chunk of queries holds for itself
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -16,25 +14,32 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     Scores are products summed in float32 and never rounded to 16 bits: a score of some tens would lose its fraction.
     *Shapes*: [N,C] each.
     """
-    rows = max(1, SCORE_BYTES // (4 * len(key)))
-    if query.dtype is torch.float32 or (query.device.type == "cpu" and not _multiplies_16_bits_fast()):
-        # What is summed over many positions may be rounded first, as fused kernels do it too; scores may not.
-        rounded = arithmetic(value.dtype, value.device) is torch.bfloat16
-        wide, values = key.float().T, value if rounded else value.float()
-        for start in range(0, len(query), rows):
-            chunk = query[start : start + rows]
-            scores = (chunk.float() @ wide).mul_(query.shape[1] ** -0.5)
-            chunk.copy_(torch.softmax(scores, -1).to(values.dtype) @ values)
-        return query
+    wide = query.device.type == "cpu" and not _multiplies_16_bits_fast()
+    dtype = torch.float32 if wide else query.dtype
+    key, value = key.to(dtype), value.to(dtype)
+    # A fused kernel takes keys block by block and keeps no scores; without one a chunk holds all of its own.
+    held = key.shape[1] if _is_fused(key, value) else len(key)
+    rows = max(1, CHUNK_BYTES // (8 * held))
     for start in range(0, len(query), rows):
         chunk = query[start : start + rows]
-        chunk.copy_(
-            functional.scaled_dot_product_attention(chunk[None, None], key[None, None], value[None, None])[0, 0]
-        )
+        chunk.copy_(_attention(chunk.to(dtype), key, value))
     return query
 
 
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
+
+
+def _is_fused(key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch has a kernel for these that makes no matrix of scores."""
+    if key.device.type != "cuda":
+        return key.device.type == "cpu"
+    cuda = torch.backends.cuda
+    given = cuda.SDPAParams(key[None, None], key[None, None], value[None, None], None, 0.0, False, False)
+    return cuda.can_use_flash_attention(given) or cuda.can_use_efficient_attention(given)
+
+
 def _multiplies_16_bits_fast() -> bool:
-    """Without matrix units the fused kernel is half as fast as float32 products."""
+    """Without matrix units the fused kernel of 16 bits is slower than that of float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     return bool(capabilities and capabilities().get("amx_bf16"))

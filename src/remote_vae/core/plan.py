@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from remote_vae.core.attention import SCORE_BYTES
+from remote_vae.core.attention import CHUNK_BYTES
 from remote_vae.core.filters import scratch_bytes
 from remote_vae.core.stages import (
     Attention,
@@ -245,13 +245,13 @@ def _swept(before: _Size, plan: StripPlan, after: tuple[_Size, ...], *, halo: in
 
 
 def _attention(size: _Size) -> int:
-    """The map, its tokens, queries, keys and values; then a chunk's scores, and keys and values in float32."""
+    """The map, its tokens, queries, keys and values; then keys and values in float32, and what a chunk of queries takes
+    for itself: two rows of channels each, or of scores.
+    """
     positions = size.height * size.width
-    rows = min(positions, max(1, SCORE_BYTES // (4 * positions)))
-    narrow = size.item_bytes < 4
-    wide = 2 * positions * size.channels * 4 if narrow else 0  # keys, and values but in bfloat16
-    scores = rows * (positions * 8 + size.channels * 8)
-    return max(5 * size.map_bytes, 4 * size.map_bytes + wide + scores)
+    wide = 2 * positions * size.channels * 4 if size.item_bytes < 4 else 0
+    chunk = min(CHUNK_BYTES, 8 * positions * size.channels)
+    return max(5 * size.map_bytes, 4 * size.map_bytes + wide + chunk)
 
 
 def _recomputed(stage: Residual, before: _Size, after: _Size, plan: StripPlan) -> int:
