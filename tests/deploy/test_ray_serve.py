@@ -228,6 +228,11 @@ def test_both_replicas_work(two: Any) -> None:
     assert seconds < 1.8
 
 
+def test_replicas_are_no_background_work(two: Any) -> None:
+    """They have the priority that the service was started with; by Ray's default everything else would go first."""
+    assert [actor.nice() for actor in actors(two)] == [psutil.Process(two.process.pid).nice()] * 2
+
+
 def test_a_client_that_goes_away(two: Any) -> None:
     """Work whose client has gone while it waited is not done."""
     head = b"POST /?shape=1,3,8,8&dtype=float32&output_type=pt HTTP/1.1\r\nhost: a\r\n"

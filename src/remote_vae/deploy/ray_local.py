@@ -173,6 +173,7 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray's 15 would let everything else on the machine go before the replicas
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(WATCH_SECONDS),  # HAProxy is started anew after three that fail

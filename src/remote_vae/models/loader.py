@@ -75,7 +75,8 @@ def load(spec: ModelSpec) -> DiffusersVAE:
     dtype = resolve_dtype(spec, policy, device, force_upcast=bool(getattr(module.config, "force_upcast", False)))
     # Its parameters go on requiring gradients, as in a user's own pipeline: torch's matmul asks them when it chooses
     # between one product and a batch of products, and the two differ in the last bit. No graph is ever built here.
-    module = module.eval().to(device, dtype)
+    # By torch's own method: diffusers' warns of layers to be kept in float32 even where a model has none.
+    module = torch.nn.Module.to(module.eval(), device, dtype)
     return DiffusersVAE(module, source=source, revision=revision)
 
 
