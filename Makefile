@@ -28,8 +28,9 @@ demo: $(VENV)/.demo   ## a photograph to a latent and back, into demo-output/
 serve: $(VENV)/.demo  ## the embedded model at http://127.0.0.1:8000
 	$(RUN) serve
 
-test: lint            ## lint, then every test
-	$(BIN)/python -m pytest
+test: lint            ## lint, then every test, on as many cores as there are; those that need the machine to themselves last
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 raytest: $(VENV)/.dev ## the tests of the wire again, against Ray Serve
 	TEST_ON=ray $(BIN)/python -m pytest tests/server/test_routes.py tests/server/test_dialects.py tests/contract \

@@ -46,6 +46,16 @@ TINY = {
 }
 
 
+SHARED = ("numerics",)  # folders whose files share what takes long to set up
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay together, in the order that they stand in, when several processes share the files."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARED else f"{folder}/{item.path.name}"))
+
+
 @dataclass(frozen=True)
 class Live:
     """A server's address, its process, the very modules whose weights it serves, and the folder of each by name."""

@@ -59,6 +59,7 @@ def test_arrivals() -> None:
     assert sum(gap > 0.01 for gap in gaps) / len(gaps) == pytest.approx(0.37, abs=0.03)
 
 
+@pytest.mark.alone
 async def test_the_load_is_open() -> None:
     """Requests leave in time although none is answered, and latency counts from the intended time."""
     async with answering(lambda _: RIGHT, seconds=0.5) as target:

@@ -93,7 +93,6 @@ def test_picture_of_a_packed_latent():
         (tensor((3, 9, 64, 64)), {}, (1, 16, 3, 8, 8), F16, True),
         (tensor((2, 3, 9, 64, 64)), {}, (2, 16, 3, 8, 8), F16, True),
     ],
-    ids=str,
 )
 def test_latents_of_an_encode(image, options, reply, dtype, fits):
     """A latent is float, has four or five axes, and as many on the first as pictures were sent."""

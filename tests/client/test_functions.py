@@ -114,7 +114,7 @@ def test_decode_is_the_same(serve, replies, theirs, processors, tensor, options,
 
 
 @pytest.mark.parametrize("factors", [{}, {"scaling_factor": 0.3611, "shift_factor": 0.1159}])
-@pytest.mark.parametrize("image", [Image.new("RGB", (32, 32)), torch.ones(1, 3, 32, 32, dtype=torch.float16)], ids=str)
+@pytest.mark.parametrize("image", [Image.new("RGB", (32, 32)), torch.ones(1, 3, 32, 32, dtype=torch.float16)])
 def test_encode_is_the_same(serve, answers, theirs, image, factors):
     """The same call sends the same picture and returns the same tensor as diffusers'."""
     server = serve(answers.tensor(floats(1, 4, 4, 4)))

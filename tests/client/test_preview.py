@@ -44,6 +44,7 @@ def test_the_newest_step_is_shown_and_older_ones_are_dropped(serve: Any, answers
     assert all("do_scaling=True" in seen.target and seen.target.startswith("/taesd/decode") for seen in server.seen)
 
 
+@pytest.mark.alone
 def test_the_callback_waits_for_nobody(serve: Any) -> None:
     """A server that does not answer costs a step nothing; closing waits for it no longer than a preview may take."""
     server = serve(lambda connection: time.sleep(0.5))

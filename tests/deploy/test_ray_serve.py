@@ -26,6 +26,7 @@ from remote_vae.deploy.ray_local import Scale
 from remote_vae.deploy.ray_serve import DEPLOYMENT, Hosted, application, below_prefix
 from remote_vae.errors import ConfigurationError
 
+pytestmark = pytest.mark.alone
 HERE = Path(__file__).parent
 SLEEP = 8.0  # the first value of a latent that makes the VAE take a second
 

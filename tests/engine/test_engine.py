@@ -188,6 +188,7 @@ async def test_the_job_behind_a_deadly_one() -> None:
             await deadly
 
 
+@pytest.mark.alone
 async def test_a_caller_that_goes_away_while_it_waits() -> None:
     """A job that nobody waits for any more is not begun."""
     async with running("sleep") as engine:

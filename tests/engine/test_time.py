@@ -28,6 +28,7 @@ class Log(Silent):
         self.pixels.append(batch.pixels)
 
 
+@pytest.mark.alone
 async def test_a_deadline() -> None:
     """A job that is not done in time is DeadlineExceeded at that time, although its replica works on."""
     async with running("sleep") as engine:
@@ -75,6 +76,7 @@ def latent(side: int, plan: str | None) -> DecodeJob:
     return DecodeJob(True, None, plan, Block("float32", values.shape, values.tobytes()), fit, "uint8")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["gone", "late"])
 async def test_dropped_between_strips(how: str) -> None:
     """A decode that nobody waits for any more ends at its next strip, and the next job is served right away."""

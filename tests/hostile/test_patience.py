@@ -82,6 +82,7 @@ def test_a_refused_body_is_not_read_for_ever(impatient: Any) -> None:
         assert impatient.raw.cut_off(connection, b"a", within=6)
 
 
+@pytest.mark.alone
 def test_many_stalled_clients(impatient: Any) -> None:
     """A hundred connections that stall do not slow down the one that works."""
     stalled = [impatient.raw.connect() for _ in range(100)]
