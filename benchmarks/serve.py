@@ -4,7 +4,8 @@ Each server runs in a process of its own, one at a time, on loopback; every roun
 medians over the rounds are shown. With `--rates` each also gets open loads of so many times its own capacity. Every
 body is compared with the one that the same request got alone from the same server. Exits 1 when a target is missed.
 
-    python benchmarks/serve.py --side 64 --json benchmarks/results/serve_64.json
+    python benchmarks/serve.py --sides 64 --json benchmarks/results/serve_64.json
+    python benchmarks/serve.py --sides 64 128 256 --json benchmarks/results/serve_mixed.json
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
+    parser.add_argument("--sides", type=int, nargs="+", default=[64], help="of the pictures, mixed alike, in pixels")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
@@ -86,7 +87,7 @@ def _measure(name: str, arguments: argparse.Namespace) -> list[Summary]:
     """The capacity, and each open load."""
     ready = "/ready" if name.startswith("ours") else "/health"
     with server(*COMMANDS[name], ready=ready) as port:
-        return asyncio.run(_load(port, _requests(name, arguments.side), arguments))
+        return asyncio.run(_load(port, _requests(name, arguments.sides), arguments))
 
 
 async def _load(port: int, requests: list[bytes], arguments: argparse.Namespace) -> list[Summary]:
@@ -101,15 +102,19 @@ async def _load(port: int, requests: list[bytes], arguments: argparse.Namespace)
     return found
 
 
-def _requests(name: str, side: int) -> list[bytes]:
+def _requests(name: str, sides: list[int]) -> list[bytes]:
     """Seeded noise, in the form that the server takes."""
-    draw, cells = np.random.default_rng(0), side // RATIO
-    bodies = [draw.standard_normal((1, CHANNELS, cells, cells)).astype(np.float16).tobytes() for _ in range(KINDS)]
+    draw = np.random.default_rng(0)
+    return [_request(name, draw, side // RATIO) for _ in range(KINDS) for side in sides]
+
+
+def _request(name: str, draw: np.random.Generator, cells: int) -> bytes:
+    body = draw.standard_normal((1, CHANNELS, cells, cells)).astype(np.float16).tobytes()
     if name == "litserve":
-        return [form_request("/predict", body) for body in bodies]
+        return form_request("/predict", body)
     query = f"?shape=1,{CHANNELS},{cells},{cells}&dtype=float16&do_scaling=True"
     path = "/predict" if name == "toolkit" else f"/{query}"
-    return [post(path, body, media="tensor/binary", accept="image/jpeg") for body in bodies]
+    return post(path, body, media="tensor/binary", accept="image/jpeg")
 
 
 def _table(rounds: dict[str, list[list[Summary]]], rates: list[float]) -> str:

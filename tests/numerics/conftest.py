@@ -38,6 +38,7 @@ THREE_BLOCKS: dict[str, Any] = {  # a ratio of 4, as the VAE of the x4 upscaler 
     "block_out_channels": (8, 8, 8),
 }
 NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}
+NO_ATTENTION = {"mid_block_add_attention": False}
 STATISTICS = {"latents_mean": [-0.7, 0.4, 0.2, -0.3], "latents_std": [1.7, 0.6, 1.3, 0.8]}
 RECIPES = {
     "sd": "sd1",
@@ -49,6 +50,7 @@ RECIPES = {
     "tiny": "taesd",
     "tinyflux": "taef1",
     "four": "sd1",
+    "cog": "cogview4",
 }
 
 
@@ -72,6 +74,9 @@ def make_modules() -> dict[str, Any]:
         "tiny": AutoencoderTiny(**TINY_PREVIEW, latent_channels=4).eval(),
         "tinyflux": AutoencoderTiny(**TINY_PREVIEW, latent_channels=16).eval(),
         "four": AutoencoderKL(**{**TINY, **THREE_BLOCKS}, latent_channels=4, scaling_factor=0.08333).eval(),
+        "cog": AutoencoderKL(
+            **TINY, **NO_QUANT, **NO_ATTENTION, latent_channels=16, scaling_factor=0.83, shift_factor=0.19
+        ).eval(),
     }
     with torch.no_grad():
         for name in ("tiny", "tinyflux"):  # untrained ones are all but black

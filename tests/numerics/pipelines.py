@@ -46,6 +46,14 @@ FLUX: dict[str, Any] = {
     "joint_attention_dim": 16,
     "axes_dims_rope": (4, 4, 8),
 }
+COGVIEW: dict[str, Any] = {
+    "num_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "text_embed_dim": 16,
+    "time_embed_dim": 8,
+    "condition_dim": 4,
+}
 HUNYUAN: dict[str, Any] = {
     **TRANSFORMER,
     "attention_head_dim": 10,
@@ -172,6 +180,9 @@ PICTURES = {
     "play": Case(diffusers.StableDiffusionXLPipeline, "play", XL_UNET, SIZE),
     "three": Case(diffusers.StableDiffusion3Pipeline, "three", SD3_FLOW, SIZE),
     "flux": Case(diffusers.FluxPipeline, "flux", FLUX_FLOW, SIZE),
+    "cog": Case(
+        diffusers.CogView4Pipeline, "cog", flow(diffusers.CogView4Transformer2DModel, **COGVIEW), SIZE, pooled=False
+    ),
 }
 FROM_PICTURES = {
     "sd": Case(diffusers.StableDiffusionImg2ImgPipeline, "sd", unet(), IMAGE, pooled=False),
