@@ -291,6 +291,26 @@ def test_an_end_while_processes_come_and_go(monkeypatch: pytest.MonkeyPatch, tmp
     assert proxy.poll() is not None
 
 
+def test_while_ray_starts(port: int) -> None:
+    """The service's port is not among the free ones that Ray's processes take, and SIGTERM ends it all, with 0."""
+    command = [sys.executable, "-m", "remote_vae.cli.main", "serve", "--ray", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        ends = time.monotonic() + 60
+        while not any(child.name() == "raylet" for child in psutil.Process(process.pid).children()):
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=15) == (b"", b"")
+        assert process.returncode == 0
+        assert alive(children) == []
+    finally:
+        process.kill()
+
+
 def test_chaos(tmp_path: Path) -> None:
     """While replicas, models and HAProxy are killed, a DecodeQueue gets every answer, right and in its place."""
     benchmark, file = HERE.parent.parent / "benchmarks" / "ray_chaos.py", tmp_path / "chaos.json"

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,7 @@ LOOPBACK: Final = "127.0.0.1"
 OBJECT_STORE_BYTES: Final = 80 << 20  # the least that Ray takes; nothing of ours passes through it
 DRAIN_SECONDS: Final = 2  # for HAProxy to take a replica that ends off its list
 WATCH_SECONDS: Final = 0.5
+POLL_SECONDS: Final = 0.05
 LEAVE_SECONDS: Final = 10.0
 HEAL_SECONDS: Final = 60.0
 OUR_ERRORS: Final = "remote_vae.errors."  # in a traceback
@@ -84,19 +86,20 @@ def serve(
     if settings.tls_certificate is not None:
         raise ConfigurationError("Ray Serve's HAProxy speaks no TLS; leave --tls-certificate out and end TLS in front")
     build_app(settings)  # refuses what cannot be served before Ray is started for it
-    with listen(settings) as probe:  # HAProxy will listen, in another process: this one only asks whether it can
-        check_reach(probe, settings)
-        settings = settings.model_copy(update={"port": probe.getsockname()[1]})
-        address = address_of(probe, settings)
-    with _ended_by_signal(), local_ray(settings):
-        try:
-            deploy(settings, scale, loader)  # it returns a while after the first replica has begun to answer
-            if on_ready is not None:
-                on_ready(address)
-            _watch()
-        except KeyboardInterrupt:
-            _drain(settings.shutdown_seconds)
-            raise
+    # HAProxy will listen, in another process. Until then this socket keeps the port from Ray's own processes, and from
+    # everyone else who asks for any that is free.
+    with listen(settings) as kept:
+        check_reach(kept, settings)
+        settings = settings.model_copy(update={"port": kept.getsockname()[1]})
+        with _ended_by_signal(), local_ray(settings):
+            try:
+                deploy(settings, scale, loader)  # it returns a while after the first replica has begun to answer
+                if on_ready is not None:
+                    on_ready(address_of(kept, settings))
+                _watch()
+            except KeyboardInterrupt:
+                _drain(settings.shutdown_seconds)
+                raise
 
 
 @contextlib.contextmanager
@@ -157,13 +160,17 @@ def _ray(settings: Settings, folder: Path) -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray has put its own in the place of ours
         yield
+    except SystemExit:  # of Ray's own handler, to whom a signal came while `init` was at work
+        raise KeyboardInterrupt from None
     finally:
         children = psutil.Process().children(recursive=True)
         # A Ray that is half gone raises anything, and one that goes talks of it; the children go in any case.
+        told = ray.is_initialized()  # else `serve.shutdown` would start a Ray first, and nobody tells these to end
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-            ray_serve.shutdown()
-            ray.shutdown()
-        _end(children)
+            if told:
+                ray_serve.shutdown()
+                ray.shutdown()
+        _end(children, LEAVE_SECONDS if told else 0.0)
 
 
 def _environment(settings: Settings, folder: Path) -> dict[str, str]:
@@ -204,9 +211,9 @@ def _free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _end(children: list[psutil.Process]) -> None:
+def _end(children: list[psutil.Process], patience: float) -> None:
     """What Ray has left running, and what those processes have started."""
-    _, alive = psutil.wait_procs(children, timeout=LEAVE_SECONDS)
+    _, alive = psutil.wait_procs(children, timeout=patience)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -221,10 +228,19 @@ def deploy(settings: Settings, scale: Scale, loader: str) -> None:
     from ray import serve as ray_serve
 
     options = _options(settings, scale)
-    ray_serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
     bound = bind(settings, loader=loader, **options)
+    http = {"host": settings.host, "port": settings.port}
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-serve-start")
+    starting = pool.submit(ray_serve.start, http_options=http, proxy_location="HeadOnly")
+    pool.shutdown(wait=False)
+    # It returns when the proxy is ready, and replicas can start seconds earlier: when Ray knows that there will be one.
+    while not (starting.done() or ray_serve.status().proxies):
+        time.sleep(POLL_SECONDS)
+    if starting.done():
+        starting.result()
     try:
         ray_serve.run(bound, name=APPLICATION, route_prefix="/")
+        starting.result()
     except RuntimeError as exc:
         deployments = ray_serve.status().applications[APPLICATION].deployments.values()
         text = "\n".join([str(exc), *(found.message for found in deployments)])
