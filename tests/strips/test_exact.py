@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from remote_vae.core import rows, strips
+from remote_vae.core.attention import CHUNK_BYTES, attend
+from remote_vae.core.live import LiveBytes
 from remote_vae.core.moments import Moments
 from remote_vae.core.norm import Cpu, Plain
 from remote_vae.core.stages import Program, Upsample
@@ -199,6 +201,17 @@ def test_large_scores(monkeypatch: pytest.MonkeyPatch) -> None:
         block.attentions[0].to_q.weight.mul_(6)
     z = torch.randn(1, 4, 9, 8)
     assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) < CLOSE
+
+
+@pytest.mark.parametrize(("device", "most"), [("cpu", 2**20), ("meta", CHUNK_BYTES + 2**20)])
+def test_no_matrix_of_scores(device: str, most: int) -> None:
+    """Attention over 16,384 positions, whose scores are a gibibyte, holds none of them where torch has a fused kernel,
+    and those of a chunk of queries elsewhere.
+    """
+    query, key, value = (torch.zeros(16384, 8, device=device) for _ in range(3))
+    with torch.inference_mode(), LiveBytes() as live:
+        attend(query, key, value)
+    assert live.peak <= most
 
 
 def test_unknown_parts_are_not_described() -> None:
