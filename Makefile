@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 # More words for bench decode: make bench BENCH="--models sd1 --sizes 512"
 BENCH  ?=
 RUN    := $(BIN)/remote-vae
+# Tests at a time: they wait for servers much of their time, so three keep two cores busy.
+JOBS   ?= 3
 
 .PHONY: demo test raytest lint types serve fuzz hostile bench chaos train picture docs lock audit sbom clean help
 
@@ -28,8 +30,8 @@ demo: $(VENV)/.demo   ## a photograph to a latent and back, into demo-output/
 serve: $(VENV)/.demo  ## the embedded model at http://127.0.0.1:8000
 	$(RUN) serve
 
-test: lint            ## lint, then every test, on as many cores as there are; those that need the machine to themselves last
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m 'not alone'
+test: lint            ## lint, then every test, JOBS at a time; those that need the machine to themselves last
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 
 raytest: $(VENV)/.dev ## the tests of the wire again, against Ray Serve
