@@ -148,20 +148,21 @@ def _ray(settings: Settings, folder: Path) -> Iterator[None]:
         raise ConfigurationError("Ray is not installed; run: pip install 'remote-vae[ray]'") from exc
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="ERROR",
-            log_to_driver=False,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=str(folder),
-        )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level="ERROR",
+                log_to_driver=False,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(folder),
+            )
+        except SystemExit:  # of Ray's own handler, to whom a signal came meanwhile
+            raise KeyboardInterrupt from None
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray has put its own in the place of ours
         yield
-    except SystemExit:  # of Ray's own handler, to whom a signal came while `init` was at work
-        raise KeyboardInterrupt from None
     finally:
         children = psutil.Process().children(recursive=True)
         # A Ray that is half gone raises anything, and one that goes talks of it; the children go in any case.
