@@ -45,10 +45,17 @@ def main(
     side = size // vae.facts.spatial_compression_ratio
     z = torch.randn(1, vae.facts.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
     fit = fit_latent(recipe, vae.facts, tuple(z.shape), model=model, height=None, width=None)
+    heap.give_back()  # what loading has left
     before = psutil.Process().memory_info().rss
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("strips", total=None)
-        terms = Terms(budget=lambda: free_bytes(vae.device), checkpoint=lambda: progress.advance(task))
+        trim = heap.Trim()
+
+        def checkpoint() -> None:
+            trim.when_due()
+            progress.advance(task)
+
+        terms = Terms(budget=lambda: free_bytes(vae.device), checkpoint=checkpoint)
         started = time.perf_counter()
         found = decode(vae, recipe, z, fit=fit, scaling=Scaling(), output=Output.UINT8, terms=terms)
         seconds = time.perf_counter() - started

@@ -6,10 +6,12 @@ when it rests.
 """
 
 import ctypes
+import time
 from typing import Final
 
 LARGEST_KEPT: Final = 32 << 20  # the largest that glibc allows; larger blocks go straight back
 MOST_KEPT: Final = 1 << 29  # free memory at the end of the heap above which it goes back at once
+TRIM_SECONDS: Final = 1.0
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -27,3 +29,17 @@ def give_back() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+class Trim:
+    """Over a long job gives back every second what is kept: between the strips that stay, those that go leave gaps
+    which the next layer's do not fit into, and in the end there would be half as much again in gaps.
+    """
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + TRIM_SECONDS
+
+    def when_due(self) -> None:
+        if time.monotonic() >= self._due:
+            give_back()
+            self._due = time.monotonic() + TRIM_SECONDS

@@ -9,6 +9,7 @@ from remote_vae.engine.cores import CGROUP
 from remote_vae.errors import ConfigurationError
 
 SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody announces
+SPARE_ON_CPU: Final = 0.7  # the heap has gaps besides (`engine.heap`): benchmarks/large.py shows how much
 
 
 class Budget:
@@ -45,7 +46,7 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "mps":
         return int((torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) * SPARE)
     if device.type == "cpu":
-        return int(min([psutil.virtual_memory().available, *_of_container()]) * SPARE)
+        return int(min([psutil.virtual_memory().available, *_of_container()]) * SPARE_ON_CPU)
     return None
 
 

@@ -14,6 +14,7 @@ from remote_vae.core.execute import Terms
 from remote_vae.core.layout import Fit
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae import VAE
+from remote_vae.engine import heap
 from remote_vae.engine.batching import Way
 from remote_vae.engine.memory import Budget, held_bytes
 from remote_vae.engine.segments import StopWord, Views
@@ -38,7 +39,7 @@ class Bench:
     def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, views: Views, stop_word: StopWord) -> None:
         self._vae, self._recipe, self._budget = vae, recipe, budget
         self._views, self._stop_word = views, stop_word
-        self._serial = 0
+        self._serial, self._trim = 0, heap.Trim()
 
     def warm_up(self) -> None:
         """Decodes once, so that the first caller does not wait for libraries to be set up.
@@ -61,7 +62,8 @@ class Bench:
 
     def work(self, batch: Message) -> Message:
         """An answer for each job, its tensor in shared memory."""
-        self._serial, jobs, pays = batch["serial"], batch["jobs"], False
+        self._serial, self._trim = batch["serial"], heap.Trim()
+        jobs, pays = batch["jobs"], False
         if batch["way"] == Way.TOGETHER:
             answers = self._together(jobs, batch) or self._alone(jobs, batch)
         else:
@@ -150,6 +152,7 @@ class Bench:
         return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
 
     def _checkpoint(self) -> None:
+        self._trim.when_due()
         if self._stop_word.said() == self._serial:
             raise DeadlineExceeded("nobody waits for this any more")
 
