@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 # More words for bench decode: make bench BENCH="--models sd1 --sizes 512"
 BENCH  ?=
 RUN    := $(BIN)/remote-vae
-# Tests at a time: they wait for servers much of their time, so three keep two cores busy.
-JOBS   ?= 3
+# Files of tests at a time.
+JOBS   ?= 2
 
 .PHONY: demo test raytest lint types serve fuzz hostile bench chaos train picture docs lock audit sbom clean help
 
@@ -30,7 +30,7 @@ demo: $(VENV)/.demo   ## a photograph to a latent and back, into demo-output/
 serve: $(VENV)/.demo  ## the embedded model at http://127.0.0.1:8000
 	$(RUN) serve
 
-test: lint            ## lint, then every test, JOBS at a time; those that need the machine to themselves last
+test: lint            ## lint, then every test, JOBS files at a time; those that need the machine to themselves last
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 

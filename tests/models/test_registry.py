@@ -14,6 +14,7 @@ PROMISED = {
     "sdxl": ("pixart-sigma", "kolors", "auraflow", "hunyuandit", "omnigen"),
     "sd3": ("sd3.5",),
     "flux1": ("flux", "hidream", "chroma", "z-image", "lumina2"),
+    "cogview4": (),
     "hunyuanvideo": (),
     "demo": (),
     "taesd": (),
@@ -27,13 +28,20 @@ PARAMETERS = {
     "playground": 83_653_863,
     "sd3": 83_819_683,
     "flux1": 83_819_683,
+    "cogview4": 406_100_643,
     "hunyuanvideo": 246_478_803,
     "taesd": 2_445_063,
     "taesdxl": 2_445_063,
     "taesd3": 2_458_899,
     "taef1": 2_458_899,
 }
-CONSTANTS = {"sd1": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0609), "flux1": (0.3611, 0.1159)}
+CONSTANTS = {
+    "sd1": (0.18215, None),
+    "sdxl": (0.13025, None),
+    "sd3": (1.5305, 0.0609),
+    "flux1": (0.3611, 0.1159),
+    "cogview4": (1.0, 0.0),
+}
 
 
 @pytest.mark.parametrize("name", PROMISED)

@@ -41,6 +41,8 @@ def test_a_pipeline_without_its_vae_gives_the_same_pictures(families: Any, name:
     check_pictures(f"{families.url}/{name}", latents, pixels, do_scaling=True, **sizes)
     if name != "play":  # its statistics have no parameters
         factors = {"scaling_factor": module.config.scaling_factor, "shift_factor": module.config.shift_factor}
+        if name == "cog":  # its pipelines leave the shift out, which is 0 in the weights' config
+            del factors["shift_factor"]
         check_pictures(f"{families.url}/{name}", latents, pixels, **factors, **sizes)
 
 

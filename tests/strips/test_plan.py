@@ -185,7 +185,7 @@ def through(vae: DiffusersVAE, z: torch.Tensor, output: Output = Output.RAW, ter
 @pytest.mark.parametrize("output", list(Output))
 def test_outputs_agree(output: Output, vae: DiffusersVAE) -> None:
     """Every output of a batch is the same whether it is finished strip by strip or as a whole."""
-    z = torch.randn(3, 4, 6, 5)
+    z = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0))
     strips, own = (through(vae, z, output, terms) for terms in (Terms("strips"), Terms()))
     assert strips.shape == own.shape
     assert strips.dtype == own.dtype
