@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -181,7 +181,8 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # Ray's 15 would let everything else on the machine go before the replicas
+        # Ray's 15 would let everything else on the machine go before the replicas; who wants that says so.
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112  # as Ray spells it
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(WATCH_SECONDS),  # HAProxy is started anew after three that fail
@@ -230,15 +231,7 @@ def deploy(settings: Settings, scale: Scale, loader: str) -> None:
 
     options = _options(settings, scale)
     bound = bind(settings, loader=loader, **options)
-    http = {"host": settings.host, "port": settings.port}
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-serve-start")
-    starting = pool.submit(ray_serve.start, http_options=http, proxy_location="HeadOnly")
-    pool.shutdown(wait=False)
-    # It returns when the proxy is ready, and replicas can start seconds earlier: when Ray knows that there will be one.
-    while not (starting.done() or ray_serve.status().proxies):
-        time.sleep(POLL_SECONDS)
-    if starting.done():
-        starting.result()
+    starting = _start({"host": settings.host, "port": settings.port})
     try:
         ray_serve.run(bound, name=APPLICATION, route_prefix="/")
         starting.result()
@@ -248,6 +241,23 @@ def deploy(settings: Settings, scale: Scale, loader: str) -> None:
         # Ray calls it a failure too when a replica that had started dies before all have; that one it starts anew.
         if OUR_ERRORS in text or not _heals():
             raise ModelLoadError(_reason(text)) from exc
+
+
+def _start(http: dict[str, Any]) -> Future[None]:
+    """Ray Serve, whose proxy is ready when the future is.
+
+    Replicas can start seconds earlier than that, as soon as Ray knows that there will be a proxy: then this returns.
+    """
+    from ray import serve as ray_serve
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-serve-start")
+    starting = pool.submit(ray_serve.start, http_options=http, proxy_location="HeadOnly")
+    pool.shutdown(wait=False)
+    while not (starting.done() or ray_serve.status().proxies):
+        time.sleep(POLL_SECONDS)
+    if starting.done():
+        starting.result()
+    return starting
 
 
 def _heals() -> bool:
