@@ -1,7 +1,8 @@
 """What Ray Serve costs and gives on one machine: overhead of a request, two replicas against one, start, memory.
 
 Overhead: the VAE that does no work, 64 KiB in and 768 KiB out, one client. Scale: the demo VAE at 512x512 with one
-thread a replica, four clients. All in one run; every round starts each server afresh. Exits 1 when a target is missed.
+thread a replica, four clients; what two replicas are worth without Ray says what the machine allows. All in one run;
+every round starts each server afresh. Exits 1 when a target is missed.
 """
 
 import argparse
@@ -32,6 +33,7 @@ SETTLE_SECONDS = 3.0  # HAProxy is started anew as it learns of a replica, and h
 IDLE = ("ours", "ray_one")
 DEMO = {
     "alone": (),
+    "alone_two": ("--replicas", "2"),
     "ray_one": ("--ray", "--ray-cpus", "1"),
     "ray_two": ("--ray", "--ray-cpus", "1", "--ray-replicas", "2"),
 }
@@ -87,6 +89,7 @@ def _figures(overhead: dict[str, list[Row]], scale: dict[str, list[Row]]) -> dic
         "ray_p50_ms": median(overhead["ray_one"], "p50_ms"),
         "overhead_ms": median(overhead["ray_one"], "p50_ms") - median(overhead["ours"], "p50_ms"),
         "alone_per_second": median(scale["alone"], "per_second"),
+        "alone_speed_up": median(scale["alone_two"], "per_second") / median(scale["alone"], "per_second"),
         "one_per_second": median(scale["ray_one"], "per_second"),
         "two_per_second": median(scale["ray_two"], "per_second"),
         "speed_up": median(scale["ray_two"], "per_second") / median(scale["ray_one"], "per_second"),
@@ -125,7 +128,7 @@ def _scale(name: str, decodes: int) -> Row:
         for caller in callers:
             caller.close()
         memory = sum(_memory(child) for child in [process, *process.children(recursive=True)])
-        service = _at_once(port, request, reply, clients=2 if name == "ray_two" else 1, decodes=decodes)
+        service = _at_once(port, request, reply, clients=2 if name.endswith("two") else 1, decodes=decodes)
     return {
         "start_seconds": started,
         "per_second": CLIENTS * decodes / seconds,
