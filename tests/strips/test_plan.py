@@ -144,13 +144,17 @@ def test_light_pictures(light: int, count: int, vae: DiffusersVAE, monkeypatch: 
 
 
 def test_what_is_light() -> None:
-    """Products of an average convolution decide: a wide model's smallest picture is not light."""
+    """Products of an average convolution decide, and how many more cores would share them: a wide model's smallest
+    picture is not light.
+    """
     narrow, wide = (describe_decoder(small(widths, layers=1)) for widths in (WIDTHS, (256, 512)))
     assert narrow is not None
     assert wide is not None
-    assert is_light(narrow, Load(8, 8, 4, 4))
-    assert not is_light(narrow, Load(64, 64, 4, 4))
-    assert not is_light(wide, Load(8, 8, 4, 4))
+    assert is_light(narrow, Load(8, 8, 4, 4), 16)
+    assert not is_light(narrow, Load(64, 64, 4, 4), 2)
+    assert not is_light(wide, Load(8, 8, 4, 4), 2)
+    side = next(side for side in range(8, 64) if not is_light(narrow, Load(side, side, 4, 4), 16))
+    assert is_light(narrow, Load(side, side, 4, 4), 2)
 
 
 def test_who_runs_a_model(vae: DiffusersVAE) -> None:
@@ -212,6 +216,24 @@ def test_tiles_only_by_name(vae: DiffusersVAE) -> None:
     assert torch.equal(through(vae, z), exact)
 
 
+@pytest.mark.parametrize("plan", [None, "tiles", "whole"])
+def test_shares(plan: str | None, vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch of several callers' pictures each gets the bits that it gets alone, on a core of its own."""
+    vae.module.tile_latent_min_size, vae.module.tile_sample_min_size = 8, 64
+    z, seen = torch.randn(6, 4, 12, 10, generator=torch.Generator().manual_seed(0)), []
+    alone = [through(vae, z[at : at + 2], terms=Terms(plan)) for at in (0, 2, 4)]
+    own = vae.decode
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        seen.append((len(latent), torch.get_num_threads()))
+        return own(latent)
+
+    monkeypatch.setattr(vae, "decode", decode)
+    monkeypatch.setattr("remote_vae.core.execute.cores", lambda device: 2)
+    assert torch.equal(through(vae, z, terms=Terms(plan, shares=3)), torch.cat(alone))
+    assert seen == ([] if plan == "whole" else [(2, 1)] * 3)
+
+
 def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the device runs out of memory after all, the next smaller exact plan is tried."""
     ran: list[StripPlan] = []
@@ -223,7 +245,7 @@ def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.
     monkeypatch.setattr("remote_vae.core.decode.stream", poor)
     monkeypatch.setattr("remote_vae.core.execute.cores", lambda device: 2)
     with pytest.raises(Overloaded, match="every exact plan"):
-        through(vae, torch.randn(1, 4, 64, 64), terms=Terms(budget=lambda: GENEROUS))
+        through(vae, torch.randn(1, 4, 96, 96), terms=Terms(budget=lambda: GENEROUS))
     assert [(plan.recompute, plan.workers) for plan in ran] == [(False, 2), (False, 1), (True, 2), (True, 1)]
 
 

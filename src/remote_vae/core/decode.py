@@ -93,8 +93,7 @@ def _decode(vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, ou
 
     def attempt(plan: Plan) -> torch.Tensor:
         if plan.strips is None or program is None:
-            with own_code(vae, plan):
-                pixels = _apply(after, vae.decode(z), vae, scaling)
+            pixels = _apply(after, own_code(vae, vae.decode, z, plan, terms), vae, scaling)
             return _finish(_finite(pixels), recipe.pixel_affine, output)
         canvas = _Canvas(program, z, ratio, recipe.pixel_affine, output)
         stream(program, z, plan.strips, canvas.put, terms)

@@ -103,8 +103,7 @@ def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor
 
     def attempt(plan: Plan) -> torch.Tensor:
         if plan.strips is None or program is None:
-            with own_code(vae, plan):
-                return vae.encode(pixels)
+            return own_code(vae, vae.encode, pixels, plan)
         found = pixels.new_empty(len(pixels), program.stages[-1].channels, *sides)
 
         def put(index: int, row: int, strip: torch.Tensor) -> None:

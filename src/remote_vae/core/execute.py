@@ -1,7 +1,7 @@
 """A model's encoder or decoder on a batch: by its stages in strips, or by the model's own code, whatever is planned."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -12,7 +12,7 @@ from remote_vae.core.precision import arithmetic
 from remote_vae.core.stages import Program
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.core.vae import VAE
-from remote_vae.core.workers import cores, one_core
+from remote_vae.core.workers import cores, one_core, workers
 from remote_vae.errors import Overloaded
 
 T = TypeVar("T")
@@ -34,12 +34,14 @@ class Terms:
     """How a job may run. `plan` None leaves it to the planner.
 
     `budget` says how many bytes there are, None for no bound; it is asked when a plan has to be chosen.
-    `checkpoint` is called between strips; what it raises ends the job.
+    `checkpoint` is called between strips; what it raises ends the job. `shares` is of how many callers, with as many
+    pictures each, the batch is.
     """
 
     plan: str | None = None
     budget: Callable[[], int | None] = _unbounded
     checkpoint: Callable[[], None] = _carry_on
+    shares: int = 1
 
 
 TERMS: Final = Terms()
@@ -55,16 +57,18 @@ def plans(program: Program | None, batch: torch.Tensor, terms: Terms, *, around_
     if program is None:
         return (Plan(PlanName.WHOLE),)
     load = Load(batch.shape[2], batch.shape[3], batch.shape[1], batch.element_size(), around_bytes)
+    count = cores(batch.device)
     own = arithmetic(batch.dtype, batch.device) is batch.dtype  # else the model's own code would crawl
     if own and terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
-        return (Plan(PlanName.WHOLE, one_core=batch.device.type == "cpu" and is_light(program, load)),)
+        one_core = batch.device.type == "cpu" and is_light(program, load, count)
+        return (Plan(PlanName.WHOLE, one_core=one_core),)
     return choose(
         program,
         load,
         device=batch.device.type,
         budget=terms.budget(),
         wanted=terms.plan,
-        workers=cores(batch.device),
+        workers=count,
     )
 
 
@@ -82,11 +86,29 @@ def stream(
         )
 
 
-@contextmanager
-def own_code(vae: VAE, plan: Plan) -> Iterator[None]:
-    """In which the model's own methods do what the plan says."""
-    with vae.tiling() if plan.name is PlanName.TILES else nullcontext(), one_core() if plan.one_core else nullcontext():
-        yield
+def own_code(
+    vae: VAE, call: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, plan: Plan, terms: Terms = TERMS
+) -> torch.Tensor:
+    """What one of the model's own methods gives, as the plan says."""
+    count = cores(batch.device)
+    with vae.tiling() if plan.name is PlanName.TILES else nullcontext():
+        if terms.shares > 1 and count > 1:
+            return _side_by_side(call, batch.chunk(terms.shares), count)
+        with one_core() if plan.one_core else nullcontext():
+            return call(batch)
+
+
+def _side_by_side(
+    call: Callable[[torch.Tensor], torch.Tensor], shares: tuple[torch.Tensor, ...], count: int
+) -> torch.Tensor:
+    """Each share by itself, on a core of its own: what cores have no common work for, and what keeps each share's bits.
+
+    Convolutions of a larger batch take other kernels, and round otherwise.
+    """
+    found: list[torch.Tensor] = []
+    spans = ((index, index + 1) for index in range(len(shares)))
+    workers(count).each(spans, lambda span: call(shares[span[0]]), lambda _, part: found.append(part))
+    return torch.cat(found)
 
 
 def first_that_fits(found: tuple[Plan, ...], attempt: Callable[[Plan], T]) -> tuple[T, Plan]:

@@ -29,7 +29,8 @@ STRIP_BYTES: Final = {"cpu": 4 * 2**20}  # what stays in a core's cache; elsewhe
 LARGE_STRIP_BYTES: Final = 16 * 2**20
 FEWEST_STRIPS: Final = 24  # of the widest map: what lies between two maps shall be little beside them
 FEWEST_EACH: Final = 12  # for the same reason, where many are computed at a time
-LIGHT: Final = 2**25  # products of a convolution, which cores share in less time than they then wait for each other
+FEWEST_EACH_ON_CPU: Final = 6  # by the fastest plan, for which less than a megabyte is too small
+LIGHT: Final = 4e7  # products that a core computes in about the time until another one has been woken
 WHOLE_BYTES: Final = 2**62
 
 
@@ -98,14 +99,14 @@ def choose(
     return (first, *sorted(rest, key=lambda plan: -(plan.peak_bytes or 0)))
 
 
-def is_light(program: Program, load: Load) -> bool:
-    """Whether a CPU's cores would rather wait for each other than work, were each convolution shared among them."""
+def is_light(program: Program, load: Load, cores: int) -> bool:
+    """Whether so many cores of a CPU take less time off a convolution than they wait for each other at its end."""
     products, layers = 0, 0
     for stage, size in zip(program.stages, list(_sizes(program, load))[1:], strict=True):
         for layer in layers_of(stage):
             products += size.height * size.width * layer.weight.numel()
             layers += 1
-    return products < LIGHT * layers
+    return products * (1 - 1 / cores) < LIGHT * layers
 
 
 def _by_speed(device: str) -> tuple[PlanName, ...]:
@@ -130,7 +131,8 @@ def _plan(program: Program, load: Load, name: PlanName, device: str, workers: in
     strips = StripPlan(WHOLE_BYTES)
     if name is not PlanName.WHOLE:
         fewest = ROWS * max(size.map_bytes // size.height for size in _sizes(program, load))
-        share = widest // max(FEWEST_STRIPS, FEWEST_EACH * workers)
+        fastest = device == "cpu" and name is PlanName.STRIPS
+        share = widest // (FEWEST_EACH_ON_CPU * workers if fastest else max(FEWEST_STRIPS, FEWEST_EACH * workers))
         strip_bytes = max(fewest, min(STRIP_BYTES.get(device, LARGE_STRIP_BYTES), share))
         strips = StripPlan(strip_bytes, recompute=name is PlanName.RECOMPUTE, workers=workers)
     return Plan(name, strips, predict(program, load, strips))

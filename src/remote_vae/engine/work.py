@@ -92,7 +92,8 @@ class Bench:
         """An answer for each; none when that did not work out, or not as each would have alone."""
         started = time.perf_counter()
         try:
-            tensor, done = self._run(_joint(jobs), torch.cat([self._input(job, batch) for job in jobs]))
+            together = torch.cat([self._input(job, batch) for job in jobs])
+            tensor, done = self._run(_joint(jobs), together, callers=len(jobs))
         except Exception as exc:  # noqa: BLE001  # boundary: each job alone shows what a model's code raises
             if isinstance(exc, torch.AcceleratorError):
                 _as_ours(exc)
@@ -140,9 +141,9 @@ class Bench:
             "seconds": time.perf_counter() - started,
         }
 
-    def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Decoded | Encoded]:
+    def _run(self, job: Message, tensor: torch.Tensor, *, callers: int = 1) -> tuple[torch.Tensor, Decoded | Encoded]:
         scaling = Scaling(own=job["own_scaling"], given=_constants(job["given"]))
-        terms = Terms(job["plan"], self._budget.bytes_now, self._checkpoint)
+        terms = Terms(job["plan"], self._budget.bytes_now, self._checkpoint, callers)
         if job["op"] == "decode":
             fit, output = Fit(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, terms=terms)
