@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,11 +56,17 @@ class CopyVAE:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.misbehaviour = spec.get("misbehaviour", "")
+        self._known: set[tuple[int, int]] = set()  # threads, and sizes of batches
         self.facts = Facts(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, weight_bytes=WEIGHT)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        if self.misbehaviour == "slow":
+        if self.misbehaviour in ("slow", "slow at first", "inexact on one core"):
             time.sleep(0.02)  # a call costs the same for one picture as for a batch
+        if self.misbehaviour == "slow at first" and (now := (threading.get_ident(), len(latent))) not in self._known:
+            self._known.add(now)
+            time.sleep(0.4)
+        if self.misbehaviour == "inexact on one core" and torch.get_num_threads() == 1:
+            return latent * (1 + 1e-6)
         if self.misbehaviour == "inexact in batches" and len(latent) > 1:
             return latent * (1 + 1e-6)
         if self.misbehaviour == "fails in batches" and len(latent) > 1:

@@ -1,9 +1,9 @@
 """Which waiting jobs run together.
 
 Whether a batch gives each of its jobs the bits that it gets alone, and sooner, depends on the device, the library's
-choice of kernels and the size. So each kind of batch is tried once, both ways: the callers get what their jobs give
-alone, and the replica says whether running together is as exact and faster. Until then, and where not, every job runs
-alone. `benchmarks/batching.py` shows the same by size.
+choice of kernels and the size; on a CPU its jobs run side by side, a core for each. So each kind of batch is tried
+once, both ways: the callers get what their jobs give alone, and the replica says whether running together is as exact
+and faster. Until then, and where not, every job runs alone. `benchmarks/batching.py` shows the same by size.
 """
 
 from collections.abc import Hashable
