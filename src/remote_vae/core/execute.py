@@ -60,8 +60,8 @@ def plans(program: Program | None, batch: torch.Tensor, terms: Terms, *, around_
     count = cores(batch.device)
     own = arithmetic(batch.dtype, batch.device) is batch.dtype  # else the model's own code would crawl
     if own and terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
-        one_core = batch.device.type == "cpu" and is_light(program, load, count)
-        return (Plan(PlanName.WHOLE, one_core=one_core),)
+        light = batch.device.type == "cpu" and is_light(program, load, count)
+        return (Plan(PlanName.WHOLE, one_core=light),)
     return choose(
         program,
         load,
