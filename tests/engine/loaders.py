@@ -61,10 +61,10 @@ class CopyVAE:
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         if self.misbehaviour in ("slow", "slow at first", "inexact on one core"):
-            time.sleep(0.02)  # a call costs the same for one picture as for a batch
+            time.sleep(0.05)  # a call costs the same for one picture as for a batch
         if self.misbehaviour == "slow at first" and (now := (threading.get_ident(), len(latent))) not in self._known:
             self._known.add(now)
-            time.sleep(0.4)
+            time.sleep(1)
         if self.misbehaviour == "inexact on one core" and torch.get_num_threads() == 1:
             return latent * (1 + 1e-6)
         if self.misbehaviour == "inexact in batches" and len(latent) > 1:
