@@ -25,6 +25,7 @@ from remote_vae.deploy import ray_local
 from remote_vae.deploy.ray_local import Scale
 from remote_vae.deploy.ray_serve import DEPLOYMENT, Hosted, application, below_prefix
 from remote_vae.errors import ConfigurationError
+from remote_vae.server.settings import Settings
 
 pytestmark = pytest.mark.alone
 HERE = Path(__file__).parent
@@ -275,6 +276,15 @@ def test_a_replica_that_is_killed(two: Any) -> None:
     while len(actors(two)) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(actors(two)) == 2
+
+
+@pytest.mark.parametrize(("said", "taken"), [(None, "0"), ("7", "7")])
+def test_priority(said: str | None, taken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Replicas have the service's own priority, unless whoever starts it says otherwise in Ray's own variable."""
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    if said is not None:
+        monkeypatch.setenv("RAY_worker_niceness", said)
+    assert ray_local._environment(Settings(), tmp_path)["RAY_worker_niceness"] == taken
 
 
 def test_an_end_while_processes_come_and_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
