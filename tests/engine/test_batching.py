@@ -1,6 +1,7 @@
 """Running together: only what is alike, only where it was tried, and never with another result."""
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -133,10 +134,30 @@ async def test_not_together(behaviour: str, cores: str, monkeypatch: pytest.Monk
 
 
 async def test_one_bad_job_in_company() -> None:
-    """A job that is refused fails alone, not those beside it."""
-    async with running("slow") as engine:
+    """A job that is refused fails alone, not those beside it, and speaks against no batches of its kind."""
+    seen = Batches()
+    async with running("slow", observer=seen) as engine:
         for _ in range(3):
             sent: list[DecodeJob] = [job(float(10 + number), side=8) for number in range(9)]
             sent[5] = job(float("nan"), side=8)
             found = await asyncio.gather(*(run(engine, one) for one in sent), return_exceptions=True)
             assert [isinstance(one, Outcome) for one in found] == [number != 5 for number in range(9)]
+    assert seen.sizes.count(8) == 3
+
+
+async def test_callers_that_go_away_during_a_trial() -> None:
+    """A trial for which nobody waits any more ends with the job that it is at, and has shown nothing."""
+    seen = Batches()
+    async with running("sleep", observer=seen) as engine:
+        before = asyncio.create_task(run(engine, job(7)))
+        await asyncio.sleep(0.1)
+        others = [asyncio.create_task(run(engine, job(7, side=8))) for _ in range(8)]
+        await before
+        await asyncio.sleep(0.1)  # now the eight run
+        for one in others:
+            one.cancel()
+        asked = time.monotonic()
+        await run(engine, job(1))
+        assert time.monotonic() - asked < 2  # of the four seconds that they would take, and the trial after them
+        await asyncio.gather(*(run(engine, job(float(10 + number), side=8)) for number in range(9)))
+    assert seen.sizes.count(8) == 2

@@ -9,7 +9,7 @@ from typing import Final
 from remote_vae.core.facts import Facts
 from remote_vae.core.recipe import Recipe
 from remote_vae.engine.admission import InHand
-from remote_vae.engine.batching import Batching, Way
+from remote_vae.engine.batching import Batching
 from remote_vae.engine.cores import cores_here
 from remote_vae.engine.job import Job, Outcome, op_of
 from remote_vae.engine.observer import ModelState, Observer, Ran
@@ -215,7 +215,7 @@ class Pool:
     async def _answers(self, replica: Replica, jobs: list[Job]) -> list[Answer]:
         way = self._batching.way(jobs)
         answers, pays = await replica.run(jobs, way)
-        if way is Way.TRIAL:
+        if pays is not None:
             self._batching.learn(jobs, pays=pays)
         return answers
 
@@ -226,15 +226,16 @@ class Pool:
         return False
 
     def _tell(self, batch: list[Ticket], answers: list[Answer], started: float) -> None:
-        seconds, pixels = time.perf_counter() - started, sum(ticket.job.pixels for ticket in batch)
-        done = next((answer for answer in answers if isinstance(answer, Outcome)), None)
-        if done is None:
+        seconds, pairs = time.perf_counter() - started, zip(batch, answers, strict=True)
+        done = [(ticket.job, answer) for ticket, answer in pairs if isinstance(answer, Outcome)]
+        if not done:
             return
+        (job, one), pixels = done[0], sum(job.pixels for job, _ in done)
         self._held.pace.note(pixels, seconds)
-        self.planned_bytes = done.planned_bytes or 0
+        self.planned_bytes = one.planned_bytes or 0
         queued = tuple(started - ticket.asked for ticket in batch)
-        op = op_of(batch[0].job)
-        self._observer.ran(Ran(self.model.name, op, len(batch), pixels, queued, seconds, done.plan, done.planned_bytes))
+        op, jobs = op_of(job), len(batch)
+        self._observer.ran(Ran(self.model.name, op, jobs, pixels, queued, seconds, one.plan, one.planned_bytes))
 
     async def _revive(self, replica: Replica, again: deque[Ticket]) -> None:
         """Starts the process again, however often that takes; nobody waits for what may never come."""

@@ -94,16 +94,16 @@ class Replica:
         asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
         return facts
 
-    async def run(self, jobs: list[Job], way: Way) -> tuple[list[Answer], bool]:
-        """An outcome or an error for each job, and after a trial whether running them together pays.
+    async def run(self, jobs: list[Job], way: Way) -> tuple[list[Answer], bool | None]:
+        """An outcome or an error for each job, and whether running them together pays where a trial has shown it.
 
         *Raises* ReplicaLost when the process dies over them, Overloaded when there is no shared memory for them.
         """
+        self._serial += 1  # first, since `abandon` may come while the tensors are copied
         blocks = [memoryview(block_of(job).buffer).cast("B") for job in jobs]
         name = await self._copy(sum(block.nbytes for block in blocks), self._memory.fill, blocks)
         ins, _ = _places(block.nbytes for block in blocks)
         outs, room = _places(job.reply_bytes for job in jobs)
-        self._serial += 1
         places = zip(jobs, ins, outs, strict=True)
         told = await self._ask(
             {
@@ -118,10 +118,10 @@ class Replica:
         each = zip(jobs, told["answers"], outs, strict=True)
         found = [await self._outcome(job, answer, start, len(jobs)) for job, answer, start in each]
         self._shrink_later()
-        return found, bool(told["pays"])
+        return found, told["pays"]
 
     def abandon(self) -> None:
-        """Tells the process that nobody waits for its batch any more; it answers at its next strip."""
+        """Tells the process that nobody waits for its batch any more; it answers at its next strip or job."""
         self._stop_word.say(self._serial)
 
     def kill(self) -> None:

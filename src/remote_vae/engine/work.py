@@ -63,7 +63,7 @@ class Bench:
     def work(self, batch: Message) -> Message:
         """An answer for each job, its tensor in shared memory."""
         self._serial, self._trim = batch["serial"], heap.Trim()
-        jobs, pays = batch["jobs"], False
+        jobs, pays = batch["jobs"], None
         if batch["way"] == Way.TOGETHER:
             answers = self._together(jobs, batch) or self._alone(jobs, batch)
         else:
@@ -103,11 +103,14 @@ class Bench:
             return []
         return [self._written(part, done, job, batch, started) for part, job in zip(parts, jobs, strict=True)]
 
-    def _pays(self, jobs: list[Message], batch: Message, alone: list[Message]) -> bool:
-        """Whether running together gives what each job gave alone, bit for bit, and sooner."""
+    def _pays(self, jobs: list[Message], batch: Message, alone: list[Message]) -> bool | None:
+        """Whether running together gives what each job gave alone, bit for bit, and sooner.
+
+        None when that was not found out: one of the jobs fails by itself, or nobody waits for them any more.
+        """
         out = self._views.view("out", batch["out"])
         if any("error" in answer for answer in alone):
-            return False
+            return None
         places = [
             slice(job["out_at"], job["out_at"] + answer["nbytes"]) for job, answer in zip(jobs, alone, strict=True)
         ]
@@ -117,6 +120,8 @@ class Bench:
         exact = bool(together) and all(out[place] == was for place, was in zip(places, before, strict=True))
         for place, was in zip(places, before, strict=True):
             out[place] = was
+        if self._stopped:
+            return None
         return exact and together[-1]["seconds"] < sum(answer["seconds"] for answer in alone)
 
     def _input(self, job: Message, batch: Message) -> torch.Tensor:
@@ -143,6 +148,7 @@ class Bench:
         }
 
     def _run(self, job: Message, tensor: torch.Tensor, *, callers: int = 1) -> tuple[torch.Tensor, Decoded | Encoded]:
+        self._checkpoint()
         scaling = Scaling(own=job["own_scaling"], given=_constants(job["given"]))
         terms = Terms(job["plan"], self._budget.bytes_now, self._checkpoint, callers)
         if job["op"] == "decode":
@@ -153,9 +159,13 @@ class Bench:
         encoded = encode(self._vae, self._recipe, tensor, scaling=scaling, take=take, seed=job["seed"], terms=terms)
         return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
 
+    @property
+    def _stopped(self) -> bool:
+        return self._stop_word.said() == self._serial
+
     def _checkpoint(self) -> None:
         self._trim.when_due()
-        if self._stop_word.said() == self._serial:
+        if self._stopped:
             raise DeadlineExceeded("nobody waits for this any more")
 
 
