@@ -29,6 +29,8 @@ from safetensors.torch import save_file
 from start import fit_linear
 from torch import Tensor
 
+from remote_vae.core.precision import arithmetic
+
 FOLDER = Path(__file__).parents[1] / "src/remote_vae/models/demo"
 CONFIG = {
     "in_channels": 3,
@@ -53,6 +55,7 @@ EMA_DECAY = 0.998
 BATCH, SIDE = 3, 160  # few but large: a norm sees a whole picture, and shall see almost as much in training
 PROCEDURAL = 600
 MOST_BYTES = 4_000_000
+PRECISION = arithmetic(torch.bfloat16, torch.device("cpu"))
 CARD = """---
 license: apache-2.0
 library_name: diffusers
@@ -68,8 +71,8 @@ diffusion model.
 {procedural} procedural pictures: dead leaves, 1/f noise, stripes, text. Nothing else.
 
 **Training**: from {start}; then {steps:,} steps of {pixels:,} pixels in {minutes:g} minutes
-on a CPU ({machine}; {threads} thread(s)) in bfloat16, seed {seed}. The loss is a power of each crop's squared error
-and a very small KL term; Muon and AdamW; the weights are an exponential average.
+on a CPU ({machine}; {threads} thread(s)) in {precision}, seed {seed}. The loss is a power of each crop's
+squared error and a very small KL term; Muon and AdamW; the weights are an exponential average.
 
 **Measured**: round trip through the posterior's mode with these weights in fp32, pictures as uint8, on scikit-learn's
 two sample photographs, which training does not see. Beside it the best linear code of the same size, PCA of 8x8 RGB
@@ -161,7 +164,7 @@ def train_step(
     model: AutoencoderKL, optimisers: tuple[torch.optim.Optimizer, ...], rate: float, batch: Tensor
 ) -> float:
     """One step; the mean squared error of the batch, as the geometric mean of its crops."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION is torch.bfloat16):
         posterior = model.encode(batch).latent_dist
         decoded = model.decode(posterior.sample()).sample
     error = (decoded.float() - batch).pow(2).mean((1, 2, 3))
@@ -236,6 +239,7 @@ def card(run: Run, model: AutoencoderKL, size: int) -> str:
         seed=run.seed,
         again=" --resume" if run.resumed else "",
         threads=torch.get_num_threads(),
+        precision=str(PRECISION).removeprefix("torch."),
         machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         rows=rows,
     )

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from remote_vae.core.precision import arithmetic
+
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # brings all singular values near one in five rounds
 ADAM_SIZE = 0.2  # root mean square of a typical step of AdamW, in learning rates
@@ -32,10 +34,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix whose rows, or columns, are orthonormal, by Newton-Schulz rounds in bfloat16."""
+    """About the nearest matrix whose rows, or columns, are orthonormal, by Newton-Schulz rounds; bfloat16 is enough."""
     if matrix.shape[0] > matrix.shape[1]:
         return _orthogonal(matrix.T).T.contiguous()
-    x = (matrix / (matrix.norm() + 1e-12)).bfloat16()
+    x = (matrix / (matrix.norm() + 1e-12)).to(arithmetic(torch.bfloat16, matrix.device))
     first, third, fifth = QUINTIC
     for _ in range(5):
         square = x @ x.T

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import Flux2Pipeline, FluxPipeline
 from einops import rearrange
 
 from remote_vae.core.facts import Facts
@@ -21,6 +21,11 @@ def fit(shape: tuple[int, ...], *, channels: int = 16, height: int | None = None
 
 def fit_video(shape: tuple[int, ...], **sizes: int | None) -> Fit:
     return fit_latent(RECIPES["hunyuanvideo"], VIDEO, shape, model="m", **{"height": None, "width": None, **sizes})
+
+
+def fit_flux2(shape: tuple[int, ...], **sizes: int | None) -> Fit:
+    facts = Facts(32, 8, 1, Constants(), "float32", deterministic=False)
+    return fit_latent(RECIPES["flux2"], facts, shape, model="m", **{"height": None, "width": None, **sizes})
 
 
 def size(found: Fit) -> tuple[int, int, int, int]:
@@ -55,6 +60,38 @@ def test_packed_latents(shape: tuple[int, ...], channels: int, picture: tuple[in
     """Tokens of 2x2 cells, with a leading 1 or without, are a grid of the size that height and width say."""
     found = fit(shape, channels=channels, height=picture[0], width=picture[1])
     assert size(found) == (2, 1, 48, 80)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 128, 3, 5), (2, 1, 48, 80)),  # patches
+        ((2, 32, 6, 10), (2, 1, 48, 80)),  # cells
+        ((128, 3, 5), (1, 1, 48, 80)),
+        ((32, 6, 10), (1, 1, 48, 80)),
+        ((2, 15, 128), (2, 1, 48, 80)),  # tokens
+        ((1, 2, 15, 128), (2, 1, 48, 80)),
+        ((1, 128, 2, 128), (1, 1, 32, 2048)),  # patches, not 128 pictures of two tokens
+    ],
+)
+def test_patches_as_channels(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """FLUX.2's latents are patches, cells or tokens; all lead to patches, each channel of which is a cell's."""
+    found = fit_flux2(shape, height=48, width=80)
+    assert size(found) == expected
+    patches = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    free = {name: length for name, length in found.sizes.items() if name in found.pattern.split("->")[0]}
+    grid = rearrange(patches, found.pattern, **free)
+    batch, _, height, width = expected
+    assert grid.shape == (batch, 128, height // 16, width // 16)
+    if shape == (2, 32, 6, 10):
+        assert torch.equal(grid, Flux2Pipeline._patchify_latents(patches))
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 5, 10), (1, 32, 6, 9), (32, 6, 9)])
+def test_half_a_patch(shape: tuple[int, ...]) -> None:
+    """A side of an odd number of cells has no whole patches, which the refusal says."""
+    with pytest.raises(LatentMismatch, match=r"side of [59] cells.*patches of 2x2 cells.*multiples of 2"):
+        fit_flux2(shape)
 
 
 def test_a_fit_unpacks_as_the_pipelines_do() -> None:

@@ -31,6 +31,7 @@ HERE = {
     "/sd1": "/sd",
     "/sdxl": "/sd",
     "/flux1": "/flux",
+    "/flux2": "/flux",
     "/hunyuanvideo": "/video",
     'model="sd1"': 'model="sd"',
     'model="taesd"': 'model="sd"',
@@ -40,6 +41,7 @@ LATENTS = {
     "StableDiffusionXLPipeline": torch.randn(1, 4, 8, 8).half(),
     "StableDiffusionImg2ImgPipeline": torch.randn(1, 4, 8, 8).half(),
     "FluxPipeline": torch.randn(1, 1024, 64).bfloat16(),
+    "Flux2Pipeline": torch.randn(1, 1024, 64).bfloat16(),
     "HunyuanVideoPipeline": torch.randn(1, 16, 2, 4, 4).half(),
 }
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import requests
 import typer.main
-from diffusers import AutoencoderKLHunyuanVideo
 
 from remote_vae.cli.main import app
 from remote_vae.errors import all_errors
+from remote_vae.models.loader import CLASSES
 from remote_vae.models.recipes import RECIPES
 from remote_vae.models.registry import REGISTRY
 from remote_vae.protocol import parameters
@@ -143,11 +143,13 @@ def test_every_setting_has_a_row() -> None:
 def facts(name: str) -> tuple[str, str, str]:
     """Channels, scaling and shift as a table has them."""
     model, recipe = REGISTRY[name], RECIPES[REGISTRY[name].recipe]
-    if model.cls == "AutoencoderKLHunyuanVideo":
-        signature = inspect.signature(AutoencoderKLHunyuanVideo.__init__)
+    if not model.config and not model.cls.endswith("Tiny"):
+        signature = inspect.signature(CLASSES[model.cls].__init__)
         config = {item.name: item.default for item in signature.parameters.values()}
     else:
         config = dict(model.config)
+    if model.cls == "AutoencoderKLFlux2":
+        return str(config["latent_channels"]), "by channel" if recipe.name == "flux2" else "", ""
     literal = getattr(recipe.ops[0], "literal", None)
     scaling = literal.scaling_factor if literal else config["scaling_factor"]
     shift = literal.shift_factor if literal else config.get("shift_factor")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
-from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLHunyuanVideo, AutoencoderTiny
 
 from remote_vae.server.app import build_app
 from remote_vae.server.settings import Settings
@@ -51,6 +51,8 @@ RECIPES = {
     "tinyflux": "taef1",
     "four": "sd1",
     "cog": "cogview4",
+    "flux2": "flux2",
+    "klein": "flux2-klein",
 }
 
 
@@ -78,6 +80,10 @@ def make_modules() -> dict[str, Any]:
             **TINY, **NO_QUANT, **NO_ATTENTION, latent_channels=16, scaling_factor=0.83, shift_factor=0.19
         ).eval(),
     }
+    for name in ("flux2", "klein"):
+        modules[name] = AutoencoderKLFlux2(**TINY, latent_channels=8).eval()
+        modules[name].bn.running_mean.uniform_(-1, 1)  # untrained ones are zero and one, and would hide their use
+        modules[name].bn.running_var.uniform_(0.3, 3)
     with torch.no_grad():
         for name in ("tiny", "tinyflux"):  # untrained ones are all but black
             modules[name].decoder.layers[-1].weight.mul_(5)

@@ -1,7 +1,7 @@
 """diffusers' own pipelines of tiny, seeded components, for every use that a VAE has in them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffusers
@@ -53,6 +53,16 @@ COGVIEW: dict[str, Any] = {
     "text_embed_dim": 16,
     "time_embed_dim": 8,
     "condition_dim": 4,
+}
+FLUX2: dict[str, Any] = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "in_channels": 32,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "timestep_guidance_channels": 8,
+    "axes_dims_rope": (4, 4, 4, 4),
 }
 HUNYUAN: dict[str, Any] = {
     **TRANSFORMER,
@@ -173,6 +183,7 @@ INPAINT = {**IMAGE, "mask_image": mask(48, 80)}
 CONTROL = {"image": picture(48, 80)}
 XL_UNET, XL_CONTROL = unet(**XL), controlled(**XL)
 SD3_FLOW = flow(diffusers.SD3Transformer2DModel, **SD3)
+FLUX2_FLOW = flow(diffusers.Flux2Transformer2DModel, **FLUX2)
 FLUX_FLOW = flow(diffusers.FluxTransformer2DModel, **FLUX)
 PICTURES = {
     "sd": Case(diffusers.StableDiffusionPipeline, "sd", unet(), SIZE, pooled=False),
@@ -180,10 +191,12 @@ PICTURES = {
     "play": Case(diffusers.StableDiffusionXLPipeline, "play", XL_UNET, SIZE),
     "three": Case(diffusers.StableDiffusion3Pipeline, "three", SD3_FLOW, SIZE),
     "flux": Case(diffusers.FluxPipeline, "flux", FLUX_FLOW, SIZE),
+    "flux2": Case(diffusers.Flux2Pipeline, "flux2", FLUX2_FLOW, SIZE, pooled=False),
     "cog": Case(
         diffusers.CogView4Pipeline, "cog", flow(diffusers.CogView4Transformer2DModel, **COGVIEW), SIZE, pooled=False
     ),
 }
+KLEIN = Case(diffusers.Flux2KleinPipeline, "klein", FLUX2_FLOW, SIZE, pooled=False)  # with no use for a None of a VAE
 FROM_PICTURES = {
     "sd": Case(diffusers.StableDiffusionImg2ImgPipeline, "sd", unet(), IMAGE, pooled=False),
     "xl": Case(diffusers.StableDiffusionXLImg2ImgPipeline, "xl", XL_UNET, IMAGE),
@@ -236,6 +249,9 @@ OTHERS = {
         FLUX_FLOW,
         {"image": picture(48, 80), **SIZE, "_auto_resize": False, "max_area": 48 * 80},
     ),
+    "flux2-edit": Case(diffusers.Flux2Pipeline, "flux2", FLUX2_FLOW, {"image": picture(64, 80), **SIZE}, pooled=False),
+    "klein": KLEIN,
+    "klein-edit": replace(KLEIN, call={"image": picture(64, 80), **SIZE}),
     "upscale": Case(
         diffusers.StableDiffusionUpscalePipeline, "four", upscaler, {"image": picture(16, 24)}, pooled=False
     ),

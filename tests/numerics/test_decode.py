@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import Flux2Pipeline, FluxPipeline
+from einops import rearrange
 from PIL import Image
 
 from remote_vae import Client, remote_decode
 
-from .pipelines import PICTURES, SIZE, VIDEO
+from .pipelines import KLEIN, PICTURES, SIZE, VIDEO
 
 
 def check_pictures(url: str, latents: torch.Tensor, pixels: torch.Tensor, **how: Any) -> None:
@@ -37,9 +38,9 @@ def test_a_pipeline_without_its_vae_gives_the_same_pictures(families: Any, name:
     case, module = PICTURES[name], families.modules[name]
     pixels = case.run(module, "pt", batch=batch)
     latents = case.run(None, "latent", batch=batch)
-    sizes = SIZE if name == "flux" else {}
+    sizes = SIZE if name in ("flux", "flux2") else {}
     check_pictures(f"{families.url}/{name}", latents, pixels, do_scaling=True, **sizes)
-    if name != "play":  # its statistics have no parameters
+    if name not in ("play", "flux2"):  # its statistics have no parameters
         factors = {"scaling_factor": module.config.scaling_factor, "shift_factor": module.config.shift_factor}
         if name == "cog":  # its pipelines leave the shift out, which is 0 in the weights' config
             del factors["shift_factor"]
@@ -55,6 +56,29 @@ def test_unpacked_and_floored_flux_latents(families: Any, size: tuple[int, int])
     assert latents.shape == (1, 3 * 5, 64)
     check_pictures(f"{families.url}/flux", latents, pixels, **sizes)
     check_pictures(f"{families.url}/flux", FluxPipeline._unpack_latents(latents, *size, 8), pixels)
+
+
+def test_latents_of_flux2(families: Any) -> None:
+    """FLUX.2's latents give the pipeline's pictures as tokens, as patches, and as cells, of one picture or several."""
+    case, url = PICTURES["flux2"], f"{families.url}/flux2"
+    pixels = case.run(families.modules["flux2"], "pt", batch=2)
+    tokens = case.run(None, "latent", batch=2)
+    assert tokens.shape == (2, 3 * 5, 32)
+    patches = rearrange(tokens, "b (h w) k -> b k h w", h=3)
+    cells = Flux2Pipeline._unpatchify_latents(patches)
+    for latents in (patches, cells):
+        check_pictures(url, latents, pixels, do_scaling=True)
+        check_pictures(url, latents[0], pixels[:1], do_scaling=True)
+    check_pictures(url, tokens[None], pixels, do_scaling=True, **SIZE)
+
+
+def test_latents_of_flux2_klein(families: Any) -> None:
+    """FLUX.2 klein's latents, the decoder's own input, give its pictures whether scaling is asked for or not."""
+    module = families.modules["klein"]
+    pixels, latents = (KLEIN.run(module, kind) for kind in ("pt", "latent"))
+    assert latents.shape == (1, 8, 6, 10)
+    for how in ({"do_scaling": True}, {"do_scaling": False}):
+        check_pictures(f"{families.url}/klein", latents, pixels, **how)
 
 
 PREVIEWS = {"tiny": (0.18215, 0.0), "tinyflux": (0.3611, 0.1159)}  # the constants of the models that they stand for

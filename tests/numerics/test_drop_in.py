@@ -146,7 +146,7 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
 
 def test_the_face_of_a_vae(families: Any) -> None:
     """It has the config of the served VAE and no weights, and follows `.to()`."""
-    for name in ("sd", "flux", "video", "tiny"):
+    for name in ("sd", "flux", "flux2", "video", "tiny"):
         vae, module = remote(families, name), families.modules[name]
         shown = {key: value for key, value in dict(vae.config).items() if key not in ("endpoint", "model")}
         theirs = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
@@ -160,6 +160,22 @@ def test_the_face_of_a_vae(families: Any) -> None:
     video = remote(families, "video")
     assert (video.spatial_compression_ratio, video.temporal_compression_ratio) == (8, 4)
     assert families.url in repr(video)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_statistics_that_a_pipeline_reads(families: Any, reached: bool) -> None:
+    """FLUX.2's pipelines find its batch norm, whose statistics are those of the local VAE and follow `.to()` alone."""
+    module = families.modules["flux2"]
+    if reached:
+        vae = remote(families, "flux2")
+    else:
+        with pytest.warns(RuntimeWarning, match="the fallback"):
+            vae = RemoteVAE("http://127.0.0.1:9/flux2", timeout=0.5, fallback=module)
+    assert torch.equal(vae.bn.running_mean, module.bn.running_mean)
+    torch.testing.assert_close(vae.bn.running_var, module.bn.running_var, atol=0, rtol=1e-6)
+    assert vae.to(torch.float16).bn.running_var.dtype is torch.float16
+    assert module.bn.running_var.dtype is torch.float32
+    assert vae.num_parameters() == 0
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:

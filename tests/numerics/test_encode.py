@@ -10,7 +10,7 @@ from diffusers.video_processor import VideoProcessor
 
 from remote_vae import Client, remote_decode
 
-from .pipelines import FROM_PICTURES, IMAGE, call, picture
+from .pipelines import FROM_PICTURES, IMAGE, PICTURES, call, picture
 
 SEED = 21
 
@@ -102,6 +102,24 @@ def test_tensors_are_told_apart_as_the_pipelines_do(families: Any, name: str, si
     with Client(families.url) as client:
         found = client.encode(pixels, model=name, posterior="mode")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_flux2_encodes_to_normalised_patches(families: Any) -> None:
+    """FLUX.2's latent is what its pipeline makes of a reference picture; klein's is the VAE's own, with no scaling."""
+    pixels = torch.rand((1, 3, 64, 80), generator=torch.Generator().manual_seed(7)) * 2 - 1
+    with torch.no_grad():
+        patches = PICTURES["flux2"].build(families.modules["flux2"])._encode_vae_image(pixels, None)
+        cells = families.modules["klein"].encode(pixels).latent_dist.mode()
+    with Client(families.url) as client:
+        found = client.encode(pixels, model="flux2", do_scaling=True)
+        again = client.decode(found, model="flux2", do_scaling=True, output_type="pt")
+        klein = client.encode(pixels, model="klein", do_scaling=True)
+    assert found.shape == (1, 32, 4, 5)
+    torch.testing.assert_close(found, patches, atol=1e-5, rtol=0)
+    torch.testing.assert_close(klein, cells, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        expected = families.modules["flux2"].decode(families.modules["flux2"].encode(pixels).latent_dist.mode()).sample
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
 
 
 def test_a_preview_encodes_to_the_latents_of_the_model_it_stands_for(families: Any) -> None:

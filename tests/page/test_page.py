@@ -18,6 +18,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from safetensors.torch import save_file
 
+from remote_vae.models.recipes import RECIPES
+
 from .conftest import PHONE, Visit
 
 EACH = [*(f"{name}.safetensors" for name in ("sd", "several", "packed", "video")), "double.npy", "it's a photo.png"]
@@ -142,6 +144,27 @@ def test_a_packed_latent(live: Any, visit: Visit, folder: Path) -> None:
     page.get_by_label("Width, pixels").fill("256")
     send(page)
     assert Image.open(io.BytesIO(saved(page, "Save the picture"))).size == (256, 64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "suits", "packed"),
+    [
+        ([1, 128, 8, 8], True, False),
+        ([1, 32, 16, 16], True, False),
+        ([1, 64, 128], True, True),
+        ([1, 128, 8, 128], True, False),
+        ([1, 64, 8, 8], False, False),
+    ],
+)
+def test_patches_as_channels(live: Any, visit: Visit, shape: list[int], suits: bool, packed: bool) -> None:
+    """The page knows FLUX.2's latents by their shape, and asks for the size of those that do not show it."""
+    card = {
+        "kind": "image",
+        "latent_channels": 32,
+        "latent_layouts": [layout.wire for layout in RECIPES["flux2"].layouts],
+    }
+    script = "import('/page/models.js').then(({ suits, packed }) => [suits(card, shape), packed(card, shape)])"
+    assert visit(live.url).evaluate(f"([card, shape]) => {script}", [card, shape]) == [suits, packed]
 
 
 def test_a_video_plays(live: Any, visit: Visit, folder: Path) -> None:

@@ -3,6 +3,7 @@
 The one module of the client that imports torch and diffusers; it is imported when RemoteVAE is first used.
 """
 
+import copy
 import os
 import pickle
 import warnings
@@ -22,6 +23,7 @@ from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFaile
 
 T = TypeVar("T")
 
+PATCHED: Final = "AutoencoderKLFlux2"  # whose pipelines read statistics of the latents from a batch norm
 PREVIEW: Final = "AutoencoderTiny"  # gives a latent, not a distribution, and works on normalised latents
 
 
@@ -59,8 +61,11 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         # Past the module, which would take it for weights of its own.
         object.__setattr__(self, "_fallback", fallback)
         config = self._ask(lambda remote: remote.card["config"], lambda local: local.config)
-        self._is_preview = config.get("_class_name", type(fallback).__name__) == PREVIEW
+        kind = config.get("_class_name", type(fallback).__name__)
+        self._is_preview = kind == PREVIEW
         shown = {name: value for name, value in config.items() if not name.startswith("_")}
+        if kind == PATCHED:
+            self.bn = self._ask(_batch_norm, lambda local: copy.deepcopy(local.bn))
         shown["shift_factor"] = shown.get("shift_factor") or 0.0  # some pipelines add it unasked
         self.register_to_config(**shown, endpoint=read_endpoint(endpoint, token=token).url, model=model)
 
@@ -186,6 +191,14 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         found = cls(config["endpoint"], model=config["model"], token=token, timeout=timeout, fallback=fallback)
         found.to(dtype or torch_dtype or found.dtype)
         return found
+
+
+def _batch_norm(remote: RemoteModel) -> torch.nn.BatchNorm2d:
+    """With the statistics on the model's card; it follows `.to()` as that of a local VAE does."""
+    mean, std = (torch.tensor(remote.card[name], dtype=torch.float64) for name in ("latents_mean", "latents_std"))
+    norm = torch.nn.BatchNorm2d(len(mean), eps=remote.card["config"]["batch_norm_eps"], affine=False)
+    norm.running_mean, norm.running_var = mean.float(), (std.square() - norm.eps).float()
+    return norm.eval()
 
 
 def _check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:

@@ -88,6 +88,11 @@ def _fit(
             if isinstance(grid, _Miss):
                 return grid
             sizes["h"], sizes["w"] = grid
+        elif names[0] in ("h", "w") and len(names) == 2:
+            patch = sizes[names[1]]
+            if size % patch:
+                return _Miss(2, _no_whole_patches(shape, size, patch, model))
+            sizes[names[0]] = size // patch
         elif len(names) == 1 and names[0] not in ("c", "1"):
             sizes[names[0]] = size
     ratio = facts.spatial_compression_ratio
@@ -115,6 +120,14 @@ def _channels(
         shape=list(shape),
         actual_channels=size,
         latent_channels=facts.latent_channels,
+    )
+
+
+def _no_whole_patches(shape: tuple[int, ...], size: int, patch: int, model: str) -> LatentMismatch:
+    return LatentMismatch(
+        f"latent of shape {list(shape)} has a side of {size} cells; model {model!r} takes patches of {patch}x{patch} "
+        f"cells, so sides are multiples of {patch}",
+        shape=list(shape),
     )
 
 

@@ -11,7 +11,7 @@ from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Decoded, Output, decode
 from remote_vae.core.encode import Encoded, Take, encode
 from remote_vae.core.execute import Terms
-from remote_vae.core.layout import Fit
+from remote_vae.core.layout import Fit, fit_latent
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae import VAE
 from remote_vae.engine import heap
@@ -49,9 +49,7 @@ class Bench:
         facts = self._vae.facts
         frames = (1,) if self._recipe.kind == "video" else ()
         shape = (1, facts.latent_channels, *frames, WARM_SIDE, WARM_SIDE)
-        axes = " ".join("bcfhw" if frames else "bchw")
-        side = WARM_SIDE * facts.spatial_compression_ratio
-        fit = Fit(f"{axes} -> {axes}", dict(zip(axes.split(), shape, strict=True)), 1, 1, side, side)
+        fit = fit_latent(self._recipe, facts, shape, model=facts.source, height=None, width=None)
         try:
             decode(self._vae, self._recipe, torch.zeros(shape), fit=fit, scaling=Scaling(own=True), output=Output.UINT8)
         except RemoteVAEError as exc:

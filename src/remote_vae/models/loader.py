@@ -29,6 +29,7 @@ from remote_vae.models.vae import DiffusersVAE
 
 CLASSES = {
     "AutoencoderKL": diffusers.AutoencoderKL,
+    "AutoencoderKLFlux2": diffusers.AutoencoderKLFlux2,
     "AutoencoderKLHunyuanVideo": diffusers.AutoencoderKLHunyuanVideo,
     "AutoencoderTiny": diffusers.AutoencoderTiny,
 }

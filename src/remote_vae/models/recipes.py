@@ -12,8 +12,22 @@ PACKED_EXTRA_AXIS: Final = Rearrange("1 b (h w) (c i j) -> b c (h i) (w j)", PAT
 VIDEO: Final = Rearrange("b c f h w -> b c f h w")
 UNBATCHED_VIDEO: Final = Rearrange("c f h w -> 1 c f h w")
 
+UNPATCH: Final = Rearrange("b (c i j) h w -> b c (h i) (w j)", PATCH)
+
 IMAGE_LAYOUTS: Final = (GRID, PACKED, UNBATCHED, PACKED_EXTRA_AXIS)
 VIDEO_LAYOUTS: Final = (VIDEO, UNBATCHED_VIDEO)
+# All lead to patches of 2x2 cells as channels, which is what is normalised.
+PATCHED_LAYOUTS: Final = tuple(
+    Rearrange(f"{wire} -> {batch} (c i j) h w", PATCH)
+    for wire, batch in (
+        ("b (c i j) h w", "b"),
+        ("b c (h i) (w j)", "b"),
+        ("b (h w) (c i j)", "b"),
+        ("(c i j) h w", "1"),
+        ("c (h i) (w j)", "1"),
+        ("1 b (h w) (c i j)", "b"),
+    )
+)
 
 
 def _image(name: str, affine: Affine, posterior: str = "sample", patch: int = 1) -> Recipe:
@@ -31,6 +45,15 @@ _ROWS: Final = (
     _image("sdxl", Affine(("scaling_factor", "latents_mean", "latents_std"))),
     _image("sd3", Affine(("scaling_factor", "shift_factor"))),
     _image("flux1", Affine(("scaling_factor", "shift_factor")), patch=2),
+    Recipe(
+        "flux2",
+        "image",
+        PATCHED_LAYOUTS,
+        (Affine(("latents_mean", "latents_std")), UNPATCH, Decode(), PixelAffine()),
+        posterior="mode",
+        patch=2,
+    ),
+    Recipe("flux2-klein", "image", (GRID, UNBATCHED), (Decode(), PixelAffine()), posterior="mode", patch=2),
     Recipe(
         "hunyuanvideo",
         "video",

@@ -13,7 +13,8 @@ from remote_vae.core.recipe import Constants
 from remote_vae.core.stages import Program
 from remote_vae.models.stages import describe_decoder, describe_encoder
 
-TILED: Final = ("AutoencoderKL", "AutoencoderKLHunyuanVideo")  # whose tiled methods work both ways
+# Whose tiled methods work both ways.
+TILED: Final = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLHunyuanVideo")
 
 
 class DiffusersVAE:
@@ -86,6 +87,7 @@ def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], executor: str
     """The facts of a loaded module, from its own config."""
     config = module.config
     deterministic = type(module).__name__ == "AutoencoderTiny"
+    mean, std = _statistics(module)
     return Facts(
         latent_channels=int(config.latent_channels),  # type: ignore[union-attr, arg-type]
         spatial_compression_ratio=_spatial_ratio(config),
@@ -93,8 +95,8 @@ def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], executor: str
         constants=Constants(
             scaling_factor=_number(getattr(config, "scaling_factor", None)),
             shift_factor=_number(getattr(config, "shift_factor", None)),
-            latents_mean=_numbers(getattr(config, "latents_mean", None)),
-            latents_std=_numbers(getattr(config, "latents_std", None)),
+            latents_mean=mean,
+            latents_std=std,
         ),
         dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
         deterministic=deterministic,
@@ -121,6 +123,15 @@ def _spatial_ratio(config: object) -> int:
         return int(stated)
     blocks = getattr(config, "decoder_block_out_channels", None) or config.block_out_channels  # type: ignore[attr-defined]
     return int(2 ** (len(blocks) - 1))
+
+
+def _statistics(module: torch.nn.Module) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and deviation by channel: of the config, or of the batch norm that FLUX.2's weights keep them in."""
+    config, norm = module.config, getattr(module, "bn", None)
+    if isinstance(norm, torch.nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+        deviation = (norm.running_var.double() + norm.eps).sqrt()
+        return tuple(norm.running_mean.tolist()), tuple(deviation.tolist())
+    return _numbers(getattr(config, "latents_mean", None)), _numbers(getattr(config, "latents_std", None))
 
 
 def _number(value: object) -> float | None:

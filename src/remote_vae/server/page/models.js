@@ -12,15 +12,17 @@ const LIMITS = {
 export const limitsText = (limits) => `Limits: ${Object.entries(LIMITS).filter(([name]) => name in limits).map(([name, say]) => say(limits[name])).join(", ")}.`;
 
 /** Whether a latent of this shape fits by its channels. */
-export const suits = ({ kind, latent_channels: channels, ...card }, shape) =>
-  (shape.length === (kind === "video" ? 5 : 4) && shape[1] === channels) ||
-  (shape.length === (kind === "video" ? 4 : 3) && shape[0] === channels) ||
-  packed({ kind, latent_channels: channels, ...card }, shape);
+export const suits = (card, shape) => grid(card, shape) || packed(card, shape);
+
+/** Whether the shape shows height and width: of cells, or of patches of 2 by 2 cells where a model has those as channels. */
+const grid = ({ kind, latent_channels: channels, latent_layouts: layouts }, shape) =>
+  (shape.length === (kind === "video" ? 5 : 4) && (shape[1] === channels || (shape[1] === 4 * channels && layouts.includes("b (c i j) h w")))) ||
+  (shape.length === (kind === "video" ? 4 : 3) && shape[0] === channels);
 
 /** Whether the latent is packed, patches of 2 by 2 in a row, and so does not say its height and width. */
-export function packed({ kind, latent_channels: channels, latent_layouts: layouts }, shape) {
-  const plain = (shape.length === 4 && shape[1] === channels) || (shape.length === 3 && shape[0] === channels);
-  return kind === "image" && !plain && shape[shape.length === 4 && shape[3] === 1 ? 2 : shape.length - 1] === 4 * channels && layouts.some((layout) => layout.includes("("));
+export function packed(card, shape) {
+  const { kind, latent_channels: channels, latent_layouts: layouts } = card;
+  return kind === "image" && !grid(card, shape) && shape[shape.length === 4 && shape[3] === 1 ? 2 : shape.length - 1] === 4 * channels && layouts.some((layout) => layout.includes("("));
 }
 
 export function cardRow(card, first) {
