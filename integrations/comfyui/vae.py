@@ -46,6 +46,12 @@ class RemoteComfyVAE:
     extra_1d_channel = size = None
 
     def __init__(self, model: RemoteModel) -> None:
+        if model.card["config"].get("_class_name") == "AutoencoderKLFlux2":
+            raise LatentMismatch(
+                f"model {model.name!r} is FLUX.2's VAE, whose latents in ComfyUI are patches of {4 * model.channels} "
+                "channels; these nodes do not take them yet",
+                model=model.name,
+            )
         self._model = model
         self.first_stage_model = FirstStageModel(model)
         self.latent_channels = model.channels

@@ -198,6 +198,15 @@ def test_errors_before_anything_runs(module: ModuleType, live: Any) -> None:
         encode.run(picture(1, 40, 64), live.url, "flux")
 
 
+def test_a_vae_whose_latents_comfyui_keeps_otherwise(module: ModuleType, live: Any) -> None:
+    """FLUX.2's VAE is refused where it is loaded, with what its latents are in ComfyUI, and not at its first use."""
+    nodes = sys.modules["custom_nodes_remote_vae.nodes"]
+    remote = nodes.open_model(live.url, "flux")
+    remote.card["config"]["_class_name"] = "AutoencoderKLFlux2"
+    with pytest.raises(LatentMismatch, match=r"'flux' is FLUX.2's VAE.*64 channels.*not take them yet"):
+        nodes.RemoteComfyVAE(remote)
+
+
 def test_the_token_comes_from_the_environment(start: Any, live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server with keys is used with REMOTE_VAE_API_KEY, which no workflow contains; without it the node says so."""
     key = "a-key-for-the-workflows-1"

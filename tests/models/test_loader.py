@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file, save_file
 
@@ -294,6 +294,37 @@ def test_random_weights_are_the_same_every_time(tiny_row: Row) -> None:
     assert_same(dict(first.module.state_dict()), second.module)
     assert float(first.module.state_dict()[KEY].std()) > 0
     assert first.facts.source == "random weights"
+
+
+@pytest.fixture
+def flux2(tmp_path: Path) -> AutoencoderKLFlux2:
+    """Tiny, with statistics of its own, and saved in `tmp_path`."""
+    torch.manual_seed(4)
+    config = {name: value for name, value in TINY.items() if name not in ("scaling_factor", "shift_factor")}
+    module = AutoencoderKLFlux2(**config, latent_channels=8).eval()
+    module.bn.running_mean.uniform_(-1, 1)
+    module.bn.running_var.uniform_(0.3, 3)
+    module.save_pretrained(tmp_path / "flux2")
+    return module
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_statistics_of_the_weights(flux2: AutoencoderKLFlux2, tmp_path: Path, dtype: str) -> None:
+    """FLUX.2's statistics are those of the weights to the last bit of float32, whatever the layers compute in."""
+    vae = load(ModelSpec("mine", str(tmp_path / "flux2"), recipe="flux2", device="cpu", dtype=dtype))
+    assert vae.facts.dtype == dtype
+    assert vae.facts.constants.latents_mean == tuple(flux2.bn.running_mean.tolist())
+    expected = (flux2.bn.running_var.double() + flux2.config.batch_norm_eps).sqrt()
+    assert vae.facts.constants.latents_std == tuple(expected.tolist())
+
+
+@pytest.mark.parametrize("recipe", ["sd3", "sdxl", "flux1", "taef1"])
+def test_a_recipe_of_another_vae(flux2: AutoencoderKLFlux2, folder: Path, tmp_path: Path, recipe: str) -> None:
+    """FLUX.2's weights under another recipe, and others under its own, would give a wrong picture, and are refused."""
+    with pytest.raises(ModelLoadError, match=rf"AutoencoderKLFlux2.*recipe '{recipe}'.*flux2, flux2-klein"):
+        load(ModelSpec("mine", str(tmp_path / "flux2"), recipe=recipe, device="cpu"))
+    with pytest.raises(ModelLoadError, match=r"AutoencoderKL, .*recipe 'flux2'"):
+        load(ModelSpec("mine", str(folder), recipe="flux2", device="cpu"))
 
 
 def test_every_class_can_be_loaded(tmp_path: Path) -> None:

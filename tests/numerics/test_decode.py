@@ -11,6 +11,7 @@ from einops import rearrange
 from PIL import Image
 
 from remote_vae import Client, remote_decode
+from remote_vae.errors import InvalidValue
 
 from .pipelines import KLEIN, PICTURES, SIZE, VIDEO
 
@@ -79,6 +80,8 @@ def test_latents_of_flux2_klein(families: Any) -> None:
     assert latents.shape == (1, 8, 6, 10)
     for how in ({"do_scaling": True}, {"do_scaling": False}):
         check_pictures(f"{families.url}/klein", latents, pixels, **how)
+    with pytest.raises(InvalidValue, match="not scaled; leave scaling_factor and shift_factor out"):
+        remote_decode(f"{families.url}/klein", latents, scaling_factor=0.5)
 
 
 PREVIEWS = {"tiny": (0.18215, 0.0), "tinyflux": (0.3611, 0.1159)}  # the constants of the models that they stand for

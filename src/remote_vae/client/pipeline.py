@@ -60,12 +60,11 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         self._remote: RemoteModel | None = None
         # Past the module, which would take it for weights of its own.
         object.__setattr__(self, "_fallback", fallback)
-        config = self._ask(lambda remote: remote.card["config"], lambda local: local.config)
-        kind = config.get("_class_name", type(fallback).__name__)
-        self._is_preview = kind == PREVIEW
+        config, norm = self._ask(_config_and_norm, lambda local: (local.config, getattr(local, "bn", None)))
+        self._is_preview = config.get("_class_name", type(fallback).__name__) == PREVIEW
         shown = {name: value for name, value in config.items() if not name.startswith("_")}
-        if kind == PATCHED:
-            self.bn = self._ask(_batch_norm, lambda local: copy.deepcopy(local.bn))
+        if norm is not None:
+            self.bn = _without_weights(norm)
         shown["shift_factor"] = shown.get("shift_factor") or 0.0  # some pipelines add it unasked
         self.register_to_config(**shown, endpoint=read_endpoint(endpoint, token=token).url, model=model)
 
@@ -193,12 +192,25 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         return found
 
 
-def _batch_norm(remote: RemoteModel) -> torch.nn.BatchNorm2d:
-    """With the statistics on the model's card; it follows `.to()` as that of a local VAE does."""
+def _config_and_norm(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.BatchNorm2d | None]:
+    """The VAE's config, and where its pipelines read one, the batch norm with the statistics that the card has."""
+    config = remote.card["config"]
+    if config.get("_class_name") != PATCHED:
+        return config, None
     mean, std = (torch.tensor(remote.card[name], dtype=torch.float64) for name in ("latents_mean", "latents_std"))
-    norm = torch.nn.BatchNorm2d(len(mean), eps=remote.card["config"]["batch_norm_eps"], affine=False)
+    norm = torch.nn.BatchNorm2d(len(mean), eps=config["batch_norm_eps"], affine=False)
     norm.running_mean, norm.running_var = mean.float(), (std.square() - norm.eps).float()
-    return norm.eval()
+    return config, norm
+
+
+def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:
+    """A copy that follows `.to()`, but whose statistics offloading takes for no weights: nobody calls it, which is when
+    they would come back.
+    """
+    found = copy.deepcopy(norm).eval()
+    for name, value in list(found.named_buffers()):
+        found.register_buffer(name, value, persistent=False)
+    return found
 
 
 def _check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:

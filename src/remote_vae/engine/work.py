@@ -104,7 +104,8 @@ class Bench:
     def _pays(self, jobs: list[Message], batch: Message, alone: list[Message]) -> bool | None:
         """Whether running together gives what each job gave alone, bit for bit, and sooner.
 
-        None when that was not found out: one of the jobs fails by itself, or nobody waits for them any more.
+        None when that was not found out, because one of the jobs fails by itself or nobody waited for them. Callers who
+        leave while it is found out had waited for nothing else, so that speaks against it.
         """
         out = self._views.view("out", batch["out"])
         if any("error" in answer for answer in alone):
@@ -118,8 +119,6 @@ class Bench:
         exact = bool(together) and all(out[place] == was for place, was in zip(places, before, strict=True))
         for place, was in zip(places, before, strict=True):
             out[place] = was
-        if self._stopped:
-            return None
         return exact and together[-1]["seconds"] < sum(answer["seconds"] for answer in alone)
 
     def _input(self, job: Message, batch: Message) -> torch.Tensor:
@@ -157,13 +156,9 @@ class Bench:
         encoded = encode(self._vae, self._recipe, tensor, scaling=scaling, take=take, seed=job["seed"], terms=terms)
         return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
 
-    @property
-    def _stopped(self) -> bool:
-        return self._stop_word.said() == self._serial
-
     def _checkpoint(self) -> None:
         self._trim.when_due()
-        if self._stopped:
+        if self._stop_word.said() == self._serial:
             raise DeadlineExceeded("nobody waits for this any more")
 
 

@@ -23,7 +23,7 @@ from remote_vae.core.pixels import all_finite
 from remote_vae.core.precision import arithmetic
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ModelLoadError
-from remote_vae.models.registry import Row, find_row
+from remote_vae.models.registry import REGISTRY, Row, find_row
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
 
@@ -77,7 +77,11 @@ def load(spec: ModelSpec) -> DiffusersVAE:
     # Its parameters go on requiring gradients, as in a user's own pipeline: torch's matmul asks them when it chooses
     # between one product and a batch of products, and the two differ in the last bit. No graph is ever built here.
     # By torch's own method: diffusers' warns of layers to be kept in float32 even where a model has none.
+    norm = module._modules.pop("bn", None)  # FLUX.2's statistics, which no layer computes with, stay in float32
     module = torch.nn.Module.to(module.eval(), device, dtype)
+    if norm is not None:
+        module.add_module("bn", norm.to(device))
+    _refuse_wrong_recipe(module, spec.resolve_recipe())
     return DiffusersVAE(module, source=source, revision=revision)
 
 
@@ -104,6 +108,18 @@ def resolve_dtype(spec: ModelSpec, row: Row | None, device: torch.device, *, for
         name = "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _refuse_wrong_recipe(module: torch.nn.Module, recipe: Recipe) -> None:
+    """FLUX.2's latents are normalised by statistics that no other weights have, and by no factors."""
+    cls, ours = type(module).__name__, [row.recipe for row in REGISTRY.values() if row.cls == "AutoencoderKLFlux2"]
+    if (cls == "AutoencoderKLFlux2") != (recipe.name in ours):
+        raise ModelLoadError(
+            f"the weights are of {cls}, for which recipe {recipe.name!r} would give a wrong picture; {', '.join(ours)} "
+            "are the recipes of AutoencoderKLFlux2, and of no other",
+            cls=cls,
+            recipe=recipe.name,
+        )
 
 
 def _is_folder(source: str) -> bool:

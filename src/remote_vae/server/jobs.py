@@ -4,7 +4,7 @@ import numpy as np
 
 from remote_vae.core.facts import Facts
 from remote_vae.core.layout import Fit, fit_latent
-from remote_vae.core.recipe import Constants
+from remote_vae.core.recipe import Affine, Constants
 from remote_vae.engine.job import Block, DecodeJob, EncodeJob, Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.errors import InvalidImage, InvalidValue, LatentMismatch, TooLarge, UnsupportedOutput
@@ -64,6 +64,7 @@ def fit_decode(model: Served, facts: Facts, shape: tuple[int, ...], options: Dec
     fit = fit_latent(model.recipe, facts, shape, model=model.name, height=options.height, width=options.width)
     _check_limits(settings, batch=fit.batch, frames=fit.frames, height=fit.height, width=fit.width)
     _check_plan(options.plan, facts, model)
+    _check_factors(options.scaling, model)
     video = model.recipe.kind == "video"
     if options.output_type is OutputType.MP4 and not video:
         raise UnsupportedOutput(
@@ -134,6 +135,7 @@ def encode_job(model: Served, facts: Facts, request: EncodeRequest, settings: Se
 
 def _check_encode(options: EncodeOptions, take: str, facts: Facts, model: Served) -> None:
     _check_plan(options.plan, facts, model)
+    _check_factors(options.scaling, model)
     if take == Posterior.PARAMETERS and options.scaling.mode is not ScalingMode.NONE:
         raise InvalidValue(
             "posterior=parameters gives the mean and log-variance as they are; leave scaling_factor, shift_factor and "
@@ -173,6 +175,15 @@ def _scaling(scaling: Scaling) -> tuple[bool, Constants | None]:
     if scaling.mode is ScalingMode.GIVEN:
         return False, Constants(scaling.scaling_factor, scaling.shift_factor)
     return scaling.mode is ScalingMode.MODEL, None
+
+
+def _check_factors(scaling: Scaling, model: Served) -> None:
+    if scaling.mode is ScalingMode.GIVEN and not any(isinstance(op, Affine) for op in model.recipe.ops):
+        raise InvalidValue(
+            f"the latents of model {model.name!r} are its decoder's own input, which is not scaled; leave "
+            "scaling_factor and shift_factor out",
+            name="scaling_factor",
+        )
 
 
 def _check_plan(plan: str | None, facts: Facts, model: Served) -> None:
