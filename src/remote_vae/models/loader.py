@@ -74,10 +74,10 @@ def load(spec: ModelSpec) -> DiffusersVAE:
     device = resolve_device(spec.device)
     policy = find_row(spec.recipe or spec.name) or row
     dtype = resolve_dtype(spec, policy, device, force_upcast=bool(getattr(module.config, "force_upcast", False)))
+    norm = module._modules.pop("bn", None)  # FLUX.2's statistics, which no layer computes with, stay in float32
     # Its parameters go on requiring gradients, as in a user's own pipeline: torch's matmul asks them when it chooses
     # between one product and a batch of products, and the two differ in the last bit. No graph is ever built here.
     # By torch's own method: diffusers' warns of layers to be kept in float32 even where a model has none.
-    norm = module._modules.pop("bn", None)  # FLUX.2's statistics, which no layer computes with, stay in float32
     module = torch.nn.Module.to(module.eval(), device, dtype)
     if norm is not None:
         module.add_module("bn", norm.to(device))
