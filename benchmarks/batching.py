@@ -19,7 +19,7 @@ from table import show
 
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
-from remote_vae.core.execute import Terms
+from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.models.loader import open_model
 from remote_vae.models.spec import ModelSpec
@@ -42,13 +42,13 @@ def main(
     vae, recipe = open_model(ModelSpec(model, device=device, random_weights=random_weights).to_json())
 
     def run(z: torch.Tensor, shares: int) -> torch.Tensor:
-        fit = fit_latent(recipe, vae.facts, tuple(z.shape), model=model, height=None, width=None)
-        terms = Terms(shares=shares)
-        return decode(vae, recipe, z, fit=fit, scaling=Scaling(own=True), output=Output.UINT8, terms=terms).pixels
+        fit = fit_latent(recipe, vae.info, tuple(z.shape), model=model, height=None, width=None)
+        terms = RunOptions(shares=shares)
+        return decode(vae, recipe, z, fit=fit, scaling=Scaling(own=True), output=Output.UINT8, options=terms).pixels
 
     noise, rows = torch.Generator().manual_seed(0), list[Row]()
     for side in SIDES:
-        z = torch.randn(max(BATCHES), vae.facts.latent_channels, side, side, generator=noise).to(vae.dtype)
+        z = torch.randn(max(BATCHES), vae.info.latent_channels, side, side, generator=noise).to(vae.dtype)
         rows += [_row(run, z[:batch]) for batch in BATCHES]
     show(rows)
     if json_file is not None:

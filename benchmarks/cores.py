@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import track
 from table import show
 
-from remote_vae.core.plan import Load, choose
+from remote_vae.core.plan import ProblemSize, choose
 from remote_vae.core.strips import run
-from remote_vae.engine import heap
+from remote_vae.engine import malloc
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
@@ -40,10 +40,10 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Decode by each way, on one core and on all."""
-    heap.keep_freed()
+    malloc.keep_freed()
     vae = load(ModelSpec(model, device="cpu", dtype=dtype, random_weights=model != "demo"))
-    side = size // vae.facts.spatial_compression_ratio
-    z = torch.randn(1, vae.facts.latent_channels, side, side, generator=torch.Generator().manual_seed(0)).to(vae.dtype)
+    side = size // vae.info.spatial_compression_ratio
+    z = torch.randn(1, vae.info.latent_channels, side, side, generator=torch.Generator().manual_seed(0)).to(vae.dtype)
     cores = torch.get_num_threads()
     ways = {(name, count): way for count in (1, cores) for name, way in _ways(vae, z, count).items()}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in ways}
@@ -72,7 +72,7 @@ def main(
 
 
 def _ways(vae: DiffusersVAE, z: torch.Tensor, cores: int) -> dict[str, Callable[[], None]]:
-    program, job = vae.decoder, Load(z.shape[2], z.shape[3], z.shape[1], z.element_size())
+    program, job = vae.decoder, ProblemSize(z.shape[2], z.shape[3], z.shape[1], z.element_size())
     assert program is not None
     ways: dict[str, Callable[[], None]] = {"diffusers": torch.inference_mode()(lambda: vae.decode(z))}
     for plan in PLANS:

@@ -20,10 +20,10 @@ from rich.progress import Progress
 
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
-from remote_vae.core.execute import Terms
+from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
-from remote_vae.core.live import LiveBytes
-from remote_vae.engine import heap
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.engine import malloc
 from remote_vae.engine.memory import free_bytes
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
@@ -39,25 +39,25 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the row here.")] = None,
 ) -> None:
     """Decode one latent of noise into 8-bit pixels."""
-    heap.keep_freed()
+    malloc.keep_freed()
     spec = ModelSpec(model, device="cpu", dtype=dtype, random_weights=model != "demo")
     vae, recipe = load(spec), spec.resolve_recipe()
-    side = size // vae.facts.spatial_compression_ratio
-    z = torch.randn(1, vae.facts.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
-    fit = fit_latent(recipe, vae.facts, tuple(z.shape), model=model, height=None, width=None)
-    heap.give_back()  # what loading has left
+    side = size // vae.info.spatial_compression_ratio
+    z = torch.randn(1, vae.info.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+    fit = fit_latent(recipe, vae.info, tuple(z.shape), model=model, height=None, width=None)
+    malloc.give_back()  # what loading has left
     before = psutil.Process().memory_info().rss
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("strips", total=None)
-        trim = heap.Trim()
+        trim = malloc.Trim()
 
         def checkpoint() -> None:
             trim.when_due()
             progress.advance(task)
 
-        terms = Terms(budget=lambda: free_bytes(vae.device), checkpoint=checkpoint)
+        terms = RunOptions(budget=lambda: free_bytes(vae.device), checkpoint=checkpoint)
         started = time.perf_counter()
-        found = decode(vae, recipe, z, fit=fit, scaling=Scaling(), output=Output.UINT8, terms=terms)
+        found = decode(vae, recipe, z, fit=fit, scaling=Scaling(), output=Output.UINT8, options=terms)
         seconds = time.perf_counter() - started
     row = {
         "model": model,

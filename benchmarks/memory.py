@@ -18,11 +18,11 @@ from table import show
 
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
-from remote_vae.core.execute import Terms
+from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
-from remote_vae.core.live import LiveBytes
-from remote_vae.core.plan import EXACT, Load, choose
-from remote_vae.core.workers import cores
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.plan import EXACT, ProblemSize, choose
+from remote_vae.core.strip_threads import cores
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
@@ -38,8 +38,8 @@ def main(
 ) -> None:
     """Decode once by each plan and print what was held."""
     vae = load(ModelSpec(model, device="cpu", dtype=dtype, random_weights=True))
-    side = size // vae.facts.spatial_compression_ratio
-    z = torch.randn(1, vae.facts.latent_channels, side, side, generator=torch.Generator().manual_seed(0)).to(vae.dtype)
+    side = size // vae.info.spatial_compression_ratio
+    z = torch.randn(1, vae.info.latent_channels, side, side, generator=torch.Generator().manual_seed(0)).to(vae.dtype)
     with torch.inference_mode(), LiveBytes() as live:
         reference = vae.decode(z).float()
     rows: list[Row] = [_row("diffusers", size, dtype, live.peak, None, 0.0)]
@@ -54,12 +54,12 @@ def _measure(
     vae: DiffusersVAE, model: str, z: torch.Tensor, plan: str, reference: torch.Tensor, size: int, dtype: str
 ) -> Row:
     recipe = ModelSpec(model).resolve_recipe()
-    fit = fit_latent(recipe, vae.facts, tuple(z.shape), model=model, height=None, width=None)
+    fit = fit_latent(recipe, vae.info, tuple(z.shape), model=model, height=None, width=None)
     with LiveBytes() as live:
-        found = decode(vae, recipe, z, fit=fit, scaling=Scaling(), output=Output.UINT8, terms=Terms(plan)).pixels
+        found = decode(vae, recipe, z, fit=fit, scaling=Scaling(), output=Output.UINT8, options=RunOptions(plan)).pixels
     if vae.decoder is None:
         raise SystemExit(f"{model} has no plans to compare")
-    job = Load(z.shape[2], z.shape[3], z.shape[1], z.element_size(), around_bytes=found.nbytes)
+    job = ProblemSize(z.shape[2], z.shape[3], z.shape[1], z.element_size(), around_bytes=found.nbytes)
     predicted = choose(vae.decoder, job, device="cpu", budget=None, wanted=plan, workers=cores(z.device))[0].peak_bytes
     levels = (reference * 127.5 + 127.5).clamp(0, 255).round()[0].permute(1, 2, 0)
     return _row(plan, size, dtype, live.peak, predicted, float((found[0].float() - levels).abs().max()))

@@ -28,7 +28,7 @@ from start import conditions, server
 IMPORTS = {
     "import torch": "torch",
     "import the loader": "remote_vae.models.loader",
-    "import the loader as a replica": "remote_vae.models.lean",
+    "import the loader as a replica": "remote_vae.models.fast_import",
 }
 
 

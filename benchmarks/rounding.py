@@ -13,9 +13,9 @@ import torch
 import typer
 from start import conditions
 
-from remote_vae.core.plan import Load, choose
+from remote_vae.core.plan import ProblemSize, choose
+from remote_vae.core.strip_threads import cores
 from remote_vae.core.strips import run
-from remote_vae.core.workers import cores
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 
@@ -28,8 +28,8 @@ def main(
 ) -> None:
     """Decode the same latent every way."""
     vae = load(ModelSpec("sd1", device="cpu", dtype="float32", random_weights=True))
-    side = size // vae.facts.spatial_compression_ratio
-    z = torch.randn(1, vae.facts.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+    side = size // vae.info.spatial_compression_ratio
+    z = torch.randn(1, vae.info.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found = {"diffusers": vae.decode(z)}
         for plan in PLANS:
@@ -37,7 +37,7 @@ def main(
             assert vae.decoder is not None
             chosen = choose(
                 vae.decoder,
-                Load(side, side, z.shape[1], 4),
+                ProblemSize(side, side, z.shape[1], 4),
                 device="cpu",
                 budget=None,
                 wanted=plan,

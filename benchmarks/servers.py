@@ -27,17 +27,17 @@ def decoders(port: int) -> None:
 
 def leaking(port: int) -> None:
     """remote-vae as it is, but for 1 KiB of each request that it keeps."""
+    from remote_vae.server.access_log import RequestRecorder
     from remote_vae.server.run import serve
     from remote_vae.server.settings import Settings
-    from remote_vae.server.watch import Watch
 
-    kept, handle = [], Watch.__call__
+    kept, handle = [], RequestRecorder.__call__
 
-    async def keep(self: Watch, scope: Any, receive: Any, send: Any) -> None:
+    async def keep(self: RequestRecorder, scope: Any, receive: Any, send: Any) -> None:
         kept.append(bytes(range(256)) * 4)
         await handle(self, scope, receive, send)
 
-    Watch.__call__ = keep  # type: ignore[method-assign]
+    RequestRecorder.__call__ = keep  # type: ignore[method-assign]
     serve(Settings(port=port, max_client_share=1))
 
 

@@ -9,7 +9,7 @@ import torch
 import typer
 from torch.profiler import ProfilerActivity, profile
 
-from remote_vae.core.plan import Load, choose
+from remote_vae.core.plan import ProblemSize, choose
 from remote_vae.core.strips import run
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
@@ -23,15 +23,15 @@ def main(
 ) -> None:
     """Decode twice on the CPU, the second time with the profiler."""
     vae = load(ModelSpec("sd1", device="cpu", dtype=dtype, random_weights=True))
-    side = size // vae.facts.spatial_compression_ratio
-    z = torch.randn(1, vae.facts.latent_channels, side, side).to(vae.dtype)
+    side = size // vae.info.spatial_compression_ratio
+    z = torch.randn(1, vae.info.latent_channels, side, side).to(vae.dtype)
 
     def decode() -> None:
         if plan == "diffusers":
             vae.decode(z)
             return
         assert vae.decoder is not None
-        job = Load(side, side, z.shape[1], z.element_size())
+        job = ProblemSize(side, side, z.shape[1], z.element_size())
         strips = choose(vae.decoder, job, device="cpu", budget=None, wanted=plan)[0].strips
         assert strips is not None
         run(vae.decoder, z, strips, lambda row, strip: None)

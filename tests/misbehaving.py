@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from remote_vae.core.facts import Facts
 from remote_vae.core.recipe import Constants, Recipe
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.models.recipes import RECIPES
 
 DIE, SLEEP, RAISE, HANG = 7.0, 8.0, 9.0, 10.0
@@ -25,7 +25,7 @@ class CopyVAE:
     dtype = torch.float32
     device = torch.device("cpu")
     decoder = encoder = None
-    facts = Facts(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
+    facts = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         firsts = latent.flatten(1)[:, 0].tolist()  # of every latent of a batch
@@ -57,16 +57,16 @@ def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
 
 def leak(nbytes: int) -> None:
     """Makes the server keep so many bytes of every request."""
-    from remote_vae.server.watch import Watch
+    from remote_vae.server.access_log import RequestRecorder
 
     kept: list[bytearray] = []
-    report = Watch._report
+    report = RequestRecorder._report
 
-    def report_and_keep(self: Watch, record: Any) -> None:
+    def report_and_keep(self: RequestRecorder, record: Any) -> None:
         kept.append(bytearray(b"x" * nbytes))
         report(self, record)
 
-    Watch._report = report_and_keep  # type: ignore[method-assign]
+    RequestRecorder._report = report_and_keep  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

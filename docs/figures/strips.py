@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_image
 
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
-from remote_vae.core.execute import Terms
+from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.models.loader import open_model
 from remote_vae.models.spec import parse_spec
@@ -28,11 +28,11 @@ def seams() -> None:
     picture = Image.fromarray(load_sample_image("flower.jpg")).crop((110, 0, 537, 427)).resize((SIDE, SIDE))
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, SIDE, SIDE, 3)
     with torch.inference_mode():
-        latent = vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)[:, : vae.facts.latent_channels]
-    fit = fit_latent(recipe, vae.facts, tuple(latent.shape), model="demo", height=None, width=None)
+        latent = vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)[:, : vae.info.latent_channels]
+    fit = fit_latent(recipe, vae.info, tuple(latent.shape), model="demo", height=None, width=None)
 
     def by(plan: str) -> torch.Tensor:
-        terms = Terms(plan=plan)
+        terms = RunOptions(plan=plan)
         found = decode(vae, recipe, latent, fit=fit, scaling=Scaling(), output=Output.UINT8, terms=terms)
         return found.pixels[0].int()
 

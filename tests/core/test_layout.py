@@ -5,30 +5,32 @@ import torch
 from diffusers import Flux2Pipeline, FluxPipeline
 from einops import rearrange
 
-from remote_vae.core.facts import Facts
-from remote_vae.core.layout import Fit, fit_latent
+from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Constants
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
 from remote_vae.models.recipes import RECIPES
 
-IMAGE = {channels: Facts(channels, 8, 1, Constants(), "float32", deterministic=False) for channels in (4, 16)}
-VIDEO = Facts(16, 8, 4, Constants(), "float32", deterministic=False)
+IMAGE = {channels: VAEInfo(channels, 8, 1, Constants(), "float32", deterministic=False) for channels in (4, 16)}
+VIDEO = VAEInfo(16, 8, 4, Constants(), "float32", deterministic=False)
 
 
-def fit(shape: tuple[int, ...], *, channels: int = 16, height: int | None = None, width: int | None = None) -> Fit:
+def fit(
+    shape: tuple[int, ...], *, channels: int = 16, height: int | None = None, width: int | None = None
+) -> MatchedLayout:
     return fit_latent(RECIPES["flux1"], IMAGE[channels], shape, model="m", height=height, width=width)
 
 
-def fit_video(shape: tuple[int, ...], **sizes: int | None) -> Fit:
+def fit_video(shape: tuple[int, ...], **sizes: int | None) -> MatchedLayout:
     return fit_latent(RECIPES["hunyuanvideo"], VIDEO, shape, model="m", **{"height": None, "width": None, **sizes})
 
 
-def fit_flux2(shape: tuple[int, ...], **sizes: int | None) -> Fit:
-    facts = Facts(32, 8, 1, Constants(), "float32", deterministic=False)
-    return fit_latent(RECIPES["flux2"], facts, shape, model="m", **{"height": None, "width": None, **sizes})
+def fit_flux2(shape: tuple[int, ...], **sizes: int | None) -> MatchedLayout:
+    info = VAEInfo(32, 8, 1, Constants(), "float32", deterministic=False)
+    return fit_latent(RECIPES["flux2"], info, shape, model="m", **{"height": None, "width": None, **sizes})
 
 
-def size(found: Fit) -> tuple[int, int, int, int]:
+def size(found: MatchedLayout) -> tuple[int, int, int, int]:
     return found.batch, found.frames, found.height, found.width
 
 

@@ -9,9 +9,9 @@ import torch
 from remote_vae.core.affine import Scaling, denormalise, normalise
 from remote_vae.core.decode import Output, decode
 from remote_vae.core.encode import Take, encode
-from remote_vae.core.facts import Facts
-from remote_vae.core.layout import Fit
+from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.recipe import Affine, Constants, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import NonFiniteInput
 
 OWN = Constants(0.31, 0.17, (-0.7, 0.4, 0.2), (1.7, 0.6, 1.3))
@@ -67,7 +67,7 @@ class StepVAE:
     dtype = torch.float32
     device = torch.device("cpu")
     decoder = encoder = None
-    facts = Facts(3, 1, 1, OWN, "float32", deterministic=True)
+    info = VAEInfo(3, 1, 1, OWN, "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         return latent * 2 + 1
@@ -81,7 +81,7 @@ class StepVAE:
 
 
 GRID = Rearrange("b c h w -> b c h w")
-FIT = Fit(GRID.pattern, {"b": 2, "c": 3, "h": 4, "w": 6}, 2, 1, 4, 6)
+FIT = MatchedLayout(GRID.pattern, {"b": 2, "c": 3, "h": 4, "w": 6}, 2, 1, 4, 6)
 
 
 def recipe(*ops: object) -> Recipe:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from remote_vae.core.facts import Facts
 from remote_vae.core.recipe import Affine, Constants, Decode, PixelAffine, Rearrange, Recipe
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import ModelLoadError
 
 WEIGHT = 1000
@@ -57,7 +57,7 @@ class CopyVAE:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.misbehaviour = spec.get("misbehaviour", "")
         self._known: set[tuple[int, int]] = set()  # threads, and sizes of batches
-        self.facts = Facts(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, weight_bytes=WEIGHT)
+        self.info = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, weight_bytes=WEIGHT)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         if self.misbehaviour in ("slow", "slow at first", "inexact on one core"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from remote_vae.core.layout import Fit
+from remote_vae.core.layout import MatchedLayout
 from remote_vae.engine.engine import Engine
 from remote_vae.engine.job import Block, DecodeJob, Outcome
 from remote_vae.engine.pool import Served
@@ -51,7 +51,7 @@ def job(first: float = 1.0, *, side: int = 4, own: bool = False, output: str = "
     """A square latent; `first` is its first value, by which the VAE may misbehave."""
     values = np.linspace(-1, 1, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
     values.flat[0] = first
-    fit = Fit("b c h w -> b c h w", {"b": 1, "c": 3, "h": side, "w": side}, 1, 1, side, side)
+    fit = MatchedLayout("b c h w -> b c h w", {"b": 1, "c": 3, "h": side, "w": side}, 1, 1, side, side)
     return DecodeJob(own, None, None, Block("float32", values.shape, values.tobytes()), fit, output)
 
 

@@ -22,8 +22,8 @@ async def test_lazy() -> None:
         assert engine.ready
         assert loaded(engine) == {"now"}
         assert engine.known(engine.find("later")) is None
-        facts = await asyncio.gather(*(engine.facts(engine.find("later")) for _ in range(3)))
-        assert facts[0].latent_channels == 3
+        info = await asyncio.gather(*(engine.info(engine.find("later")) for _ in range(3)))
+        assert info[0].latent_channels == 3
         assert len(engine.pids()["later"]) == 1
         assert (await run(engine, job(), "later")).plan == "whole"
 
@@ -33,7 +33,7 @@ async def test_least_recently_used() -> None:
     names = ("a", "b", "c")
     async with running(models=[served(name, lazy=True) for name in names], weights_budget=ROOM_FOR_TWO) as engine:
         for name in names:
-            await engine.facts(engine.find(name))
+            await engine.info(engine.find(name))
             await run(engine, job(), name)
         assert loaded(engine) == {"b", "c"}
         assert engine.known(engine.find("a")) is not None
@@ -46,10 +46,10 @@ async def test_pinned_and_busy() -> None:
     """A model that is pinned, or at work, is not unloaded."""
     models = [served("pinned", pinned=True), served("busy", "hang", lazy=True), served("c", lazy=True)]
     async with running(models=models, weights_budget=1) as engine:
-        await engine.facts(engine.find("busy"))
+        await engine.info(engine.find("busy"))
         work = asyncio.create_task(run(engine, job(7.0), "busy"))
         await asyncio.sleep(0.1)
-        await engine.facts(engine.find("c"))
+        await engine.info(engine.find("c"))
         assert loaded(engine) == {"pinned", "busy", "c"}
         work.cancel()
 
@@ -57,7 +57,7 @@ async def test_pinned_and_busy() -> None:
 async def test_one_who_goes_away_while_it_loads() -> None:
     """A caller that goes away does not end the loading that others wait for."""
     async with running(models=[served("now"), served("later", lazy=True)]) as engine:
-        first, second = (asyncio.create_task(engine.facts(engine.find("later"))) for _ in range(2))
+        first, second = (asyncio.create_task(engine.info(engine.find("later"))) for _ in range(2))
         await asyncio.sleep(0.2)
         first.cancel()
         assert (await second).latent_channels == 3
@@ -67,6 +67,6 @@ async def test_a_lazy_model_that_cannot_be_loaded() -> None:
     """Whoever asks for a lazy model that cannot be loaded is told so; the others are served."""
     async with running(models=[served("now"), served("bad", "refuse", lazy=True)]) as engine:
         with pytest.raises(NotReady, match="could not be loaded"):
-            await engine.facts(engine.find("bad"))
+            await engine.info(engine.find("bad"))
         assert engine.ready
         await run(engine, job(), "now")

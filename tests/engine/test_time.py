@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from remote_vae.core.layout import Fit
+from remote_vae.core.layout import MatchedLayout
 from remote_vae.engine.admission import Limits
 from remote_vae.engine.engine import Engine
 from remote_vae.engine.job import Block, DecodeJob
@@ -72,7 +72,7 @@ async def test_room_comes_back() -> None:
 
 def latent(side: int, plan: str | None) -> DecodeJob:
     values = np.random.default_rng(0).standard_normal((1, 16, side, side), dtype=np.float32)
-    fit = Fit("b c h w -> b c h w", {"b": 1, "c": 16, "h": side, "w": side}, 1, 1, 8 * side, 8 * side)
+    fit = MatchedLayout("b c h w -> b c h w", {"b": 1, "c": 16, "h": side, "w": side}, 1, 1, 8 * side, 8 * side)
     return DecodeJob(True, None, plan, Block("float32", values.shape, values.tobytes()), fit, "uint8")
 
 
@@ -83,7 +83,7 @@ async def test_dropped_between_strips(how: str) -> None:
     spec = ModelSpec("demo", device="cpu", dtype="float32")
     model = Served("demo", (), spec.resolve_recipe(), (spec.to_json(),))
     log = Log()
-    engine = Engine([model], loader="remote_vae.models.lean:open_model", observer=log)
+    engine = Engine([model], loader="remote_vae.models.fast_import:open_model", observer=log)
     await engine.start()
     try:
         started = time.perf_counter()

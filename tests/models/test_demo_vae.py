@@ -45,7 +45,7 @@ def round_trip(vae: DiffusersVAE, picture: NDArray[np.uint8]) -> NDArray[np.uint
     """Through the latent that the wire carries, with the model's own factors."""
     recipe, scaling = ModelSpec("demo").resolve_recipe(), Scaling(own=True)
     latent = encode(vae, recipe, torch.from_numpy(picture)[None], scaling=scaling, take=Take.MODE).latent
-    fit = fit_latent(recipe, vae.facts, tuple(latent.shape), model="demo", height=None, width=None)
+    fit = fit_latent(recipe, vae.info, tuple(latent.shape), model="demo", height=None, width=None)
     pixels: NDArray[np.uint8] = decode(
         vae, recipe, latent, fit=fit, scaling=scaling, output=Output.UINT8
     ).pixels.numpy()
@@ -88,14 +88,14 @@ def test_it_is_worth_more_than_linear_algebra(vae: DiffusersVAE, name: str) -> N
     seen = [np.asarray(Image.open(folder / other).convert("RGB")) for other in LEARNT_FROM]
     fixed = np.concatenate([patches_of(other) for other in seen])
     found = psnr(round_trip(vae, picture), picture)
-    linear = linear_psnr(patches_of(picture), fixed, vae.facts.latent_channels)
+    linear = linear_psnr(patches_of(picture), fixed, vae.info.latent_channels)
     assert found >= linear + OVER_LINEAR
 
 
 def test_it_is_an_ordinary_vae_of_at_most_four_megabytes(vae: DiffusersVAE) -> None:
     """The package holds an AutoencoderKL of ratio 8 in fp16 safetensors, at most 4 MB with config and card."""
     assert type(vae.module) is AutoencoderKL
-    assert vae.facts.spatial_compression_ratio == 8
+    assert vae.info.spatial_compression_ratio == 8
     assert {path.name for path in FOLDER.iterdir()} == {
         "README.md",
         "config.json",

@@ -36,8 +36,8 @@ for spec in json.loads(sys.argv[1]):
     if spec["anonymous"]:
         del os.environ["HF_TOKEN"]
     try:
-        facts = load(ModelSpec.from_json(spec)).facts
-        print(json.dumps([facts.constants.scaling_factor, facts.source, facts.revision]))
+        info = load(ModelSpec.from_json(spec)).info
+        print(json.dumps([info.constants.scaling_factor, info.source, info.revision]))
     except ModelLoadError as exc:
         print(json.dumps(str(exc)))
 """

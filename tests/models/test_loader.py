@@ -72,8 +72,8 @@ def test_folders(module: AutoencoderKL, folder: Path) -> None:
 def test_facts_come_from_the_model(folder: Path) -> None:
     """The facts are those of the folder's own config, not those of the name it is served under."""
     vae, recipe = open_model(parse_spec(f"flux1={folder},recipe=sd3").to_json())
-    assert (vae.facts.constants.scaling_factor, vae.facts.constants.shift_factor) == (0.31, 0.17)
-    assert (vae.facts.latent_channels, vae.facts.spatial_compression_ratio, vae.facts.source) == (4, 8, "vae")
+    assert (vae.info.constants.scaling_factor, vae.info.constants.shift_factor) == (0.31, 0.17)
+    assert (vae.info.latent_channels, vae.info.spatial_compression_ratio, vae.info.source) == (4, 8, "vae")
     assert recipe.name == "sd3"
 
 
@@ -293,7 +293,7 @@ def test_random_weights_are_the_same_every_time(tiny_row: Row) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     assert_same(dict(first.module.state_dict()), second.module)
     assert float(first.module.state_dict()[KEY].std()) > 0
-    assert first.facts.source == "random weights"
+    assert first.info.source == "random weights"
 
 
 @pytest.fixture
@@ -312,10 +312,10 @@ def flux2(tmp_path: Path) -> AutoencoderKLFlux2:
 def test_statistics_of_the_weights(flux2: AutoencoderKLFlux2, tmp_path: Path, dtype: str) -> None:
     """FLUX.2's statistics are those of the weights to the last bit of float32, whatever the layers compute in."""
     vae = load(ModelSpec("mine", str(tmp_path / "flux2"), recipe="flux2", device="cpu", dtype=dtype))
-    assert vae.facts.dtype == dtype
-    assert vae.facts.constants.latents_mean == tuple(flux2.bn.running_mean.tolist())
+    assert vae.info.dtype == dtype
+    assert vae.info.constants.latents_mean == tuple(flux2.bn.running_mean.tolist())
     expected = (flux2.bn.running_var.double() + flux2.config.batch_norm_eps).sqrt()
-    assert vae.facts.constants.latents_std == tuple(expected.tolist())
+    assert vae.info.constants.latents_std == tuple(expected.tolist())
 
 
 @pytest.mark.parametrize("recipe", ["sd3", "sdxl", "flux1", "taef1"])
@@ -338,8 +338,8 @@ def test_every_class_can_be_loaded(tmp_path: Path) -> None:
     tiny.save_pretrained(tmp_path)
     vae = load(ModelSpec("taesd", str(tmp_path)))
     assert isinstance(vae.module, loader.CLASSES["AutoencoderTiny"])
-    assert vae.facts.deterministic
-    assert vae.facts.spatial_compression_ratio == 8
+    assert vae.info.deterministic
+    assert vae.info.spatial_compression_ratio == 8
 
 
 def test_an_absent_device(folder: Path) -> None:

@@ -77,12 +77,12 @@ def test_a_recipe_brings_its_familys_policy(tmp_path: Path) -> None:
     folder = save(tmp_path, force_upcast=True)
     as_sdxl = load(ModelSpec("mine", str(folder), recipe="sdxl", dtype="float16"))
     as_sd = load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float16"))
-    assert (as_sdxl.facts.dtype, as_sd.facts.dtype) == ("float32", "float16")
+    assert (as_sdxl.info.dtype, as_sd.info.dtype) == ("float32", "float16")
 
 
 def run(vae: DiffusersVAE) -> Any:
     latent, recipe = torch.randn((1, 4, 6, 8), generator=torch.Generator().manual_seed(1)), RECIPES["sd1"]
-    fit = fit_latent(recipe, vae.facts, tuple(latent.shape), **FIT)
+    fit = fit_latent(recipe, vae.info, tuple(latent.shape), **FIT)
     return decode(vae, recipe, latent, fit=fit, scaling=Scaling(own=True), output=Output.RAW)
 
 

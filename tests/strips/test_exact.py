@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from remote_vae.core import rows, strips
 from remote_vae.core.attention import CHUNK_BYTES, attend
-from remote_vae.core.live import LiveBytes
+from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.moments import Moments
 from remote_vae.core.norm import Cpu, Plain
 from remote_vae.core.stages import Program, Upsample

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core import filters, precision, winograd
-from remote_vae.core.execute import TERMS, plans
+from remote_vae.core.execute import RUN_OPTIONS, plans
 from remote_vae.core.filters import Direct, Recombined, filter_for
-from remote_vae.core.live import LiveBytes
-from remote_vae.core.plan import Load, predict
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.plan import ProblemSize, predict
 from remote_vae.core.precision import arithmetic
 from remote_vae.core.stages import Convolution, Upsample
 from remote_vae.core.strips import StripPlan, run
@@ -168,7 +168,7 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
         with LiveBytes() as live:
             run(program, torch.randn(shape).to(dtype), plan, lambda row, strip: None)
         assert live.current == 0
-        predicted = predict(program, Load(shape[2], shape[3], shape[1], dtype.itemsize), plan)
+        predicted = predict(program, ProblemSize(shape[2], shape[3], shape[1], dtype.itemsize), plan)
         widened = dtype is torch.bfloat16 and plan.strip_bytes == 2**40
         assert -0.15 < predicted / live.peak - 1 < (0.35 if widened else 0.15)
 
@@ -176,5 +176,5 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
 def test_small_pictures_in_16_bits(fast: bool) -> None:
     """The model's own code, which small pictures run by, would crawl in 16 bits on a CPU that has none."""
     vae = DiffusersVAE(cast(small(), torch.bfloat16), source="seeded", revision="")
-    (plan, *_) = plans(vae.decoder, torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), TERMS, around_bytes=0)
+    (plan, *_) = plans(vae.decoder, torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), RUN_OPTIONS, around_bytes=0)
     assert (plan.strips is None) is fast

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from remote_vae.core.live import LiveBytes
-from remote_vae.core.plan import Load, predict
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.plan import ProblemSize, predict
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.models.registry import find_row
 from remote_vae.models.stages import describe_decoder
@@ -39,7 +39,7 @@ def test_16_megapixels(recompute: bool, model: AutoencoderKL, monkeypatch: pytes
     with LiveBytes() as live:
         run(program, latent(4096), plan, lambda row, strip: None)
     assert live.peak < MACHINE / 2
-    assert abs(predict(program, Load(512, 512, 4, 2), plan) / live.peak - 1) < 0.15
+    assert abs(predict(program, ProblemSize(512, 512, 4, 2), plan) / live.peak - 1) < 0.15
 
 
 def test_what_it_saves(model: AutoencoderKL) -> None:
@@ -55,4 +55,4 @@ def test_plain_kernels_hold_little(model: AutoencoderKL) -> None:
     assert program is not None
     with LiveBytes() as live:
         run(program, latent(1024), plan, lambda row, strip: None)
-    assert abs(predict(program, Load(128, 128, 4, 2), plan) / live.peak - 1) < 0.15
+    assert abs(predict(program, ProblemSize(128, 128, 4, 2), plan) / live.peak - 1) < 0.15

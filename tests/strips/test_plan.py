@@ -9,10 +9,10 @@ import torch
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
 from remote_vae.core.encode import Take, encode
-from remote_vae.core.execute import Terms
+from remote_vae.core.execute import RUN_OPTIONS, RunOptions
 from remote_vae.core.layout import fit_latent
-from remote_vae.core.live import LiveBytes
-from remote_vae.core.plan import WHOLE_BYTES, Load, choose, is_light, predict
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.plan import WHOLE_BYTES, ProblemSize, choose, is_light, predict
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.engine.memory import Budget
 from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
@@ -55,7 +55,7 @@ def test_prediction(name: str, direction: str, vae: DiffusersVAE) -> None:
     with LiveBytes() as live:
         run(program, torch.randn(shape), plan, lambda row, strip: None)
     assert live.current == 0
-    predicted = predict(program, Load(shape[2], shape[3], shape[1], 4), plan)
+    predicted = predict(program, ProblemSize(shape[2], shape[3], shape[1], 4), plan)
     assert abs(predicted / live.peak - 1) < 0.15
 
 
@@ -64,7 +64,7 @@ def test_prediction(name: str, direction: str, vae: DiffusersVAE) -> None:
 def test_prediction_of_several_at_a_time(name: str, count: int, vae: DiffusersVAE) -> None:
     """Strips that are computed side by side hold what is predicted, or less when not all hold their most at once."""
     assert vae.decoder is not None
-    load = Load(32, 40, 4, 4)
+    load = ProblemSize(32, 40, 4, 4)
     plan, *_ = choose(vae.decoder, load, device="cpu", budget=None, wanted=name, workers=count)
     assert plan.strips is not None
     assert plan.peak_bytes is not None
@@ -77,7 +77,7 @@ def test_prediction_of_several_at_a_time(name: str, count: int, vae: DiffusersVA
 
 def test_fewer_at_a_time(vae: DiffusersVAE) -> None:
     """Where strips side by side take more memory than there is, one at a time is tried before anyone is refused."""
-    program, load = vae.decoder, Load(32, 40, 4, 4)
+    program, load = vae.decoder, ProblemSize(32, 40, 4, 4)
     assert program is not None
     most, *rest = choose(program, load, device="cpu", budget=None, workers=16)
     assert most.strips is not None
@@ -92,7 +92,7 @@ def test_fewer_at_a_time(vae: DiffusersVAE) -> None:
 def test_no_plan_is_tried_twice(vae: DiffusersVAE) -> None:
     """`whole`, which is the same for any number of workers, is fallen back on once."""
     assert vae.decoder is not None
-    names = [plan.name for plan in choose(vae.decoder, Load(8, 8, 4, 4), device="cpu", budget=None, workers=16)]
+    names = [plan.name for plan in choose(vae.decoder, ProblemSize(8, 8, 4, 4), device="cpu", budget=None, workers=16)]
     assert names == ["strips", "whole", "strips", "strips-recompute"]
 
 
@@ -115,7 +115,7 @@ def test_strips_save_memory(vae: DiffusersVAE) -> None:
 
 def test_choice(vae: DiffusersVAE) -> None:
     """The fastest plan that fits is taken, with smaller ones to fall back on; a named plan is taken as it is."""
-    program, load = vae.decoder, Load(64, 64, 4, 4)
+    program, load = vae.decoder, ProblemSize(64, 64, 4, 4)
     assert program is not None
     by_name = {name: choose(program, load, device="cuda", budget=None, wanted=name)[0] for name in PLANS}
     peaks = {name: plan.peak_bytes or 0 for name, plan in by_name.items()}
@@ -150,11 +150,11 @@ def test_what_is_light() -> None:
     narrow, wide = (describe_decoder(small(widths, layers=1)) for widths in (WIDTHS, (256, 512)))
     assert narrow is not None
     assert wide is not None
-    assert is_light(narrow, Load(8, 8, 4, 4), 16)
-    assert not is_light(narrow, Load(64, 64, 4, 4), 2)
-    assert not is_light(wide, Load(8, 8, 4, 4), 2)
-    side = next(side for side in range(8, 64) if not is_light(narrow, Load(side, side, 4, 4), 16))
-    assert is_light(narrow, Load(side, side, 4, 4), 2)
+    assert is_light(narrow, ProblemSize(8, 8, 4, 4), 16)
+    assert not is_light(narrow, ProblemSize(64, 64, 4, 4), 2)
+    assert not is_light(wide, ProblemSize(8, 8, 4, 4), 2)
+    side = next(side for side in range(8, 64) if not is_light(narrow, ProblemSize(side, side, 4, 4), 16))
+    assert is_light(narrow, ProblemSize(side, side, 4, 4), 2)
 
 
 def test_who_runs_a_model(vae: DiffusersVAE) -> None:
@@ -162,10 +162,10 @@ def test_who_runs_a_model(vae: DiffusersVAE) -> None:
     unknown = small(WIDTHS)
     unknown.encoder.conv_act = torch.nn.ReLU()
     other = DiffusersVAE(unknown, source="seeded", revision="")
-    assert (vae.facts.executor, vae.facts.plans) == ("strips", ("strips", "whole", "strips-recompute", "tiles"))
-    assert (other.facts.executor, other.facts.plans) == ("diffusers", ("whole", "tiles"))
+    assert (vae.info.executor, vae.info.plans) == ("strips", ("strips", "whole", "strips-recompute", "tiles"))
+    assert (other.info.executor, other.info.plans) == ("diffusers", ("whole", "tiles"))
     z = torch.randn(1, 4, 64, 64)
-    fit = fit_latent(RECIPES["sd1"], other.facts, tuple(z.shape), model="sd1", height=None, width=None)
+    fit = fit_latent(RECIPES["sd1"], other.info, tuple(z.shape), model="sd1", height=None, width=None)
     found = decode(other, RECIPES["sd1"], z, fit=fit, scaling=Scaling(), output=Output.RAW)
     assert found.plan == "whole"
     assert torch.equal(found.pixels, unknown.decode(z).sample)
@@ -175,22 +175,24 @@ def test_nothing_fits(vae: DiffusersVAE) -> None:
     """A latent too large for every plan is refused with what it needs and what there is; tiles are never taken."""
     assert vae.decoder is not None
     with pytest.raises(TooLarge, match=r"needs \d+ MB .* strips-recompute; 1 MB are free") as caught:
-        choose(vae.decoder, Load(512, 512, 4, 4), device="cpu", budget=10**6)
+        choose(vae.decoder, ProblemSize(512, 512, 4, 4), device="cpu", budget=10**6)
     assert caught.value.detail["budget_bytes"] == 10**6
     with pytest.raises(RemoteVAEError, match="not one of"):
-        choose(vae.decoder, Load(8, 8, 4, 4), device="cpu", budget=None, wanted="fast")
+        choose(vae.decoder, ProblemSize(8, 8, 4, 4), device="cpu", budget=None, wanted="fast")
 
 
-def through(vae: DiffusersVAE, z: torch.Tensor, output: Output = Output.RAW, terms: Terms = Terms()) -> torch.Tensor:  # noqa: B008
-    fit = fit_latent(RECIPES["sd1"], vae.facts, tuple(z.shape), model="sd1", height=None, width=None)
-    return decode(vae, RECIPES["sd1"], z, fit=fit, scaling=Scaling(), output=output, terms=terms).pixels
+def through(
+    vae: DiffusersVAE, z: torch.Tensor, output: Output = Output.RAW, options: RunOptions = RUN_OPTIONS
+) -> torch.Tensor:
+    fit = fit_latent(RECIPES["sd1"], vae.info, tuple(z.shape), model="sd1", height=None, width=None)
+    return decode(vae, RECIPES["sd1"], z, fit=fit, scaling=Scaling(), output=output, options=options).pixels
 
 
 @pytest.mark.parametrize("output", list(Output))
 def test_outputs_agree(output: Output, vae: DiffusersVAE) -> None:
     """Every output of a batch is the same whether it is finished strip by strip or as a whole."""
     z = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0))
-    strips, own = (through(vae, z, output, terms) for terms in (Terms("strips"), Terms()))
+    strips, own = (through(vae, z, output, options) for options in (RunOptions("strips"), RunOptions()))
     assert strips.shape == own.shape
     assert strips.dtype == own.dtype
     assert (strips.float() - own.float()).abs().max() <= (1 if strips.dtype is torch.uint8 else 1e-5)
@@ -200,8 +202,8 @@ def test_encode_by_plan(vae: DiffusersVAE) -> None:
     """A batch of pictures is encoded in strips as without, and the reply names the plan."""
     picture = torch.rand(2, 3, 48, 40)
     found = [
-        encode(vae, RECIPES["sd1"], picture, scaling=Scaling(), take=Take.PARAMETERS, terms=terms)
-        for terms in (Terms("strips-recompute"), Terms())
+        encode(vae, RECIPES["sd1"], picture, scaling=Scaling(), take=Take.PARAMETERS, options=options)
+        for options in (RunOptions("strips-recompute"), RunOptions())
     ]
     assert [item.plan for item in found] == ["strips-recompute", "whole"]
     torch.testing.assert_close(found[0].latent, found[1].latent, atol=1e-5, rtol=1e-5)
@@ -212,7 +214,7 @@ def test_tiles_only_by_name(vae: DiffusersVAE) -> None:
     z = torch.randn(1, 4, 24, 24)
     vae.module.tile_latent_min_size, vae.module.tile_sample_min_size = 8, 64
     exact = through(vae, z)
-    assert (through(vae, z, terms=Terms("tiles")) - exact).abs().max() > 1e-3
+    assert (through(vae, z, options=RunOptions("tiles")) - exact).abs().max() > 1e-3
     assert torch.equal(through(vae, z), exact)
 
 
@@ -221,7 +223,7 @@ def test_shares(plan: str | None, vae: DiffusersVAE, monkeypatch: pytest.MonkeyP
     """In a batch of several callers' pictures each gets the bits that it gets alone, on a core of its own."""
     vae.module.tile_latent_min_size, vae.module.tile_sample_min_size = 8, 64
     z, seen = torch.randn(6, 4, 12, 10, generator=torch.Generator().manual_seed(0)), []
-    alone = [through(vae, z[at : at + 2], terms=Terms(plan)) for at in (0, 2, 4)]
+    alone = [through(vae, z[at : at + 2], options=RunOptions(plan)) for at in (0, 2, 4)]
     own = vae.decode
 
     def decode(latent: torch.Tensor) -> torch.Tensor:
@@ -230,7 +232,7 @@ def test_shares(plan: str | None, vae: DiffusersVAE, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(vae, "decode", decode)
     monkeypatch.setattr("remote_vae.core.execute.cores", lambda device: 2)
-    assert torch.equal(through(vae, z, terms=Terms(plan, shares=3)), torch.cat(alone))
+    assert torch.equal(through(vae, z, options=RunOptions(plan, shares=3)), torch.cat(alone))
     assert seen == ([] if plan == "whole" else [(2, 1)] * 3)
 
 
@@ -245,7 +247,7 @@ def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.
     monkeypatch.setattr("remote_vae.core.decode.stream", poor)
     monkeypatch.setattr("remote_vae.core.execute.cores", lambda device: 2)
     with pytest.raises(Overloaded, match="every exact plan"):
-        through(vae, torch.randn(1, 4, 96, 96), terms=Terms(budget=lambda: GENEROUS))
+        through(vae, torch.randn(1, 4, 96, 96), options=RunOptions(budget=lambda: GENEROUS))
     assert [(plan.recompute, plan.workers) for plan in ran] == [(False, 2), (False, 1), (True, 2), (True, 1)]
 
 
@@ -261,7 +263,7 @@ def test_cancelled_between_strips(vae: DiffusersVAE) -> None:
 
     with LiveBytes() as live:
         with pytest.raises(KeyboardInterrupt):
-            through(vae, torch.randn(1, 4, 48, 48), terms=Terms("strips", checkpoint=checkpoint))
+            through(vae, torch.randn(1, 4, 48, 48), options=RunOptions("strips", checkpoint=checkpoint))
         held = live.current
     assert calls == 20
     assert held <= 4 * 48 * 48 * 4 * 2  # the latent, and no map
@@ -271,13 +273,13 @@ def test_nothing_leaks(vae: DiffusersVAE) -> None:
     """After many mixed jobs, refused ones among them, no tensor of theirs is alive."""
     with LiveBytes() as live:
         for index in range(60):
-            terms = Terms(("strips", "strips-recompute", "whole", None)[index % 4])
+            options = RunOptions(("strips", "strips-recompute", "whole", None)[index % 4])
             z = torch.randn(1 + index % 2, 4, 4 + index % 3, 5)
             if index % 5 == 0:
                 with bad_weights(vae), pytest.raises(NonFiniteOutput):
-                    through(vae, z, terms=terms)
+                    through(vae, z, options=options)
             else:
-                through(vae, z, Output.UINT8, terms)
+                through(vae, z, Output.UINT8, options)
             del z
         assert live.current == 0
 

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from remote_vae.cli.files import array_of, check_output, read_file, write_file, write_tensor
-from remote_vae.cli.show import console, human_bytes, psnr_db, show_table, working
+from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
 from remote_vae.protocol.frame import TensorFrame

@@ -10,7 +10,7 @@ from remote_vae.cli.bench.app import bench
 from remote_vae.cli.demo import demo
 from remote_vae.cli.remote import decode, encode, models, verify
 from remote_vae.cli.serve import serve
-from remote_vae.cli.show import console
+from remote_vae.cli.terminal import console
 from remote_vae.errors import RemoteVAEError
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from remote_vae.cli.files import TENSORS, array_of, check_output, read_file, read_latents, write_file, write_tensor
-from remote_vae.cli.show import console, human_bytes, psnr_db, show_table, working
+from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, InvalidReply
 from remote_vae.protocol.frame import TensorFrame
@@ -183,7 +183,7 @@ def _decode_locally(
         raise ConfigurationError("verify needs a local VAE; run: pip install 'remote-vae[server]'") from exc
     spec = parse_spec(vae, random_weights=random_weights, dtype=dtype)
     loaded, recipe = open_model(spec.to_json())
-    fit = fit_latent(recipe, loaded.facts, frame.shape, model=spec.name, height=height, width=width)
+    fit = fit_latent(recipe, loaded.info, frame.shape, model=spec.name, height=height, width=width)
     latent = torch.frombuffer(bytearray(frame.buffer), dtype=getattr(torch, frame.dtype)).reshape(frame.shape)
     pixels = run(loaded, recipe, latent, fit=fit, scaling=Scaling(own=scaling), output=Output.RAW).pixels
     found: np.ndarray = pixels.float().numpy()

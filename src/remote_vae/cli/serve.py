@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from remote_vae.cli.show import console
+from remote_vae.cli.terminal import console
 from remote_vae.errors import ConfigurationError
 
 LIMITS = "Limits"

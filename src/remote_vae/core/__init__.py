@@ -1,1 +1,1 @@
-"""The paper: latents to pixels and back, pure torch and einops; `recipe`, `facts` and `layout` without torch."""
+"""The paper: latents to pixels and back, pure torch and einops; `recipe`, `vae_info` and `layout` without torch."""

@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 
 from remote_vae.core.affine import Scaling, denormalise
-from remote_vae.core.execute import TERMS, Terms, first_that_fits, own_code, plans, stream
-from remote_vae.core.layout import Fit
+from remote_vae.core.execute import RUN_OPTIONS, RunOptions, first_that_fits, own_code, plans, stream
+from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
 from remote_vae.core.plan import Plan
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, Op, PixelAffine, Rearrange, Recipe, Select
@@ -51,10 +51,10 @@ def decode(
     recipe: Recipe,
     latent: torch.Tensor,
     *,
-    fit: Fit,
+    fit: MatchedLayout,
     scaling: Scaling,
     output: Output,
-    terms: Terms = TERMS,
+    options: RunOptions = RUN_OPTIONS,
 ) -> Decoded:
     """Pixels of a latent in one of the recipe's layouts.
 
@@ -67,39 +67,41 @@ def decode(
         latent = latent[:1]
     latent = latent.to(vae.device)
     try:
-        return _decode(vae, recipe, latent, scaling, output, terms)
+        return _decode(vae, recipe, latent, scaling, output, options)
     except NonFiniteOutput:
         if vae.dtype is torch.float32:
             raise
     with vae.upcast():
-        found = _decode(vae, recipe, latent, scaling, output, terms)
+        found = _decode(vae, recipe, latent, scaling, output, options)
     return replace(found, note="redone in float32, because the output was not finite")
 
 
-def _free_sizes(fit: Fit) -> dict[str, int]:
+def _free_sizes(fit: MatchedLayout) -> dict[str, int]:
     """The axes that einops cannot see for itself."""
     wire = fit.pattern.split("->")[0]
     return {name: size for name, size in fit.sizes.items() if name in wire.replace("(", " ").replace(")", " ").split()}
 
 
-def _decode(vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, output: Output, terms: Terms) -> Decoded:
+def _decode(
+    vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, output: Output, options: RunOptions
+) -> Decoded:
     at = next(index for index, op in enumerate(recipe.ops) if isinstance(op, Decode))
     z = _apply(recipe.ops[:at], latent, vae, scaling).to(vae.dtype)
     after = tuple(op for op in recipe.ops[at + 1 :] if not isinstance(op, PixelAffine))
     program = None if after else vae.decoder  # what comes after needs the whole output
-    ratio = vae.facts.spatial_compression_ratio
+    ratio = vae.info.spatial_compression_ratio
     item_bytes = z.element_size() if output in (Output.RAW, Output.UNIT) else 1
     around = 3 * len(z) * z.shape[-2] * z.shape[-1] * ratio**2 * item_bytes
 
     def attempt(plan: Plan) -> torch.Tensor:
         if plan.strips is None or program is None:
-            pixels = _apply(after, own_code(vae, vae.decode, z, plan, terms), vae, scaling)
+            pixels = _apply(after, own_code(vae, vae.decode, z, plan, options), vae, scaling)
             return _finish(_finite(pixels), recipe.pixel_affine, output)
         canvas = _Canvas(program, z, ratio, recipe.pixel_affine, output)
-        stream(program, z, plan.strips, canvas.put, terms)
+        stream(program, z, plan.strips, canvas.put, options)
         return canvas.pixels
 
-    found, plan = first_that_fits(plans(program, z, terms, around_bytes=around), attempt)
+    found, plan = first_that_fits(plans(program, z, options, around_bytes=around), attempt)
     return Decoded(found.cpu(), vae.dtype, plan.name, peak_bytes=plan.peak_bytes)
 
 
@@ -112,7 +114,7 @@ def _apply(ops: Iterable[Op], z: torch.Tensor, vae: VAE, scaling: Scaling) -> to
             case Select():
                 z = z.narrow(op.axis, op.start, z.shape[op.axis] - op.start)
             case Affine():
-                z = denormalise(z, op, scaling, vae.facts.constants)
+                z = denormalise(z, op, scaling, vae.info.constants)
             case NoiseBlend():
                 noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
                 z = z * (1 - op.scale) + noise.to(z) * op.scale

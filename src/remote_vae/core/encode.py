@@ -8,7 +8,7 @@ from einops import rearrange
 from torch.nn import functional
 
 from remote_vae.core.affine import Scaling, normalise
-from remote_vae.core.execute import TERMS, Terms, first_that_fits, own_code, plans, stream
+from remote_vae.core.execute import RUN_OPTIONS, RunOptions, first_that_fits, own_code, plans, stream
 from remote_vae.core.pixels import all_finite, from_signed, signed
 from remote_vae.core.plan import Plan, PlanName
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
@@ -49,7 +49,7 @@ def encode(
     scaling: Scaling,
     take: Take,
     seed: int | None = None,
-    terms: Terms = TERMS,
+    options: RunOptions = RUN_OPTIONS,
 ) -> Encoded:
     """The latent of a picture or video.
 
@@ -57,21 +57,21 @@ def encode(
     channels for parameters. Floats are taken as [-1, 1] when any is negative, else as [0, 1].
     *Raises* NonFiniteInput, InvalidValue, TooLarge when no plan fits, NonFiniteOutput.
     """
-    pixels = prepare(image, ratio=vae.facts.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
+    pixels = prepare(image, ratio=vae.info.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
     if recipe.kind == "video" and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     try:
-        return _encode(vae, recipe, pixels, scaling, take, seed, terms)
+        return _encode(vae, recipe, pixels, scaling, take, seed, options)
     except NonFiniteOutput:
         if vae.dtype is torch.float32:
             raise
     with vae.upcast():
-        found = _encode(vae, recipe, pixels, scaling, take, seed, terms)
+        found = _encode(vae, recipe, pixels, scaling, take, seed, options)
     return replace(found, note="redone in float32, because the output was not finite")
 
 
 def _encode(
-    vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take, seed: int | None, terms: Terms
+    vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take, seed: int | None, options: RunOptions
 ) -> Encoded:
     """The recipe's operations, last to first; the posterior's parameters leave before they are normalised."""
     plan = Plan(PlanName.WHOLE)
@@ -80,12 +80,12 @@ def _encode(
             case PixelAffine():
                 x = from_signed(x, op)
             case Decode():
-                x, plan = _moments(vae, x.to(vae.dtype), terms)
+                x, plan = _moments(vae, x.to(vae.dtype), options)
                 if take is Take.PARAMETERS:
                     break
-                x = x if vae.facts.deterministic else _draw(x, take, seed)
+                x = x if vae.info.deterministic else _draw(x, take, seed)
             case Affine():
-                x = normalise(x, op, scaling, vae.facts.constants).to(x.dtype)
+                x = normalise(x, op, scaling, vae.info.constants).to(x.dtype)
             case Rearrange():
                 x = rearrange(x, op.inverse, **op.sizes)
             case Select() | NoiseBlend():
@@ -95,11 +95,11 @@ def _encode(
     return Encoded(x.cpu(), vae.dtype, plan.name, peak_bytes=plan.peak_bytes)
 
 
-def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor, Plan]:
+def _moments(vae: VAE, pixels: torch.Tensor, options: RunOptions) -> tuple[torch.Tensor, Plan]:
     """What the encoder gives, and the plan that gave it."""
-    program, ratio = vae.encoder, vae.facts.spatial_compression_ratio
+    program, ratio = vae.encoder, vae.info.spatial_compression_ratio
     sides = tuple(side // ratio for side in pixels.shape[-2:])
-    around = 2 * len(pixels) * vae.facts.latent_channels * sides[0] * sides[1] * pixels.element_size()
+    around = 2 * len(pixels) * vae.info.latent_channels * sides[0] * sides[1] * pixels.element_size()
 
     def attempt(plan: Plan) -> torch.Tensor:
         if plan.strips is None or program is None:
@@ -109,10 +109,10 @@ def _moments(vae: VAE, pixels: torch.Tensor, terms: Terms) -> tuple[torch.Tensor
         def put(index: int, row: int, strip: torch.Tensor) -> None:
             found[index, :, row : row + strip.shape[2]] = strip[0]
 
-        stream(program, pixels, plan.strips, put, terms)
+        stream(program, pixels, plan.strips, put, options)
         return found
 
-    return first_that_fits(plans(program, pixels, terms, around_bytes=around), attempt)
+    return first_that_fits(plans(program, pixels, options, around_bytes=around), attempt)
 
 
 def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:

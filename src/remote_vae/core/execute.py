@@ -7,12 +7,12 @@ from typing import Final, TypeVar
 
 import torch
 
-from remote_vae.core.plan import WHOLE_BYTES, Load, Plan, PlanName, choose, is_light, predict
+from remote_vae.core.plan import WHOLE_BYTES, Plan, PlanName, ProblemSize, choose, is_light, predict
 from remote_vae.core.precision import arithmetic
 from remote_vae.core.stages import Program
+from remote_vae.core.strip_threads import cores, one_core, workers
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.core.vae import VAE
-from remote_vae.core.workers import cores, one_core, workers
 from remote_vae.errors import Overloaded
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def _unbounded() -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RunOptions:
     """How a job may run. `plan` None leaves it to the planner.
 
     `budget` says how many bytes there are, None for no bound; it is asked when a plan has to be chosen.
@@ -44,36 +44,40 @@ class Terms:
     shares: int = 1
 
 
-TERMS: Final = Terms()
+RUN_OPTIONS: Final = RunOptions()
 
 
-def plans(program: Program | None, batch: torch.Tensor, terms: Terms, *, around_bytes: int) -> tuple[Plan, ...]:
+def plans(program: Program | None, batch: torch.Tensor, options: RunOptions, *, around_bytes: int) -> tuple[Plan, ...]:
     """What to try, in order; `around_bytes` is what the whole batch's output takes.
 
     *Raises* TooLarge, InvalidValue.
     """
-    if terms.plan == PlanName.TILES:
+    if options.plan == PlanName.TILES:
         return (Plan(PlanName.TILES),)
     if program is None:
         return (Plan(PlanName.WHOLE),)
-    load = Load(batch.shape[2], batch.shape[3], batch.shape[1], batch.element_size(), around_bytes)
+    load = ProblemSize(batch.shape[2], batch.shape[3], batch.shape[1], batch.element_size(), around_bytes)
     count = cores(batch.device)
     own = arithmetic(batch.dtype, batch.device) is batch.dtype  # else the model's own code would crawl
-    if own and terms.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
+    if own and options.plan is None and predict(program, load, StripPlan(WHOLE_BYTES)) - around_bytes <= SMALL_BYTES:
         light = batch.device.type == "cpu" and is_light(program, load, count)
         return (Plan(PlanName.WHOLE, one_core=light),)
     return choose(
         program,
         load,
         device=batch.device.type,
-        budget=terms.budget(),
-        wanted=terms.plan,
+        budget=options.budget(),
+        wanted=options.plan,
         workers=count,
     )
 
 
 def stream(
-    program: Program, batch: torch.Tensor, plan: StripPlan, put: Callable[[int, int, torch.Tensor], None], terms: Terms
+    program: Program,
+    batch: torch.Tensor,
+    plan: StripPlan,
+    put: Callable[[int, int, torch.Tensor], None],
+    options: RunOptions,
 ) -> None:
     """Image by image, each strip of the output to `put(index, row, strip)`."""
     for index in range(len(batch)):
@@ -82,18 +86,22 @@ def stream(
             batch[index : index + 1],
             plan,
             lambda row, strip, index=index: put(index, row, strip),  # type: ignore[misc]
-            checkpoint=terms.checkpoint,
+            checkpoint=options.checkpoint,
         )
 
 
 def own_code(
-    vae: VAE, call: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, plan: Plan, terms: Terms = TERMS
+    vae: VAE,
+    call: Callable[[torch.Tensor], torch.Tensor],
+    batch: torch.Tensor,
+    plan: Plan,
+    options: RunOptions = RUN_OPTIONS,
 ) -> torch.Tensor:
     """What one of the model's own methods gives, as the plan says."""
     count = cores(batch.device)
     with vae.tiling() if plan.name is PlanName.TILES else nullcontext():
-        if terms.shares > 1 and count > 1:
-            return _side_by_side(call, batch.chunk(terms.shares), count)
+        if options.shares > 1 and count > 1:
+            return _side_by_side(call, batch.chunk(options.shares), count)
         with one_core() if plan.one_core else nullcontext():
             return call(batch)
 

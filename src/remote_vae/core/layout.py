@@ -5,13 +5,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from remote_vae.core.facts import Facts
 from remote_vae.core.recipe import Rearrange, Recipe
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class MatchedLayout:
     """A latent's layout and the length of every axis of it.
 
     *Units*: batch in latents, frames, height and width in pixels, as the decoded output will have them.
@@ -39,8 +39,8 @@ class _Miss:
 
 
 def fit_latent(
-    recipe: Recipe, facts: Facts, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
-) -> Fit:
+    recipe: Recipe, info: VAEInfo, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
+) -> MatchedLayout:
     """The first layout of the recipe that the shape has.
 
     `height` and `width` are the picture's and are needed by packed layouts, which do not show them.
@@ -48,8 +48,8 @@ def fit_latent(
     """
     misses: list[_Miss] = []
     for layout in recipe.layouts:
-        found = _fit(layout, facts, shape, model=model, height=height, width=width)
-        if isinstance(found, Fit):
+        found = _fit(layout, info, shape, model=model, height=height, width=width)
+        if isinstance(found, MatchedLayout):
             return found
         misses.append(found)
     deepest = max(misses, key=lambda miss: miss.depth)
@@ -57,34 +57,34 @@ def fit_latent(
     # for sure, and a number of channels would be told of what is none.
     either = len(shape) == 3 and sum(len(_axes(layout)) == 3 for layout in recipe.layouts) > 1
     if deepest.depth == 0 or (deepest.depth == 1 and either):
-        raise _no_layout(recipe, facts, shape, model)
+        raise _no_layout(recipe, info, shape, model)
     raise deepest.error
 
 
-def _no_layout(recipe: Recipe, facts: Facts, shape: tuple[int, ...], model: str) -> LatentMismatch:
+def _no_layout(recipe: Recipe, info: VAEInfo, shape: tuple[int, ...], model: str) -> LatentMismatch:
     layouts = [layout.wire for layout in recipe.layouts]
     return LatentMismatch(
         f"latent of shape {list(shape)} has a layout that model {model!r} does not know; expected one of "
-        f"{', '.join(layouts)} with c={facts.latent_channels}",
+        f"{', '.join(layouts)} with c={info.latent_channels}",
         shape=list(shape),
         layouts=layouts,
-        latent_channels=facts.latent_channels,
+        latent_channels=info.latent_channels,
     )
 
 
 def _fit(
-    layout: Rearrange, facts: Facts, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
-) -> Fit | _Miss:
+    layout: Rearrange, info: VAEInfo, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
+) -> MatchedLayout | _Miss:
     axes = _axes(layout)
     if len(axes) != len(shape) or any(names == ["1"] and size != 1 for names, size in zip(axes, shape, strict=True)):
         return _Miss(0, LatentMismatch("rank"))
-    sizes: dict[str, int] = {**layout.sizes, "c": facts.latent_channels}
+    sizes: dict[str, int] = {**layout.sizes, "c": info.latent_channels}
     for names, size in zip(axes, shape, strict=True):
         if "c" in names and math.prod(sizes[name] for name in names) != size:
-            return _Miss(1 if len(names) == 1 else 0, _channels(facts, shape, size, names, sizes, model))
+            return _Miss(1 if len(names) == 1 else 0, _channels(info, shape, size, names, sizes, model))
     for names, size in zip(axes, shape, strict=True):
         if names == ["h", "w"]:
-            grid = _unpacked_grid(layout, facts, shape, size, model=model, height=height, width=width)
+            grid = _unpacked_grid(layout, info, shape, size, model=model, height=height, width=width)
             if isinstance(grid, _Miss):
                 return grid
             sizes["h"], sizes["w"] = grid
@@ -95,12 +95,12 @@ def _fit(
             sizes[names[0]] = size // patch
         elif len(names) == 1 and names[0] not in ("c", "1"):
             sizes[names[0]] = size
-    ratio = facts.spatial_compression_ratio
-    return Fit(
+    ratio = info.spatial_compression_ratio
+    return MatchedLayout(
         pattern=layout.pattern,
         sizes=sizes,
         batch=sizes.get("b", 1),
-        frames=facts.frames_out(sizes.get("f", 1)),
+        frames=info.frames_out(sizes.get("f", 1)),
         height=sizes["h"] * sizes.get("i", 1) * ratio,
         width=sizes["w"] * sizes.get("j", 1) * ratio,
     )
@@ -112,14 +112,14 @@ def _axes(layout: Rearrange) -> list[list[str]]:
 
 
 def _channels(
-    facts: Facts, shape: tuple[int, ...], size: int, names: list[str], sizes: Mapping[str, int], model: str
+    info: VAEInfo, shape: tuple[int, ...], size: int, names: list[str], sizes: Mapping[str, int], model: str
 ) -> LatentMismatch:
     expected = math.prod(sizes[name] for name in names)
     return LatentMismatch(
         f"latent of shape {list(shape)} has {size} channels; model {model!r} takes {expected}",
         shape=list(shape),
         actual_channels=size,
-        latent_channels=facts.latent_channels,
+        latent_channels=info.latent_channels,
     )
 
 
@@ -133,7 +133,7 @@ def _no_whole_patches(shape: tuple[int, ...], size: int, patch: int, model: str)
 
 def _unpacked_grid(
     layout: Rearrange,
-    facts: Facts,
+    info: VAEInfo,
     shape: tuple[int, ...],
     tokens: int,
     *,
@@ -145,8 +145,8 @@ def _unpacked_grid(
     if height is None or width is None:
         text = f"packed latent of shape {list(shape)} needs height and width, the picture's size in pixels"
         return _Miss(3, MalformedRequest(text, shape=list(shape), height=height, width=width))
-    cell_h = facts.spatial_compression_ratio * layout.sizes.get("i", 1)
-    cell_w = facts.spatial_compression_ratio * layout.sizes.get("j", 1)
+    cell_h = info.spatial_compression_ratio * layout.sizes.get("i", 1)
+    cell_w = info.spatial_compression_ratio * layout.sizes.get("j", 1)
     rows, columns = height // cell_h, width // cell_w
     if rows * columns == tokens:
         return rows, columns

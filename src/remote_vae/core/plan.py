@@ -57,7 +57,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ProblemSize:
     """One image's input size, and the bytes around it that stay. *Units*: rows, columns, bytes."""
 
     height: int
@@ -68,7 +68,7 @@ class Load:
 
 
 def choose(
-    program: Program, load: Load, *, device: str, budget: int | None, wanted: str | None = None, workers: int = 1
+    program: Program, load: ProblemSize, *, device: str, budget: int | None, wanted: str | None = None, workers: int = 1
 ) -> tuple[Plan, ...]:
     """The plan to run and, after it, those to fall back on when the device has less memory than it said.
 
@@ -99,7 +99,7 @@ def choose(
     return (first, *sorted(rest, key=lambda plan: -(plan.peak_bytes or 0)))
 
 
-def is_light(program: Program, load: Load, cores: int) -> bool:
+def is_light(program: Program, load: ProblemSize, cores: int) -> bool:
     """Whether so many cores of a CPU take less time off a convolution than they wait for each other at its end."""
     products, layers = 0, 0
     for stage, size in zip(program.stages, list(_sizes(program, load))[1:], strict=True):
@@ -126,7 +126,7 @@ def _mega(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e6:.0f}"
 
 
-def _plan(program: Program, load: Load, name: PlanName, device: str, workers: int) -> Plan:
+def _plan(program: Program, load: ProblemSize, name: PlanName, device: str, workers: int) -> Plan:
     widest = max(size.map_bytes for size in _sizes(program, load))
     strips = StripPlan(WHOLE_BYTES)
     if name is not PlanName.WHOLE:
@@ -138,7 +138,7 @@ def _plan(program: Program, load: Load, name: PlanName, device: str, workers: in
     return Plan(name, strips, predict(program, load, strips))
 
 
-def predict(program: Program, load: Load, plan: StripPlan) -> int:
+def predict(program: Program, load: ProblemSize, plan: StripPlan) -> int:
     """Bytes that are alive at the worst moment, the caller's input and output counted."""
     sizes = list(_sizes(program, load))
     full = max(size.height for size in sizes)
@@ -196,7 +196,7 @@ def _scratch(stage: Stage, before: _Size, after: _Size, plan: StripPlan, *, agai
             return of(stage, before)
 
 
-def _sizes(program: Program, load: Load) -> Iterator[_Size]:
+def _sizes(program: Program, load: ProblemSize) -> Iterator[_Size]:
     """Of the input, and of every stage's output."""
     size = _Size(load.height, load.width, load.channels, load.item_bytes)
     yield size

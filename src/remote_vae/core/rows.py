@@ -14,7 +14,7 @@ from remote_vae.core.filters import NO_MARGIN, Margin, filter_for
 from remote_vae.core.moments import Moments
 from remote_vae.core.norm import Kernels
 from remote_vae.core.stages import Convolution, Downsample, Norm, Upsample
-from remote_vae.core.workers import Span
+from remote_vae.core.strip_threads import Span
 
 
 class Rows(Protocol):

@@ -5,7 +5,7 @@ strip as it is written, and merged. A convolution reads the rows that its strip'
 as soon as nothing reads it again, and residual branches are added in place: about two maps of the widest layer exist
 at a time. With `recompute` the layers of the full resolution do not store what lies between their two convolutions
 but compute it again: one such map, for about a quarter more arithmetic. Strips of one layer need nothing of each other,
-so several are computed side by side (`core.workers`).
+so several are computed side by side (`core.strip_threads`).
 """
 
 from collections import deque
@@ -31,8 +31,8 @@ from remote_vae.core.stages import (
     Upsample,
     measured,
 )
+from remote_vae.core.strip_threads import Span, workers
 from remote_vae.core.winograd import CONVOLUTION
-from remote_vae.core.workers import Span, workers
 
 ROWS: Final = CONVOLUTION.outputs
 EACH: Final = 2  # strips of a map for each worker at least, lest one waits for another that has begun its last

@@ -5,14 +5,14 @@ from typing import Protocol
 
 import torch
 
-from remote_vae.core.facts import Facts
 from remote_vae.core.stages import Program
+from remote_vae.core.vae_info import VAEInfo
 
 
 class VAE(Protocol):
     """A loaded model on a device."""
 
-    facts: Facts
+    info: VAEInfo
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -38,7 +38,7 @@ class VAE(Protocol):
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """By the model's own code.
 
-        *Shapes*: [B,3,H,W] -> [B,2C,h,w], mean and log-variance, or [B,C,h,w] where facts.deterministic.
+        *Shapes*: [B,3,H,W] -> [B,2C,h,w], mean and log-variance, or [B,C,h,w] where info.deterministic.
         """
         ...
 

@@ -4,8 +4,8 @@ import asyncio
 import sys
 from collections.abc import Mapping
 
-from remote_vae.core.facts import Facts
-from remote_vae.engine import heap
+from remote_vae.core.vae_info import VAEInfo
+from remote_vae.engine import malloc
 from remote_vae.engine.admission import Admission, Limits, Permit
 from remote_vae.engine.job import Job, Outcome
 from remote_vae.engine.observer import ModelState, Observer, Silent
@@ -47,7 +47,7 @@ class Engine:
 
     async def start(self) -> None:
         """Loads every model that is not lazy; *raises* what loading raises."""
-        heap.keep_freed()
+        malloc.keep_freed()
         for pool in self._pools.values():
             if not pool.model.lazy:
                 await self._residency.want(pool)
@@ -99,18 +99,18 @@ class Engine:
             raise UnknownModel(f"model {name!r} is not served here; served are {', '.join(self.models)}", model=name)
         return self.models[key]
 
-    def known(self, model: Served) -> Facts | None:
-        """The facts, once the model has been loaded."""
-        return self._pools[model.name].facts
+    def known(self, model: Served) -> VAEInfo | None:
+        """The info, once the model has been loaded."""
+        return self._pools[model.name].info
 
-    async def facts(self, model: Served) -> Facts:
+    async def info(self, model: Served) -> VAEInfo:
         """Loads a lazy model. *Raises* NotReady while another one is loading, or when a lazy one cannot be loaded."""
         pool = self._pools[model.name]
-        if pool.facts is None and model.lazy:
+        if pool.info is None and model.lazy:
             await self._want(pool)
-        if pool.facts is None:
+        if pool.info is None:
             raise NotReady(f"model {model.name!r} is still loading; try again in a moment", model=model.name)
-        return pool.facts
+        return pool.info
 
     def check(self, model: Served, *, pixels: int, client: str | None, seconds: float | None) -> None:
         """Whether a job of so many pixels would come in now, so that nobody sends a body in vain.

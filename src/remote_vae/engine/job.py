@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from remote_vae.core.layout import Fit
+from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.recipe import Constants
 
 Buffer = bytes | bytearray | memoryview
@@ -36,7 +36,7 @@ class DecodeJob(Work):
     """`output` is one of core.decode.Output's values."""
 
     latent: Block
-    fit: Fit
+    fit: MatchedLayout
     output: str
 
     @property

@@ -9,7 +9,7 @@ from remote_vae.engine.cores import CGROUP
 from remote_vae.errors import ConfigurationError
 
 SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody announces
-SPARE_ON_CPU: Final = 0.7  # the heap has gaps besides (`engine.heap`): benchmarks/large.py shows how much
+SPARE_ON_CPU: Final = 0.7  # the heap has gaps besides (`engine.malloc`): benchmarks/large.py shows how much
 
 
 class Budget:

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Final
 
-from remote_vae.core.facts import Facts
 from remote_vae.core.recipe import Recipe
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.admission import InHand
 from remote_vae.engine.batching import Batching
 from remote_vae.engine.cores import cores_here
@@ -50,7 +50,7 @@ class Pool:
 
     def __init__(self, model: Served, *, loader: str, rules: Rules, held: InHand, observer: Observer) -> None:
         self.model = model
-        self.facts: Facts | None = None  # kept when the model is unloaded
+        self.info: VAEInfo | None = None  # kept when the model is unloaded
         self.failure: RemoteVAEError | None = None
         self.restarts = 0
         self.planned_bytes = 0
@@ -86,7 +86,7 @@ class Pool:
     @property
     def weight_bytes(self) -> int:
         """Of all replicas, once the model has been loaded for the first time."""
-        return self.facts.weight_bytes * len(self.model.specs) if self.facts else 0
+        return self.info.weight_bytes * len(self.model.specs) if self.info else 0
 
     def state(self) -> ModelState:
         held = self._held
@@ -125,7 +125,7 @@ class Pool:
                         on_lost=self.queue.wake,
                     )
                     self.replicas.append(replica)
-                    self.facts = await replica.load()
+                    self.info = await replica.load()
             except BaseException as exc:
                 self.failure = exc if isinstance(exc, RemoteVAEError) else None
                 await self._stop_replicas()

@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 
 import psutil
 
-from remote_vae.core.facts import Facts
-from remote_vae.engine import heap
+from remote_vae.core.vae_info import VAEInfo
+from remote_vae.engine import malloc
 from remote_vae.engine.batching import Way
 from remote_vae.engine.job import Block, Job, Outcome, block_of, op_of, to_message
-from remote_vae.engine.segments import Memory, StopWord, aligned
+from remote_vae.engine.shared_memory import Memory, StopWord, aligned
 from remote_vae.errors import RemoteVAEError, ReplicaFailed, from_json
 
 LARGE_BYTES: Final = 4 << 20  # a copy of this many takes half a millisecond
@@ -85,14 +85,14 @@ class Replica:
         """The names of its shared memory."""
         return [*self._memory.names, self._stop_word.name]
 
-    async def load(self) -> Facts:
+    async def load(self) -> VAEInfo:
         """Starts a process and waits until it has loaded the model; *raises* whatever the loader said."""
         self._hang_up()
         await self._in_thread(self._end, 0.0)
-        pipe, facts = await self._in_thread(self._load)
+        pipe, info = await self._in_thread(self._load)
         self._pipe, self.hung = pipe, False
         asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
-        return facts
+        return info
 
     async def run(self, jobs: list[Job], way: Way) -> tuple[list[Answer], bool | None]:
         """An outcome or an error for each job, and whether running them together pays where a trial has shown it.
@@ -157,7 +157,7 @@ class Replica:
         """In a thread when it would hold the event loop for milliseconds."""
         return await self._in_thread(function, *arguments) if nbytes > LARGE_BYTES else function(*arguments)
 
-    def _load(self) -> tuple[Connection, Facts]:
+    def _load(self) -> tuple[Connection, VAEInfo]:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = self._process = context.Process(
@@ -182,7 +182,7 @@ class Replica:
         if "error" in message:
             ours.close()
             raise from_json(message["error"], status=0)
-        return ours, Facts.from_json(message["facts"])
+        return ours, VAEInfo.from_json(message["facts"])
 
     async def _outcome(self, job: Job, told: dict[str, Any], start: int, together: int) -> Answer:
         if "error" in told:
@@ -239,7 +239,7 @@ class Replica:
     def _shrink(self) -> None:
         if self._answer is None:
             self._memory.shrink()
-            heap.give_back()
+            malloc.give_back()
 
     def _end(self, patience: float) -> None:
         if self._process is not None:

@@ -10,14 +10,14 @@ import torch
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Decoded, Output, decode
 from remote_vae.core.encode import Encoded, Take, encode
-from remote_vae.core.execute import Terms
-from remote_vae.core.layout import Fit, fit_latent
+from remote_vae.core.execute import RunOptions
+from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae import VAE
-from remote_vae.engine import heap
+from remote_vae.engine import malloc
 from remote_vae.engine.batching import Way
 from remote_vae.engine.memory import Budget, held_bytes
-from remote_vae.engine.segments import StopWord, Views
+from remote_vae.engine.shared_memory import StopWord, Views
 from remote_vae.errors import (
     DeadlineExceeded,
     InternalError,
@@ -39,28 +39,28 @@ class Bench:
     def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, views: Views, stop_word: StopWord) -> None:
         self._vae, self._recipe, self._budget = vae, recipe, budget
         self._views, self._stop_word = views, stop_word
-        self._serial, self._trim = 0, heap.Trim()
+        self._serial, self._trim = 0, malloc.Trim()
 
     def warm_up(self) -> None:
         """Decodes once, so that the first caller does not wait for libraries to be set up.
 
         *Raises* ModelLoadError when the weights cannot even do that.
         """
-        facts = self._vae.facts
+        info = self._vae.info
         frames = (1,) if self._recipe.kind == "video" else ()
-        shape = (1, facts.latent_channels, *frames, WARM_SIDE, WARM_SIDE)
-        fit = fit_latent(self._recipe, facts, shape, model=facts.source, height=None, width=None)
+        shape = (1, info.latent_channels, *frames, WARM_SIDE, WARM_SIDE)
+        fit = fit_latent(self._recipe, info, shape, model=info.source, height=None, width=None)
         try:
             decode(self._vae, self._recipe, torch.zeros(shape), fit=fit, scaling=Scaling(own=True), output=Output.UINT8)
         except RemoteVAEError as exc:
             raise ModelLoadError(
-                f"the weights of {facts.source or 'this model'!r} do not decode a latent of zeros: {exc.message}",
-                place=facts.source,
+                f"the weights of {info.source or 'this model'!r} do not decode a latent of zeros: {exc.message}",
+                place=info.source,
             ) from exc
 
     def work(self, batch: Message) -> Message:
         """An answer for each job, its tensor in shared memory."""
-        self._serial, self._trim = batch["serial"], heap.Trim()
+        self._serial, self._trim = batch["serial"], malloc.Trim()
         jobs, pays = batch["jobs"], None
         if batch["way"] == Way.TOGETHER:
             answers = self._together(jobs, batch) or self._alone(jobs, batch)
@@ -147,13 +147,13 @@ class Bench:
     def _run(self, job: Message, tensor: torch.Tensor, *, callers: int = 1) -> tuple[torch.Tensor, Decoded | Encoded]:
         self._checkpoint()
         scaling = Scaling(own=job["own_scaling"], given=_constants(job["given"]))
-        terms = Terms(job["plan"], self._budget.bytes_now, self._checkpoint, callers)
+        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint, callers)
         if job["op"] == "decode":
-            fit, output = Fit(**job["fit"]), Output(job["output"])
-            decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, terms=terms)
+            fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
+            decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)
             return _travelling(decoded.pixels, of_bfloat16=torch.float16), decoded
         take = Take(job["take"])
-        encoded = encode(self._vae, self._recipe, tensor, scaling=scaling, take=take, seed=job["seed"], terms=terms)
+        encoded = encode(self._vae, self._recipe, tensor, scaling=scaling, take=take, seed=job["seed"], options=terms)
         return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
 
     def _checkpoint(self) -> None:

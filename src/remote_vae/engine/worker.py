@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.vae import VAE
-from remote_vae.engine import heap
+from remote_vae.engine import malloc
 from remote_vae.engine.memory import Budget
-from remote_vae.engine.segments import StopWord, Views
+from remote_vae.engine.shared_memory import StopWord, Views
 from remote_vae.engine.work import Bench
 from remote_vae.errors import RemoteVAEError, to_json
 
@@ -26,7 +26,7 @@ Loaded = tuple[VAE, Recipe]
 
 def main(pipe: Connection, stop_word: str, loader: str, spec: Message) -> None:
     """The process's body. `loader` is `module:function`, called with the spec; it gives a VAE and its recipe."""
-    heap.keep_freed()
+    malloc.keep_freed()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would keep what was sent
     for number in (signal.SIGINT, signal.SIGTERM):  # both may come to the whole group; the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
@@ -34,13 +34,13 @@ def main(pipe: Connection, stop_word: str, loader: str, spec: Message) -> None:
         module, _, name = loader.partition(":")
         load: Callable[[Message], Loaded] = getattr(importlib.import_module(module), name)
         vae, recipe = load(spec)
-        budget = Budget(vae.device, limit_bytes=spec.get("memory_budget"), weights_bytes=vae.facts.weight_bytes)
+        budget = Budget(vae.device, limit_bytes=spec.get("memory_budget"), weights_bytes=vae.info.weight_bytes)
         bench = Bench(vae, recipe, budget, Views(), StopWord(stop_word))
         bench.warm_up()
     except RemoteVAEError as exc:
         _send(pipe, {"error": to_json(exc)})
         return
-    _send(pipe, {"facts": vae.facts.to_json()})
+    _send(pipe, {"facts": vae.info.to_json()})
     while True:
         _send(pipe, bench.work(_next(pipe, bench)))
 
@@ -49,7 +49,7 @@ def _next(pipe: Connection, bench: Bench) -> Message:
     try:
         while not pipe.poll(IDLE_SECONDS):
             bench.rest()
-            heap.give_back()
+            malloc.give_back()
         message: Message = json.loads(pipe.recv_bytes())
     except (EOFError, OSError):
         os._exit(0)  # nothing is left to save, and taking torch down in good order takes a second of work

@@ -7,10 +7,10 @@ from typing import Final
 
 import torch
 
-from remote_vae.core.facts import Facts
 from remote_vae.core.plan import EXACT, PlanName
 from remote_vae.core.recipe import Constants
 from remote_vae.core.stages import Program
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.models.stages import describe_decoder, describe_encoder
 
 # Whose tiled methods work both ways.
@@ -25,7 +25,7 @@ class DiffusersVAE:
         self.decoder, self.encoder = _describe(module)
         known = self.decoder is not None
         exact = EXACT if known else (PlanName.WHOLE,)
-        self.facts = read_facts(
+        self.info = read_info(
             module,
             plans=(*exact, PlanName.TILES) if type(module).__name__ in TILED else exact,
             executor="strips" if known else "diffusers",
@@ -47,7 +47,7 @@ class DiffusersVAE:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         found = self.module.encode(_ordered(pixels), return_dict=False)[0]  # type: ignore[operator]
-        moments: torch.Tensor = found if self.facts.deterministic else found.parameters
+        moments: torch.Tensor = found if self.info.deterministic else found.parameters
         return moments
 
     @contextmanager
@@ -83,12 +83,12 @@ def _describe(module: torch.nn.Module) -> tuple[Program | None, Program | None]:
     return (None, None) if decoder is None or encoder is None else (decoder, encoder)
 
 
-def read_facts(module: torch.nn.Module, *, plans: tuple[str, ...], executor: str, source: str, revision: str) -> Facts:
+def read_info(module: torch.nn.Module, *, plans: tuple[str, ...], executor: str, source: str, revision: str) -> VAEInfo:
     """The facts of a loaded module, from its own config."""
     config = module.config
     deterministic = type(module).__name__ == "AutoencoderTiny"
     mean, std = _statistics(module)
-    return Facts(
+    return VAEInfo(
         latent_channels=int(config.latent_channels),  # type: ignore[union-attr, arg-type]
         spatial_compression_ratio=_spatial_ratio(config),
         temporal_compression_ratio=int(getattr(config, "temporal_compression_ratio", 1)),

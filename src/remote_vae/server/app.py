@@ -19,17 +19,17 @@ from remote_vae.errors import ConfigurationError, RemoteVAEError
 from remote_vae.models.registry import find_row
 from remote_vae.models.spec import ModelSpec, parse_spec
 from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
-from remote_vae.server.aside import Aside
+from remote_vae.server.access_log import RequestRecorder
 from remote_vae.server.auth import Gate, Rates
 from remote_vae.server.endpoints import Endpoints, named, page_only
-from remote_vae.server.faults import on_error
+from remote_vae.server.error_responses import on_error
 from remote_vae.server.keys import read_keys
 from remote_vae.server.metrics import Metrics
+from remote_vae.server.metrics_listener import MetricsListener
 from remote_vae.server.settings import Settings
 from remote_vae.server.tracing import tracing_from_environment
-from remote_vae.server.watch import Watch
 
-LOADER: Final = "remote_vae.models.lean:open_model"
+LOADER: Final = "remote_vae.models.fast_import:open_model"
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
 
 
@@ -63,7 +63,7 @@ def build_app(
 
     app = Starlette(
         routes=_routes(at, metrics_too=settings.metrics_address is None),
-        middleware=[Middleware(Watch, metrics=metrics, tracing=tracing), *_doors(settings, at)],
+        middleware=[Middleware(RequestRecorder, metrics=metrics, tracing=tracing), *_doors(settings, at)],
         exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
         lifespan=lifespan,
     )
@@ -78,7 +78,7 @@ def _doors(settings: Settings, at: Endpoints) -> list[Middleware]:
     gate = Middleware(Gate, keys=read_keys(settings.keys, settings.keys_file), rates=Rates(rate) if rate else None)
     if settings.metrics_address is None:
         return [gate]
-    return [Middleware(Aside, port=settings.metrics_address[1], path="/metrics", page=at.metrics), gate]
+    return [Middleware(MetricsListener, port=settings.metrics_address[1], path="/metrics", page=at.metrics), gate]
 
 
 def _routes(at: Endpoints, *, metrics_too: bool) -> list[Route]:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from remote_vae.errors import RemoteVAEError, TooManyRequests, Unauthorized
 from remote_vae.server.browser import wants_page
 from remote_vae.server.endpoints import CLIENT
-from remote_vae.server.faults import on_error
+from remote_vae.server.error_responses import on_error
 from remote_vae.server.keys import Keys
 
 OPEN_PATHS: Final = (b"/live", b"/ready", b"/health")  # for probes, which carry no keys; they tell nothing but "yes"

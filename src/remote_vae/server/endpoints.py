@@ -9,7 +9,7 @@ from importlib.metadata import version
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from remote_vae.core.facts import Facts
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.engine import Engine
 from remote_vae.engine.job import DecodeJob, Job, Outcome
 from remote_vae.engine.pool import Served
@@ -21,13 +21,13 @@ from remote_vae.protocol.messages import DecodeOptions, Form, Operation, Provena
 from remote_vae.protocol.parameters import DEFAULT_QUALITY
 from remote_vae.protocol.replies import render_reply
 from remote_vae.server import openapi
+from remote_vae.server.access_log import Record, record_of
+from remote_vae.server.adapt import decode_job, encode_job, fit_decode, model_info, write_payload
 from remote_vae.server.body import check_length, read_body, while_wanted
 from remote_vae.server.browser import BrowserPage, wants_page
-from remote_vae.server.jobs import decode_job, encode_job, fit_decode, model_info, write_payload
 from remote_vae.server.metrics import Metrics
-from remote_vae.server.sending import Sending
 from remote_vae.server.settings import Settings
-from remote_vae.server.watch import Record, record_of
+from remote_vae.server.tracked_response import TrackedResponse
 
 CLIENT = "remote_vae.client"  # in the scope: an opaque id of whoever asks
 VERSION = version("remote-vae")
@@ -38,7 +38,7 @@ class Call:
     """What is known of a request before its body; `until` is by time.monotonic."""
 
     model: Served
-    facts: Facts
+    info: VAEInfo
     head: wire.Head
     record: Record
     client: str | None
@@ -102,13 +102,13 @@ class Endpoints:
         head = self._head(request)
         model = self._engine.find(head.model)
         record.model, record.route = model.name, head.operation.value
-        facts = await self._engine.facts(model)
+        info = await self._engine.info(model)
         pixels = 1
         if head.raw_claim is not None and isinstance(head.options, DecodeOptions):
-            pixels = fit_decode(model, facts, head.raw_claim.shape, head.options, self._settings).pixels
+            pixels = fit_decode(model, info, head.raw_claim.shape, head.options, self._settings).pixels
         check_length(request, head.raw_claim, self._settings)
         seconds = min(head.timeout_seconds or self._settings.request_seconds, self._settings.request_seconds)
-        call = Call(model, facts, head, record, request.scope.get(CLIENT), arrived + seconds)
+        call = Call(model, info, head, record, request.scope.get(CLIENT), arrived + seconds)
         self._engine.check(model, pixels=pixels, client=call.client, seconds=call.seconds)
         return call
 
@@ -128,12 +128,12 @@ class Endpoints:
     async def _decode(self, call: Call, body: Buffer) -> Response:
         head, parse = call.head, wire.parse_decode
         message = await asyncio.to_thread(parse, head, body) if head.body_is_json else parse(head, body)
-        job = decode_job(call.model, call.facts, message, self._settings)
+        job = decode_job(call.model, call.info, message, self._settings)
         return await self._run(call, job, message.form, message.options.quality)
 
     async def _encode(self, call: Call, body: Buffer) -> Response:
         message = wire.parse_encode(call.head, body)
-        job = await asyncio.to_thread(encode_job, call.model, call.facts, message, self._settings)
+        job = await asyncio.to_thread(encode_job, call.model, call.info, message, self._settings)
         return await self._run(call, job, message.form, DEFAULT_QUALITY)
 
     async def _run(self, call: Call, job: Job, form: Form, quality: int) -> Response:
@@ -149,7 +149,7 @@ class Endpoints:
             note = "; ".join(filter(None, (outcome.note, _left_out(job, form))))
             reply = Reply(payload, form, _provenance(call, outcome, stages, note))
             status, headers, body = render_reply(reply)
-            return Sending(bytes(body), status, dict(headers), on_sent=permit.release)
+            return TrackedResponse(bytes(body), status, dict(headers), on_sent=permit.release)
 
     async def home(self, request: Request) -> Response:
         """GET /: what this is and where to look; for a browser, the page."""
@@ -187,7 +187,7 @@ class Endpoints:
             if model.lazy and self._engine.known(model) is None:
                 unknown.append(model.name)
             else:
-                cards.append(model_info(model, await self._engine.facts(model), self._settings).to_json())
+                cards.append(model_info(model, await self._engine.info(model), self._settings).to_json())
         return JSONResponse({"default": self._engine.default, "models": cards, "unknown": unknown})
 
     async def openapi(self, request: Request) -> Response:
@@ -209,7 +209,7 @@ def _left_out(job: Job, form: Form) -> str:
 def _provenance(call: Call, outcome: Outcome, stages: Mapping[str, float], note: str) -> Provenance:
     return Provenance(
         model=call.model.name,
-        revision=call.facts.revision,
+        revision=call.info.revision,
         plan=outcome.plan,
         dtype=outcome.dtype_run,
         note=note,

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from remote_vae.cli.bench.cases import DIRECTIONS, OURS, PLANS, REFERENCE, RIVALS, VARIANTS, Case, Row
 from remote_vae.cli.bench.report import announce, plot, text_of, to_csv, write_plot
 from remote_vae.cli.files import check_output, write_file
-from remote_vae.cli.show import console, show_table
+from remote_vae.cli.terminal import console, show_table
 from remote_vae.errors import ConfigurationError
 
 LISTS = "Separate several by commas, or repeat the option."

@@ -15,8 +15,8 @@ import torch
 
 from remote_vae.cli.bench.cases import REFERENCE, VARIANTS, Case, Row
 from remote_vae.cli.bench.rivals import OPAQUE, Run, prepare
-from remote_vae.cli.show import psnr_db
-from remote_vae.core.live import LiveBytes
+from remote_vae.cli.terminal import psnr_db
+from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import InvalidValue, NonFiniteOutput, RemoteVAEError, SetupError
 from remote_vae.models.loader import open_model, resolve_device
@@ -65,14 +65,14 @@ def measure(case: Case) -> dict[str, Any]:
 
 def make_input(vae: DiffusersVAE, recipe: Recipe, case: Case) -> torch.Tensor:
     """The same seeded latent, or smooth picture in [0, 1], for every variant. *Raises* InvalidValue, SetupError."""
-    ratio = vae.facts.spatial_compression_ratio
+    ratio = vae.info.spatial_compression_ratio
     if recipe.kind == "video":
         raise SetupError("video models are not benchmarked; only those of single pictures")
     if case.size % ratio:
         raise InvalidValue(f"size {case.size} is not a multiple of {ratio}, this model's ratio", name="sizes")
     generator, side = torch.Generator().manual_seed(SEED), case.size // ratio
     if case.direction == "decode":
-        return torch.randn(1, vae.facts.latent_channels, side, side, generator=generator)
+        return torch.randn(1, vae.info.latent_channels, side, side, generator=generator)
     coarse = torch.rand(1, 3, side, side, generator=generator)
     return torch.nn.functional.interpolate(coarse, size=(case.size, case.size), mode="bilinear")
 

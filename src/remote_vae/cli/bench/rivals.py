@@ -10,11 +10,11 @@ from remote_vae.cli.bench.cases import OURS
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
 from remote_vae.core.encode import Take, encode
-from remote_vae.core.execute import Terms
+from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.pixels import from_signed, signed
 from remote_vae.core.recipe import Recipe
-from remote_vae.engine import heap
+from remote_vae.engine import malloc
 from remote_vae.engine.memory import free_bytes
 from remote_vae.errors import SetupError
 from remote_vae.models.vae import DiffusersVAE
@@ -45,15 +45,15 @@ def prepare(
 
 def _ours(vae: DiffusersVAE, recipe: Recipe, given: torch.Tensor, plan: str | None, *, decoding: bool) -> Run:
     """As the server's replica runs it, with what the device has free."""
-    heap.keep_freed()
+    malloc.keep_freed()
 
     def run() -> tuple[torch.Tensor, str | None]:
-        terms = Terms(plan, lambda: free_bytes(vae.device))
+        options = RunOptions(plan, lambda: free_bytes(vae.device))
         if not decoding:
-            found = encode(vae, recipe, given, scaling=Scaling(), take=Take.PARAMETERS, terms=terms)
+            found = encode(vae, recipe, given, scaling=Scaling(), take=Take.PARAMETERS, options=options)
             return found.latent.float(), found.plan
-        fit = fit_latent(recipe, vae.facts, tuple(given.shape), model="", height=None, width=None)
-        done = decode(vae, recipe, given, fit=fit, scaling=Scaling(), output=Output.RAW, terms=terms)
+        fit = fit_latent(recipe, vae.info, tuple(given.shape), model="", height=None, width=None)
+        done = decode(vae, recipe, given, fit=fit, scaling=Scaling(), output=Output.RAW, options=options)
         return done.pixels.float(), done.plan
 
     return run
@@ -108,7 +108,7 @@ def _openvino(vae: DiffusersVAE, call: Call, values: torch.Tensor) -> Call:
         raise SetupError("openvino is not installed; run: pip install 'remote-vae[bench]'") from exc
     hint = "bf16" if vae.dtype is torch.bfloat16 else "f32"
     vae.module.float()
-    side = 8 if call == vae.decode else 8 * vae.facts.spatial_compression_ratio  # small, as tracing runs it often
+    side = 8 if call == vae.decode else 8 * vae.info.spatial_compression_ratio  # small, as tracing runs it often
     example = values[..., :side, :side].float()
     with warnings.catch_warnings(action="ignore"):  # tracing is deprecated, and what OpenVINO does
         model = openvino.convert_model(_Callable(vae, call), example_input=example, input=list(values.shape))

@@ -25,7 +25,7 @@ from remote_vae.cli.bench.load import (
     summarise,
 )
 from remote_vae.cli.files import check_output, write_file
-from remote_vae.cli.show import console
+from remote_vae.cli.terminal import console
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, ConnectionFailed
 

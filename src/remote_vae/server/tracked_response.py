@@ -6,7 +6,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 
-class Sending(Response):
+class TrackedResponse(Response):
     """Calls `on_sent` when the client has taken all but the last few KiB, or has gone.
 
     Servers wait for a connection's buffer at the next `send`, so the end is sent by itself.

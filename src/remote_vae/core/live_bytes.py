@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from remote_vae.core.workers import WITHIN
+from remote_vae.core.strip_threads import WITHIN
 
 
 class LiveBytes:

@@ -9,7 +9,7 @@ SCRIPT = """
 import resource
 import time
 import psutil
-from remote_vae.engine import heap
+from remote_vae.engine import malloc
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,12 +22,12 @@ def resident():
     return psutil.Process().memory_info().rss
 
 by_itself = faults()
-heap.keep_freed()
+malloc.keep_freed()
 faults()
 kept, held = faults(), resident()
-heap.give_back()
+malloc.give_back()
 given_back = held - resident()
-trim, blocks = heap.Trim(), [b"x" * (1 << 20) for _ in range(64)]
+trim, blocks = malloc.Trim(), [b"x" * (1 << 20) for _ in range(64)]
 del blocks[::2]
 gaps = resident()
 trim.when_due()

@@ -7,7 +7,7 @@ from remote_vae.core.recipe import Constants
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class VAEInfo:
     """Read from the loaded model, never from a table: a folder may hold other numbers than its name suggests."""
 
     latent_channels: int
@@ -27,12 +27,12 @@ class Facts:
         return asdict(self)
 
     @staticmethod
-    def from_json(found: dict[str, object]) -> "Facts":
+    def from_json(found: dict[str, object]) -> "VAEInfo":
         constants = dict(found["constants"])  # type: ignore[call-overload]  # written by to_json
         for name in ("latents_mean", "latents_std"):
             constants[name] = tuple(constants[name]) if constants[name] is not None else None
         values = {**found, "constants": Constants(**constants), "plans": tuple(found["plans"])}  # type: ignore[arg-type]
-        return Facts(**values)  # type: ignore[arg-type]
+        return VAEInfo(**values)  # type: ignore[arg-type]
 
     def frames_out(self, latent_frames: int) -> int:
         """Pixel frames that a causal video VAE gives for this many latent frames."""

@@ -44,7 +44,7 @@ def record_of(scope: Scope) -> Record:
     return found
 
 
-class Watch:
+class RequestRecorder:
     """Pure ASGI, around everything else: gives each request its record, and reports it when it is over.
 
     The request's id is the caller's own where that is harmless; it and the time taken are said in every reply.
@@ -99,7 +99,7 @@ class Watch:
         )
         if "media" in record.stages:
             self._metrics.stage(record.model, "media", record.stages["media"])
-        facts = {
+        info = {
             "request_id": record.request_id,
             "method": record.method,
             "route": record.route,
@@ -111,4 +111,4 @@ class Watch:
             "bytes_in": record.received,
             "bytes_out": record.sent,
         }
-        LOG.info("request", extra={name: value for name, value in facts.items() if value != ""})
+        LOG.info("request", extra={name: value for name, value in info.items() if value != ""})

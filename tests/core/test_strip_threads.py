@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from remote_vae.core.live import LiveBytes
-from remote_vae.core.workers import Span, Workers, cores, one_core, workers
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.strip_threads import Span, Workers, cores, one_core, workers
 
 SPANS = [(index, index + 1) for index in range(20)]
 

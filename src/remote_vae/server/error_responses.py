@@ -17,7 +17,7 @@ from remote_vae.errors import (
     UnknownRoute,
 )
 from remote_vae.protocol.replies import render_error
-from remote_vae.server.watch import record_of
+from remote_vae.server.access_log import record_of
 
 LOG: Final = logging.getLogger("remote_vae.server")
 

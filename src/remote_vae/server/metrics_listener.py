@@ -5,10 +5,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remote_vae.errors import RemoteVAEError, UnknownRoute
 from remote_vae.server.endpoints import Page, page_only
-from remote_vae.server.faults import on_error
+from remote_vae.server.error_responses import on_error
 
 
-class Aside:
+class MetricsListener:
     """Pure ASGI: what comes in at this port gets one page, without a key, and nothing else of the application."""
 
     def __init__(self, app: ASGIApp, *, port: int, path: str, page: Page) -> None:

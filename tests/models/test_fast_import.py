@@ -5,11 +5,11 @@ import sys
 
 PROGRAM = """
 import sys, torch
-from remote_vae.models.lean import UNUSED, open_model
+from remote_vae.models.fast_import import UNUSED, open_model
 from remote_vae.models.spec import ModelSpec
 for name in ("demo", "taesd"):
     vae, _ = open_model(ModelSpec(name, device="cpu", random_weights=name != "demo").to_json())
-    vae.decode(vae.encode(torch.zeros(1, 3, 16, 16))[:, :vae.facts.latent_channels])
+    vae.decode(vae.encode(torch.zeros(1, 3, 16, 16))[:, :vae.info.latent_channels])
 print([name for name in UNUSED if name in sys.modules])
 import scipy, transformers
 assert torch.compile(torch.nn.Identity(), backend="eager")(1) == 1
@@ -30,7 +30,7 @@ class Needed:
         if name == "remote_vae.models.loader" and sys.modules.get("scipy", 0) is None:
             raise ImportError("needs scipy")
 sys.meta_path.insert(0, Needed())
-from remote_vae.models.lean import open_model
+from remote_vae.models.fast_import import open_model
 print(open_model.__name__, "scipy" in sys.modules)
 """
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from remote_vae.core.facts import Facts
-from remote_vae.core.layout import Fit, fit_latent
+from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Affine, Constants
+from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.job import Block, DecodeJob, EncodeJob, Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.errors import InvalidImage, InvalidValue, LatentMismatch, TooLarge, UnsupportedOutput
@@ -28,42 +28,44 @@ from remote_vae.server.settings import Settings
 MEDIA_FORMATS = {Form.JPG: "jpg", Form.PNG: "png", Form.WEBP: "webp"}
 
 
-def model_info(model: Served, facts: Facts, settings: Settings) -> ModelInfo:
+def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
     """The card that GET /models shows."""
     return ModelInfo(
         name=model.name,
         aliases=model.aliases,
         recipe=model.recipe.name,
         kind=model.recipe.kind,
-        latent_channels=facts.latent_channels,
-        spatial_compression_ratio=facts.spatial_compression_ratio,
-        temporal_compression_ratio=facts.temporal_compression_ratio,
+        latent_channels=info.latent_channels,
+        spatial_compression_ratio=info.spatial_compression_ratio,
+        temporal_compression_ratio=info.temporal_compression_ratio,
         latent_layouts=tuple(layout.wire for layout in model.recipe.layouts),
-        scaling_factor=facts.constants.scaling_factor,
-        shift_factor=facts.constants.shift_factor,
-        latents_mean=facts.constants.latents_mean,
-        latents_std=facts.constants.latents_std,
+        scaling_factor=info.constants.scaling_factor,
+        shift_factor=info.constants.shift_factor,
+        latents_mean=info.constants.latents_mean,
+        latents_std=info.constants.latents_std,
         posterior=model.recipe.posterior,
-        dtype=facts.dtype,
-        plans=facts.plans,
-        executor=facts.executor,
-        source=facts.source,
-        revision=facts.revision,
+        dtype=info.dtype,
+        plans=info.plans,
+        executor=info.executor,
+        source=info.source,
+        revision=info.revision,
         limits={name: value for name, value in settings.model_dump().items() if name.startswith("max_")},
-        config=facts.config,
+        config=info.config,
     )
 
 
-def fit_decode(model: Served, facts: Facts, shape: tuple[int, ...], options: DecodeOptions, settings: Settings) -> Fit:
+def fit_decode(
+    model: Served, info: VAEInfo, shape: tuple[int, ...], options: DecodeOptions, settings: Settings
+) -> MatchedLayout:
     """The latent's layout, judged by its shape alone, so that a refusal can come before the body.
 
     *Raises* LatentMismatch, MalformedRequest, TooLarge, UnsupportedOutput, InvalidValue.
     """
     if len(shape) == 3:  # perhaps packed, and then these are the picture's sides
         _check_limits(settings, batch=1, frames=1, height=options.height or 1, width=options.width or 1)
-    fit = fit_latent(model.recipe, facts, shape, model=model.name, height=options.height, width=options.width)
+    fit = fit_latent(model.recipe, info, shape, model=model.name, height=options.height, width=options.width)
     _check_limits(settings, batch=fit.batch, frames=fit.frames, height=fit.height, width=fit.width)
-    _check_plan(options.plan, facts, model)
+    _check_plan(options.plan, info, model)
     _check_factors(options.scaling, model)
     video = model.recipe.kind == "video"
     if options.output_type is OutputType.MP4 and not video:
@@ -80,9 +82,9 @@ def fit_decode(model: Served, facts: Facts, shape: tuple[int, ...], options: Dec
     return fit
 
 
-def decode_job(model: Served, facts: Facts, request: DecodeRequest, settings: Settings) -> DecodeJob:
+def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: Settings) -> DecodeJob:
     """*Raises* what `fit_decode` raises, and TooLarge for a reply above the limit."""
-    fit = fit_decode(model, facts, request.latent.shape, request.options, settings)
+    fit = fit_decode(model, info, request.latent.shape, request.options, settings)
     own, given = _scaling(request.options.scaling)
     block = Block(request.latent.dtype, request.latent.shape, request.latent.buffer)
     job = DecodeJob(own, given, request.options.plan, block, fit, _output(request))
@@ -106,14 +108,14 @@ def _output(request: DecodeRequest) -> str:
     return "uint8" if request.options.partial_postprocess else "raw"
 
 
-def encode_job(model: Served, facts: Facts, request: EncodeRequest, settings: Settings) -> EncodeJob:
+def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: Settings) -> EncodeJob:
     """Reads the picture, so it belongs into a thread.
 
     *Raises* InvalidImage, UnsupportedMediaType, TooLarge, LatentMismatch, InvalidValue.
     """
     take = (request.options.posterior or Posterior(model.recipe.posterior)).value
-    _check_encode(request.options, take, facts, model)
-    multiple = facts.spatial_compression_ratio * model.recipe.patch
+    _check_encode(request.options, take, info, model)
+    multiple = info.spatial_compression_ratio * model.recipe.patch
     if isinstance(request.image, TensorFrame):
         block, frames, height, width = _read_tensor(model, request.image)
     else:
@@ -126,15 +128,15 @@ def encode_job(model: Served, facts: Facts, request: EncodeRequest, settings: Se
             height=height,
             width=width,
         )
-    ratio = facts.spatial_compression_ratio
-    values = block.shape[0] * facts.latent_channels * facts.latent_frames(frames) * (height // ratio) * (width // ratio)
+    ratio = info.spatial_compression_ratio
+    values = block.shape[0] * info.latent_channels * info.latent_frames(frames) * (height // ratio) * (width // ratio)
     own, given = _scaling(request.options.scaling)
     pixels = block.shape[0] * frames * height * width
     return EncodeJob(own, given, request.options.plan, block, take, request.options.seed, pixels, values)
 
 
-def _check_encode(options: EncodeOptions, take: str, facts: Facts, model: Served) -> None:
-    _check_plan(options.plan, facts, model)
+def _check_encode(options: EncodeOptions, take: str, info: VAEInfo, model: Served) -> None:
+    _check_plan(options.plan, info, model)
     _check_factors(options.scaling, model)
     if take == Posterior.PARAMETERS and options.scaling.mode is not ScalingMode.NONE:
         raise InvalidValue(
@@ -142,7 +144,7 @@ def _check_encode(options: EncodeOptions, take: str, facts: Facts, model: Served
             "do_scaling out and scale what you sample",
             name="posterior",
         )
-    if take == Posterior.PARAMETERS and facts.deterministic:
+    if take == Posterior.PARAMETERS and info.deterministic:
         raise InvalidValue(f"model {model.name!r} has no posterior; take posterior=mode", name="posterior")
 
 
@@ -186,12 +188,12 @@ def _check_factors(scaling: Scaling, model: Served) -> None:
         )
 
 
-def _check_plan(plan: str | None, facts: Facts, model: Served) -> None:
-    if plan is not None and plan not in facts.plans:
+def _check_plan(plan: str | None, info: VAEInfo, model: Served) -> None:
+    if plan is not None and plan not in info.plans:
         raise InvalidValue(
-            f"plan={plan!r} is not one that model {model.name!r} has; expected one of {', '.join(facts.plans)}",
+            f"plan={plan!r} is not one that model {model.name!r} has; expected one of {', '.join(info.plans)}",
             name="plan",
-            allowed=list(facts.plans),
+            allowed=list(info.plans),
         )
 
 
