@@ -1,0 +1,170 @@
+"""The values that every room shares: one word for each thing, said once. Standard library only."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from remote_vae.errors import InvalidValue, WrongByteCount
+
+Buffer = bytes | bytearray | memoryview
+
+ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1})
+FLOAT_DTYPES: Final = ("float16", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor's type, shape and raw bytes (little-endian, C order); it cannot be built if the three disagree.
+
+    *Raises* InvalidValue for an unknown dtype or a size below 1, WrongByteCount for a buffer of another length.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    buffer: Buffer
+
+    def __post_init__(self) -> None:
+        check_bytes(memoryview(self.buffer).nbytes, self.dtype, self.shape)
+
+
+def check_dtype(name: str, *, allowed: tuple[str, ...] = tuple(ITEM_BYTES)) -> str:
+    """`name` if it is allowed; a table look-up, so that no text ever selects an attribute of a library."""
+    if name not in allowed:
+        raise InvalidValue(
+            f"dtype {clip(name)!r} is not one that travels here; expected one of {', '.join(allowed)}",
+            name="dtype",
+            allowed=list(allowed),
+        )
+    return name
+
+
+def check_bytes(actual: int, dtype: str, shape: tuple[int, ...]) -> None:
+    """*Raises* WrongByteCount unless a tensor of this dtype and shape has `actual` bytes."""
+    expected = tensor_bytes(dtype, shape)
+    if actual != expected:
+        raise WrongByteCount(
+            f"the body has {actual} bytes; shape {list(shape)} of {dtype} needs {expected}",
+            actual_bytes=actual,
+            expected_bytes=expected,
+            shape=list(shape),
+            dtype=dtype,
+        )
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor, in exact integers: nothing here can wrap around."""
+    check_dtype(dtype)
+    if not shape or any(size < 1 for size in shape):
+        raise InvalidValue(
+            f"shape {list(shape)} must name at least one axis, each of size 1 or more",
+            name="shape",
+            shape=list(shape),
+        )
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def clip(text: str, limit: int = 40) -> str:
+    """At most `limit` printable characters of what a client sent, safe to stand in an error message."""
+    safe = "".join(c if c.isprintable() and c not in "<>&" else "?" for c in text[:limit])
+    return safe + ("..." if len(text) > limit else "")
+
+
+class ScalingMode(StrEnum):
+    NONE = "none"  # the latent is already what the VAE's decoder takes
+    MODEL = "model"  # the model's own normalisation, all of it
+    GIVEN = "given"  # the caller's factors
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Who denormalises a latent, and with what: decoding computes z / scaling_factor + shift_factor."""
+
+    mode: ScalingMode = ScalingMode.NONE
+    scaling_factor: float | None = None
+    shift_factor: float | None = None
+
+
+class Posterior(StrEnum):
+    """What is taken of the encoder's Gaussian: a draw, its mean, or mean and log-variance themselves."""
+
+    SAMPLE = "sample"
+    MODE = "mode"
+    PARAMETERS = "parameters"
+
+
+class Output(StrEnum):
+    """What is made of the decoder's output.
+
+    *Shapes*: RAW [B,C,H,W] or [B,C,F,H,W] as the VAE gives it; UNIT the same in [0, 1], but [F,C,H,W] for video;
+    UINT8 [B,H,W,C] or [F,H,W,C]; FIRST [1,H,W,C], the first picture or frame.
+    """
+
+    RAW = "raw"
+    UNIT = "unit"
+    UINT8 = "uint8"
+    FIRST = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """How many frames a video VAE makes of latent frames, and the reverse: `first` of the first, `group` of each other.
+
+    For pictures both are 1.
+    """
+
+    group: int = 1
+    first: int = 1
+
+    def of_latent(self, latent_frames: int) -> int:
+        """Pixel frames that this many latent frames give."""
+        return self.first + (latent_frames - 1) * self.group
+
+    def latent(self, frames: int) -> int:
+        """The inverse of `of_latent`; the VAE drops frames beyond the last whole group."""
+        return 1 + (frames - self.first) // self.group
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way in which a reply's body is written.
+
+    `name` is what `image_format` says; `pillow` is the imaging library's name, empty if another library writes it.
+    `accepts` are further media types by which clients ask for it. *Units*: longest_side in pixels.
+    """
+
+    name: str
+    media_type: str
+    kind: str  # "image", "video" or "tensor"
+    suffixes: tuple[str, ...] = ()
+    pillow: str = ""
+    longest_side: int = 2**31 - 1
+    lossy: bool = False
+    alpha: bool = False
+    animation: bool = False
+    accepts: tuple[str, ...] = ()
+
+    @property
+    def is_image(self) -> bool:
+        return self.kind == "image"
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.kind == "tensor"
+
+
+_FORMATS: Final = (
+    Format("jpg", "image/jpeg", "image", (".jpg", ".jpeg"), "JPEG", 65500, lossy=True),
+    Format("png", "image/png", "image", (".png",), "PNG", alpha=True),
+    Format("webp", "image/webp", "image", (".webp",), "WEBP", 16383, lossy=True, alpha=True, animation=True),
+    Format(
+        "mp4", "video/mp4", "video", (".mp4",), lossy=True, animation=True,
+        accepts=("text/plain", "application/octet-stream"),
+    ),
+    Format("binary", "tensor/binary", "tensor", accepts=("application/octet-stream",)),
+    Format("base64", "tensor/base64", "tensor", accepts=("application/json",)),
+)  # fmt: skip
+FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for row in _FORMATS})
+IMAGE_FORMATS: Final = tuple(row.name for row in _FORMATS if row.kind == "image")
