@@ -25,7 +25,7 @@ class CopyVAE:
     dtype = torch.float32
     device = torch.device("cpu")
     decoder = encoder = None
-    facts = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
+    info = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         firsts = latent.flatten(1)[:, 0].tolist()  # of every latent of a batch
