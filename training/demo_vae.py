@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from start import fit_linear
 from torch import Tensor
 
-from remote_vae.core.precision import arithmetic
+from remote_vae.core.filters import arithmetic
 
 FOLDER = Path(__file__).parents[1] / "src/remote_vae/models/demo"
 CONFIG = {

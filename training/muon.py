@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from remote_vae.core.precision import arithmetic
+from remote_vae.core.filters import arithmetic
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # brings all singular values near one in five rounds

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from remote_vae.core.norm import kernels_for
+from remote_vae.core.rows import kernels_for
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.models.stages import describe_decoder, describe_encoder
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from remote_vae.core import precision
+from remote_vae.core import filters
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
 from remote_vae.core.encode import Take, encode
@@ -132,7 +132,7 @@ def test_slow_precisions_are_said(
     name: str, dtype: str | None, fast: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model that only diffusers runs, in 16 bits on a CPU that has none, is said to be slow; no other is."""
-    monkeypatch.setattr(precision, "_multiplies", lambda dtype: fast)
+    monkeypatch.setattr(filters, "_multiplies", lambda dtype: fast)
     open_model(ModelSpec(name, device="cpu", dtype=dtype, random_weights=name != "demo").to_json())
     said = capsys.readouterr().err
     slow = (name, dtype, fast) == ("taesd", "bfloat16", False)

@@ -10,8 +10,7 @@ from diffusers import AutoencoderKL
 from remote_vae.core import rows, strips
 from remote_vae.core.attention import CHUNK_BYTES, attend
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.moments import Moments
-from remote_vae.core.norm import Cpu, Plain
+from remote_vae.core.norm import Cpu, Moments, Plain
 from remote_vae.core.stages import Program, Upsample
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.models.stages import describe_decoder, describe_encoder

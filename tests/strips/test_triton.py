@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from remote_vae.core import norm, strips
+from remote_vae.core import rows, strips
 from remote_vae.core.norm import Plain
 from remote_vae.core.stages import Norm
 from remote_vae.core.strips import StripPlan
@@ -86,7 +86,7 @@ def test_through_a_model(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_they_run(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
     """CUDA devices take these kernels where Triton is installed, and plain PyTorch where it is not."""
     cuda = torch.device("cuda")
-    assert type(norm.kernels_for(cuda)).__name__ == "Triton"
-    monkeypatch.setattr(norm, "find_spec", lambda name: None)
-    assert isinstance(norm.kernels_for(cuda), Plain)
-    assert isinstance(norm.kernels_for(torch.device("mps")), Plain)
+    assert type(rows.kernels_for(cuda)).__name__ == "Triton"
+    monkeypatch.setattr(rows, "find_spec", lambda name: None)
+    assert isinstance(rows.kernels_for(cuda), Plain)
+    assert isinstance(rows.kernels_for(torch.device("mps")), Plain)

@@ -7,8 +7,8 @@ from typing import Final, TypeVar
 
 import torch
 
+from remote_vae.core.filters import arithmetic
 from remote_vae.core.plan import WHOLE_BYTES, Plan, PlanName, ProblemSize, choose, is_light, predict
-from remote_vae.core.precision import arithmetic
 from remote_vae.core.stages import Program
 from remote_vae.core.strip_threads import cores, one_core, workers
 from remote_vae.core.strips import StripPlan, run

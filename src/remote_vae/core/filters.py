@@ -3,13 +3,13 @@ one seam.
 """
 
 from dataclasses import replace
+from functools import cache
 from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
 
 from remote_vae.core import winograd
-from remote_vae.core.precision import arithmetic
 from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
 from remote_vae.core.winograd import Form
 
@@ -127,3 +127,34 @@ def scratch_bytes(layer: Layer, height: int, width: int, rows: int) -> int:
         return 0
     larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
     return 4 * (weight.numel() + int(rows * width * (channels + larger * layer.channels)))
+
+
+def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """`dtype`, or float32 on a CPU whose libraries have no fast products of that type: there 16 bits take
+    many times as long as float32, and keep only their half of the memory.
+    """
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _multiplies(dtype):
+        return torch.float32
+    return dtype
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+    return supported is None or bool(supported())
+
+
+# Which taps of the 3x3 kernel fall on one source row, for the four rows of the folded kernel.
+_TAPS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+
+def fold(weight: torch.Tensor) -> torch.Tensor:
+    """The kernel of a transposed convolution (stride 2, padding 1) that does both; exact but for rounding.
+
+    An output pixel sees two rows and two columns of the source, so the nine taps fall together on four.
+    *Shapes*: [out,in,3,3] -> [in,out,4,4].
+    """
+    taps = torch.tensor(_TAPS, device=weight.device)
+    folded = torch.einsum("ya,oiab,xb->ioyx", taps, weight.float(), taps)
+    return folded.to(weight.dtype).contiguous(memory_format=torch.channels_last)

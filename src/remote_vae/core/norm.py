@@ -1,17 +1,51 @@
 """GroupNorm over strips: statistics, and their application with SiLU; by device behind one seam."""
 
+from dataclasses import dataclass
 from functools import reduce
-from importlib.util import find_spec
 from typing import Final, Protocol
 
 import torch
 from torch.nn import functional
 
-from remote_vae.core.moments import Groups, Moments
 from remote_vae.core.stages import Norm
 
 PLAIN_BYTES: Final = 8 * 2**20  # of a float32 copy
 EXACT_COUNT: Final = 2**13  # of values that batch norm's kernel adds up one by one: its error grows with their number
+
+Groups = tuple[torch.Tensor, torch.Tensor]  # mean and biased variance of each channel's group, [C] both
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Of each channel: how many values, their mean, and the sum of squared distances from it; float32.
+
+    *Shapes*: mean and spread [C].
+    """
+
+    count: int
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of both sets together; how far the two means lie apart is part of the spread.
+
+        *Source*: Chan, Golub and LeVeque, 1979.
+        """
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        share = other.count / count
+        return Moments(
+            count,
+            self.mean + apart * share,
+            self.spread + other.spread + apart.square() * (self.count * share),
+        )
+
+    def of_groups(self, groups: int) -> Groups:
+        means, spreads = self.mean.view(groups, -1), self.spread.view(groups, -1)
+        mean = means.mean(1, keepdim=True)
+        spread = spreads.sum(1, keepdim=True) + self.count * (means - mean).square().sum(1, keepdim=True)
+        variance = spread / (self.count * means.shape[1])
+        return mean.expand_as(means).reshape(-1), variance.expand_as(means).reshape(-1)
 
 
 class Kernels(Protocol):
@@ -84,13 +118,3 @@ def _batch_moments(rows: torch.Tensor) -> Moments:
     unused = torch.zeros(channels), torch.ones(channels)  # float32 here is what makes the results float32
     mean, variance = torch.batch_norm_update_stats(rows, *unused, 0.0)
     return Moments(count, mean, variance * count)
-
-
-def kernels_for(device: torch.device) -> Kernels:
-    if device.type == "cpu":
-        return Cpu()
-    if device.type == "cuda" and find_spec("triton") is not None:
-        from remote_vae.core.norm_triton import Triton
-
-        return Triton()
-    return Plain()

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from remote_vae.core.moments import Groups, Moments
+from remote_vae.core.norm import Groups, Moments
 from remote_vae.core.stages import Norm
 
 TILE_PIXELS: Final = 64

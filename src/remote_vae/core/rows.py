@@ -6,13 +6,13 @@ bottom; `drop(row)` promises that no row above `row` is read again, so that stri
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 
 from remote_vae.core.filters import NO_MARGIN, Margin, filter_for
-from remote_vae.core.moments import Moments
-from remote_vae.core.norm import Kernels
+from remote_vae.core.norm import Cpu, Kernels, Moments, Plain
 from remote_vae.core.stages import Convolution, Downsample, Norm, Upsample
 from remote_vae.core.strip_threads import Span
 
@@ -172,3 +172,13 @@ def windows(height: int, rows: int) -> Iterator[Span]:
     """Strips of at most `rows` rows, from top to bottom."""
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    if device.type == "cpu":
+        return Cpu()
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from remote_vae.core.norm_triton import Triton
+
+        return Triton()
+    return Plain()

@@ -17,10 +17,9 @@ from typing import Final
 import torch
 
 from remote_vae.core.attention import attend
-from remote_vae.core.moments import Moments
-from remote_vae.core.norm import Kernels, kernels_for
-from remote_vae.core.precision import arithmetic
-from remote_vae.core.rows import Convolved, Downsampled, Normalised, Rows, Strips, Upsampled, windows
+from remote_vae.core.filters import arithmetic
+from remote_vae.core.norm import Kernels, Moments
+from remote_vae.core.rows import Convolved, Downsampled, Normalised, Rows, Strips, Upsampled, kernels_for, windows
 from remote_vae.core.stages import (
     Attention,
     Convolution,

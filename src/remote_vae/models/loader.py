@@ -19,8 +19,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
+from remote_vae.core.filters import arithmetic
 from remote_vae.core.pixels import all_finite
-from remote_vae.core.precision import arithmetic
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ModelLoadError
 from remote_vae.models.registry import REGISTRY, Row, find_row

@@ -16,8 +16,8 @@ from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlo
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from remote_vae.core.filters import fold
 from remote_vae.core.stages import Attention, Convolution, Downsample, Norm, Program, Residual, Stage, Upsample
-from remote_vae.core.upsample import fold
 
 
 class _Unknown(Exception):
