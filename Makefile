@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# More words for bench decode: make bench BENCH="--models sd1 --sizes 512"
+# More words for benchmarks/decode.py: make bench BENCH="--models sd1 --sizes 512"
 BENCH  ?=
 RUN    := $(BIN)/remote-vae
 # Files of tests at a time.
@@ -53,7 +53,7 @@ hostile: $(VENV)/.dev ## every kind of hostile request for its memory; what stay
 	READ_ONLY=1 $(BIN)/python -m pytest tests/server tests/hostile
 
 bench: $(VENV)/.dev   ## decoding by plan beside its rivals; what the service costs beside a VAE
-	$(RUN) bench decode --random-weights --json benchmarks/results/decode.json --csv benchmarks/results/decode.csv \
+	$(BIN)/python benchmarks/decode.py --random-weights --json benchmarks/results/decode.json --csv benchmarks/results/decode.csv \
 		--plot benchmarks/results/decode.png $(BENCH)
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 

@@ -18,9 +18,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from load import Target, alone, closed_load, post, summarise
 from start import conditions, server
-
-from remote_vae.cli.bench.load import Target, alone, closed_load, post, summarise
 
 QUERY = "/?shape=1,16,8,8&dtype=float16&do_scaling=True"
 MEDIA = "tensor/binary"

@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from load import Summary, Target, alone, closed_load, post, summarise
+from overload import measure
 from start import conditions, server
 
 from client import form_request
-from remote_vae.cli.bench.load import Summary, Target, alone, closed_load, post, summarise
-from remote_vae.cli.bench.serve import measure
 
 HERE = Path(__file__).parent
 OURS = ("-m", "remote_vae.cli.main", "serve", "--max-client-share", "1", "--port")

@@ -18,9 +18,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from load import Answer, Target, alone, closed_load, post, summarise
 from start import conditions, server
-
-from remote_vae.cli.bench.load import Answer, Target, alone, closed_load, post, summarise
 
 COMMAND = ("-m", "remote_vae.cli.main", "serve", "--max-client-share", "1", "--port")
 SHAPE = (1, 16, 8, 8)

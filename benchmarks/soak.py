@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from load import Answer, Target, alone, closed_load, post
 from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from start import conditions, server
-
-from remote_vae.cli.bench.load import Answer, Target, alone, closed_load, post
 
 HERE = Path(__file__).parent
 COMMANDS = {

@@ -2,8 +2,8 @@
 
 import litserve as ls
 import torch
+from demo_vae import decode, load, read, write
 from fastapi import Request, Response
-from vae_servers import decode, load, read, write
 
 MOST_TOGETHER, WAIT_SECONDS = 8, 0.005
 

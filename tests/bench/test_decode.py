@@ -1,4 +1,4 @@
-"""`remote-vae bench decode`: what it measures, what its numbers mean, and that nothing which fails is left out."""
+"""benchmarks/decode.py: what it measures, what its numbers mean, and that nothing which fails is left out."""
 
 import csv
 import json
@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import decode as command_module
 import pytest
 import torch
+from command import run
+from decode import decode
+from decode_cases import DIRECTIONS, VARIANTS, Case, Row
+from decode_measure import measure
+from decode_report import write_plot
 from diffusers import AutoencoderKL
 
-from remote_vae.cli.bench import decode as command_module
-from remote_vae.cli.bench.cases import DIRECTIONS, VARIANTS, Case, Row
-from remote_vae.cli.bench.measure import measure
-from remote_vae.cli.bench.report import write_plot
-from remote_vae.cli.main import main
 from remote_vae.errors import RemoteVAEError
 from remote_vae.models.spec import parse_spec
 
@@ -47,13 +48,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def done(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     """The rows of one run, and the folder of the files that it wrote."""
     folder = tmp_path_factory.mktemp("bench")
-    words = ["bench", "decode", "--models", model, "--sizes", "64", "--direction", "decode", "--repeats", "1"]
+    words = ["--models", model, "--sizes", "64", "--direction", "decode", "--repeats", "1"]
     words += ["--device", "cpu", "--dtype", "float32", "--rivals", FAILING, "--threads", "2"]
     for kind in ("json", "csv"):
         words += [f"--{kind}", str(folder / f"rows.{kind}")]
-    said = subprocess.run(
-        [sys.executable, "-m", "remote_vae.cli.main", *words], capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([sys.executable, command_module.__file__, *words], capture_output=True, text=True, check=True)
     (folder / "said.txt").write_text(said.stdout)
     return json.loads((folder / "rows.json").read_text()), folder
 
@@ -127,9 +126,9 @@ def test_csv_is_the_json(done: tuple[list[dict[str, Any]], Path]) -> None:
 def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> list[dict[str, Any]]:
     file = tmp_path / "rows.json"
     given = ["--rivals", "none", "--direction", "decode", "--repeats", "1", "--json", str(file), *words]
-    monkeypatch.setattr(sys, "argv", ["remote-vae", "bench", "decode", *given])
+    monkeypatch.setattr(sys, "argv", ["decode.py", *given])
     with pytest.raises(SystemExit) as caught:
-        main()
+        run(decode)
     assert not caught.value.code
     rows: list[dict[str, Any]] = json.loads(file.read_text())
     return rows
@@ -147,7 +146,7 @@ def test_a_case_that_dies_or_takes_too_long(model: str, tmp_path: Path, monkeypa
     run = subprocess.run
 
     def in_its_place(command: list[str], **options: Any) -> Any:
-        return run([sys.executable, "-c", program, *command[3:]], **options)
+        return run([sys.executable, "-c", program, *command[2:]], **options)
 
     monkeypatch.setattr(command_module.subprocess, "run", in_its_place)
     rows = run_here(monkeypatch, tmp_path, "--models", model, "--sizes", "64", "--timeout", "3")
@@ -184,9 +183,9 @@ def test_reasons(model: str, size: int, variant: str, reason: str, monkeypatch: 
 )
 def test_wrong_words(words: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """What cannot be measured is one sentence, before anything is loaded."""
-    monkeypatch.setattr(sys, "argv", ["remote-vae", "bench", "decode", *words])
+    monkeypatch.setattr(sys, "argv", ["decode.py", *words])
     with pytest.raises(SystemExit) as caught:
-        main()
+        run(decode)
     assert caught.value.code == 1
     assert sentence in " ".join(capsys.readouterr().err.split())
 

@@ -30,7 +30,7 @@ SHELL = [
     pytest.param(code, id=f"{page}-{code.splitlines()[0][:40]}") for page, language, code in FOUND if language == "bash"
 ]
 # What these blocks may call; a server is started no further than to its models, and nothing is installed.
-RUN = ("remote-vae ", "curl ", "openssl rand", "chmod ", "export ", "cp -r integrations")
+RUN = ("remote-vae ", "python benchmarks/", "curl ", "openssl rand", "chmod ", "export ", "cp -r integrations")
 CHECKED = ("remote-vae serve", "pip install", "ComfyUI/venv/bin/python -m pip install", "make ")
 ASKS = re.compile(r"^(remote-vae (?:encode|decode|models|verify)(?!.*--url)[^#\n]*)", re.MULTILINE)
 
@@ -43,7 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_file({"latent": np.zeros((1, 4, 8, 8), np.float32)}, "latents.safetensors")
     for name in ("folder", "my-vae", "ComfyUI/custom_nodes"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "integrations").symlink_to(ROOT / "integrations")
+    for name in ("integrations", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
     save_file({"x": np.zeros(1, np.float32)}, "vae.safetensors")
     return tmp_path
 
@@ -58,7 +59,7 @@ def test_shell_of_the_pages(code: str, live: Any, folder: Path, monkeypatch: pyt
     script = script.replace("--model sd1", "--model sd").replace("http://127.0.0.1:8000", live.url)
     script = ASKS.sub(rf"\1 --url {live.url} ", script)
     # As it stands it would take minutes.
-    tiny = f"--models sd={live.folder}/sd,recipe=sd1 --sizes 64 --directions decode --rivals diffusers-tiled"
+    tiny = f"--models sd={live.folder}/sd,recipe=sd1 --sizes 64 --directions decode --plans chosen --rivals none"
     script = script.replace("--models sd1 --sizes 512,1024 --random-weights", tiny)
     script = script.replace("--vae sd1", f"--vae sd={live.folder}/sd,recipe=sd1")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

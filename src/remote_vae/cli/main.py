@@ -6,7 +6,6 @@ import typer
 from rich.markup import escape
 
 from remote_vae import __version__
-from remote_vae.cli.bench.app import bench
 from remote_vae.cli.demo import demo
 from remote_vae.cli.remote import decode, encode, models, verify
 from remote_vae.cli.serve import serve
@@ -26,7 +25,6 @@ app.command()(decode)
 app.command()(models)
 app.command()(demo)
 app.command()(verify)
-app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
+from decode_cases import OURS
 
-from remote_vae.cli.bench.cases import OURS
 from remote_vae.core.affine import Scaling
 from remote_vae.core.decode import Output, decode
 from remote_vae.core.encode import Take, encode

@@ -1,4 +1,7 @@
-"""`remote-vae bench decode`: time, memory and quality of our plans and of what one would use instead."""
+"""Time, memory and quality of a VAE's decoding and encoding on this machine, beside diffusers and compilers.
+
+python benchmarks/decode.py --models sd1 --sizes 512 --random-weights
+"""
 
 import json
 import subprocess
@@ -11,15 +14,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from command import run
+from decode_cases import DIRECTIONS, OURS, PLANS, REFERENCE, RIVALS, VARIANTS, Case, Row
+from decode_report import announce, plot, text_of, to_csv, write_plot
 from rich.markup import escape
 from rich.progress import Progress
 
-from remote_vae.cli.bench.cases import DIRECTIONS, OURS, PLANS, REFERENCE, RIVALS, VARIANTS, Case, Row
-from remote_vae.cli.bench.report import announce, plot, text_of, to_csv, write_plot
 from remote_vae.cli.files import check_output, write_file
 from remote_vae.cli.terminal import console, show_table
 from remote_vae.errors import ConfigurationError
 
+HERE = Path(__file__).parent
 LISTS = "Separate several by commas, or repeat the option."
 
 
@@ -58,7 +63,7 @@ def decode(
         if path is not None:
             check_output(path, suffixes)
     if plot_file is not None:
-        plot()  # what is missing for it is told before the work, not after
+        plot()  # refuses before the work, not after it, if matplotlib is missing
     cases = list(
         _cases(
             _specs(models, device=device, dtype=dtype, random_weights=random_weights),
@@ -150,7 +155,7 @@ def _one(case: Case, folder: Path, timeout: float) -> Row:
     """In a fresh process, so that nothing that ran before is in its memory, its caches or its compiled code."""
     result = folder / "row.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "remote_vae.cli.bench.measure", case.to_json(), str(result)]
+    command = [sys.executable, str(HERE / "decode_measure.py"), case.to_json(), str(result)]
     row = Row(case.variant, str(case.spec["name"]), case.direction, case.size, str(case.spec["dtype"]), case.plan)
     row = replace(row, chosen=case.variant == OURS and case.plan is None)
     try:
@@ -167,3 +172,7 @@ def _death(ended: subprocess.CompletedProcess[str]) -> str:
         return "killed, as systems do when memory runs out"
     said = ended.stderr.strip().splitlines()
     return f"ended with code {ended.returncode}" + (f": {said[-1][:200]}" if said else "")
+
+
+if __name__ == "__main__":
+    run(decode)

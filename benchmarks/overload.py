@@ -1,4 +1,7 @@
-"""`remote-vae bench serve`: a server at its capacity, and far above it."""
+"""How many right answers a running server gives when it is asked for more than it can do.
+
+python benchmarks/overload.py --url http://127.0.0.1:8000 --rates 0.5,2,10
+"""
 
 import asyncio
 import json
@@ -10,9 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-
-from remote_vae.cli.bench.load import (
+from command import run
+from load import (
     Shot,
     Summary,
     Target,
@@ -24,6 +26,8 @@ from remote_vae.cli.bench.load import (
     probe,
     summarise,
 )
+from rich.table import Table
+
 from remote_vae.cli.files import check_output, write_file
 from remote_vae.cli.terminal import console
 from remote_vae.client import Client
@@ -33,7 +37,7 @@ KINDS_OF_EACH_SIZE = 4
 Card = dict[str, Any]
 
 
-def serve(
+def overload(
     url: Annotated[str, typer.Option(help="Of a running server.")] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="One of the server's.", show_default="its first")] = None,
     sizes: Annotated[str, typer.Option(metavar="PIXELS", help="Sides of the pictures, mixed alike.")] = "64,128,256",
@@ -163,3 +167,7 @@ def _table(capacity: Summary, factors: Sequence[float], rows: Sequence[Summary])
         cells += [row.p50_s, row.p99_s, row.refused_p99_ms, row.live_p99_ms]
         table.add_row(name, *("" if cell is None else f"{cell:.4g}" for cell in cells))
     return table
+
+
+if __name__ == "__main__":
+    run(overload)

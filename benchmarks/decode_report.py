@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
+from decode_cases import OURS, Row
 from rich.table import Table
 
-from remote_vae.cli.bench.cases import OURS, Row
 from remote_vae.errors import ConfigurationError
 
 # As in the announcement of Hugging Face's endpoints; the first that ran stands for what a user has today.

@@ -1,4 +1,4 @@
-"""The process that measures one case: `python -m remote_vae.cli.bench.measure CASE FILE` writes a Row as JSON."""
+"""The process that measures one case: `python benchmarks/decode_measure.py CASE FILE` writes a Row as JSON."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from decode_cases import REFERENCE, VARIANTS, Case, Row
+from decode_rivals import OPAQUE, Run, prepare
 
-from remote_vae.cli.bench.cases import REFERENCE, VARIANTS, Case, Row
-from remote_vae.cli.bench.rivals import OPAQUE, Run, prepare
 from remote_vae.cli.terminal import psnr_db
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.recipe import Recipe
