@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ def _raise(error: BaseException) -> None:
 
 MISBEHAVE: dict[str, Callable[[], object]] = {
     "": lambda: None,
-    "slow": lambda: None,
     "die": lambda: os._exit(9),
     "die in native code": lambda: ctypes.string_at(0),
     "abort": os.abort,
@@ -56,25 +54,9 @@ class CopyVAE:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.misbehaviour = spec.get("misbehaviour", "")
-        self._known: set[tuple[int, int]] = set()  # threads, and sizes of batches
         self.info = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, weight_bytes=WEIGHT)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        if self.misbehaviour in ("slow", "slow at first", "inexact on one core"):
-            time.sleep(0.05)  # a call costs the same for one picture as for a batch
-        if self.misbehaviour == "slow at first" and (now := (threading.get_ident(), len(latent))) not in self._known:
-            self._known.add(now)
-            time.sleep(1)
-        if self.misbehaviour == "inexact on one core" and torch.get_num_threads() == 1:
-            return latent * (1 + 1e-6)
-        if self.misbehaviour == "inexact in batches" and len(latent) > 1:
-            return latent * (1 + 1e-6)
-        if self.misbehaviour == "fails in batches" and len(latent) > 1:
-            raise RuntimeError("no batches here")
-        if self.misbehaviour == "breaks in batches" and len(latent) > 1:
-            raise LookupError("what a model's own code may raise")
-        if self.misbehaviour == "gives one for all in batches" and len(latent) > 1:
-            return latent[:1]
         if self.misbehaviour == "tell its cores":
             return torch.full_like(latent, torch.get_num_threads())
         if 7 in latent.flatten(1)[:, 0].tolist():

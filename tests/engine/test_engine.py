@@ -228,7 +228,7 @@ async def test_nothing_is_left() -> None:
     async with running() as engine:
         await run(engine, job())
         pid = engine.pids()["copy"][0]
-        names = engine.shared_memory()
+        names = engine.segments()
         assert len(names) == 3
     assert pid is not None
     with pytest.raises(ProcessLookupError):

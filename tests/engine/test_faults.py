@@ -192,7 +192,7 @@ async def test_nothing_is_left_of_many_faults() -> None:
         with pytest.raises(PoisonRequest):
             await run(engine, job(BAD))
         await run(engine, job(GOOD, side=1500))
-        names |= set(engine.shared_memory())
+        names |= set(engine.segments())
         gone = asyncio.create_task(run(engine, job(GOOD, side=1500)))
         await asyncio.sleep(0)
         gone.cancel()

@@ -32,7 +32,7 @@ del blocks[::2]
 gaps = resident()
 trim.when_due()
 early = gaps - resident()
-time.sleep(heap.TRIM_SECONDS)
+time.sleep(malloc.TRIM_SECONDS)
 trim.when_due()
 print(by_itself, kept, given_back, early, gaps - resident())
 """

@@ -2,7 +2,6 @@
 
 import asyncio
 
-from remote_vae.engine.batching import Batching
 from remote_vae.engine.queue import Queue, Ticket
 
 from .running import job
@@ -16,13 +15,14 @@ async def order(queue: Queue) -> list[tuple[str | None, int]]:
     """Client and side of each ticket as they are taken, until none is left."""
     found = []
     while len(queue):
-        for taken in await queue.take(lambda: True):
-            found.append((taken.client, taken.job.fit.height))
+        taken = await queue.take(lambda: True)
+        assert taken is not None
+        found.append((taken.client, taken.job.fit.height))
     return found
 
 
-def queue_of(*tickets: Ticket, batch_pixels: int = 0) -> Queue:
-    queue = Queue(Batching(batch_pixels))
+def queue_of(*tickets: Ticket) -> Queue:
+    queue = Queue()
     for one in tickets:
         queue.put(one)
     return queue
@@ -32,7 +32,7 @@ async def test_equal_jobs_keep_their_order() -> None:
     """Jobs of one size of one client go in the order in which they came."""
     tickets = [ticket(first=float(number)) for number in range(5)]
     queue = queue_of(*tickets)
-    assert [(await queue.take(lambda: True))[0] for _ in range(5)] == tickets
+    assert [await queue.take(lambda: True) for _ in range(5)] == tickets
 
 
 async def test_small_passes_large() -> None:
@@ -47,7 +47,8 @@ async def test_large_is_not_passed_for_ever() -> None:
     passed = 0
     while True:
         queue.put(ticket(side=10))
-        [taken] = await queue.take(lambda: True)
+        taken = await queue.take(lambda: True)
+        assert taken is not None
         if taken.job.fit.height == 40:
             break
         passed += taken.job.pixels
@@ -87,7 +88,8 @@ async def test_one_at_a_time_does_not_dodge() -> None:
     queue = queue_of(ticket(side=40, client="large"), *(ticket(side=10, client="small") for _ in range(40)))
     pixels = {"large": 0, "small": 0}
     while pixels["small"] < 30 * 100:
-        [taken] = await queue.take(lambda: True)
+        taken = await queue.take(lambda: True)
+        assert taken is not None
         pixels[taken.client or ""] += taken.job.pixels
         if taken.client == "large":
             queue.put(ticket(side=40, client="large"))
@@ -99,7 +101,7 @@ async def test_nobody_waits_for_it() -> None:
     first, second = ticket(), ticket()
     queue = queue_of(first, second)
     first.answer.cancel()
-    assert await queue.take(lambda: True) == [second]
+    assert await queue.take(lambda: True) is second
     second.answer.cancel()
     await asyncio.sleep(0)
     assert len(queue) == queue.pixels == 0
@@ -112,14 +114,4 @@ async def test_woken_for_nothing() -> None:
     await asyncio.sleep(0)
     wanted = False
     queue.wake()
-    assert await waiting == []
-
-
-async def test_company() -> None:
-    """What is taken together is of one kind, no more than a batch may have, and charged to its clients."""
-    like = [ticket(side=8, client=name) for name in ("a", "a", "a", "b", "b")]
-    queue = queue_of(ticket(side=9, client="a"), *like, batch_pixels=64 * 5)
-    batch = await queue.take(lambda: True)
-    assert sorted(one.client or "" for one in batch) == ["a", "a", "b", "b"]
-    assert {one.job.fit.height for one in batch} == {8}
-    assert queue._served == {"a": 128, "b": 128}
+    assert await waiting is None

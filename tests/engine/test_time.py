@@ -24,8 +24,8 @@ class Log(Silent):
     def __init__(self) -> None:
         self.pixels: list[int] = []
 
-    def ran(self, batch: Ran) -> None:
-        self.pixels.append(batch.pixels)
+    def ran(self, job: Ran) -> None:
+        self.pixels.append(job.pixels)
 
 
 @pytest.mark.alone

@@ -62,7 +62,6 @@ def test_requests_are_counted(chatty: Any) -> None:
     assert more("remote_vae_request_seconds_count", "decode") == 2
     assert more("remote_vae_plans_total", "copy", "decode", "whole") == 2
     assert more("remote_vae_pixels_total", "copy", "decode") == 128
-    assert more("remote_vae_batch_size_sum", "copy") == 2
     for stage in ("queue", "decode", "media"):
         assert more("remote_vae_stage_seconds_count", "copy", stage) == 2
     assert more("remote_vae_received_bytes_total") == 2 * 768 + len(b"no picture")

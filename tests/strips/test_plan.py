@@ -218,24 +218,6 @@ def test_tiles_only_by_name(vae: DiffusersVAE) -> None:
     assert torch.equal(through(vae, z), exact)
 
 
-@pytest.mark.parametrize("plan", [None, "tiles", "whole"])
-def test_shares(plan: str | None, vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a batch of several callers' pictures each gets the bits that it gets alone, on a core of its own."""
-    vae.module.tile_latent_min_size, vae.module.tile_sample_min_size = 8, 64
-    z, seen = torch.randn(6, 4, 12, 10, generator=torch.Generator().manual_seed(0)), []
-    alone = [through(vae, z[at : at + 2], options=RunOptions(plan)) for at in (0, 2, 4)]
-    own = vae.decode
-
-    def decode(latent: torch.Tensor) -> torch.Tensor:
-        seen.append((len(latent), torch.get_num_threads()))
-        return own(latent)
-
-    monkeypatch.setattr(vae, "decode", decode)
-    monkeypatch.setattr("remote_vae.core.execute.cores", lambda device: 2)
-    assert torch.equal(through(vae, z, options=RunOptions(plan, shares=3)), torch.cat(alone))
-    assert seen == ([] if plan == "whole" else [(2, 1)] * 3)
-
-
 def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the device runs out of memory after all, the next smaller exact plan is tried."""
     ran: list[StripPlan] = []

@@ -79,9 +79,6 @@ def serve(
         float | None, typer.Option(help="Of both, for one key.", rich_help_panel=LIMITS)
     ] = None,
     max_unsent_bytes: Annotated[int | None, typer.Option(help="Of all replies.", rich_help_panel=LIMITS)] = None,
-    batch_pixels: Annotated[
-        int | None, typer.Option(help="Of requests that run together; 0 runs each alone.", rich_help_panel=LIMITS)
-    ] = None,
     head_seconds: Annotated[float | None, typer.Option(rich_help_panel=LIMITS)] = None,
     body_seconds: Annotated[float | None, typer.Option(rich_help_panel=LIMITS)] = None,
     request_seconds: Annotated[float | None, typer.Option(help="For an answer.", rich_help_panel=LIMITS)] = None,

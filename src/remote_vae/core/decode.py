@@ -95,7 +95,7 @@ def _decode(
 
     def attempt(plan: Plan) -> torch.Tensor:
         if plan.strips is None or program is None:
-            pixels = _apply(after, own_code(vae, vae.decode, z, plan, options), vae, scaling)
+            pixels = _apply(after, own_code(vae, vae.decode, z, plan), vae, scaling)
             return _finish(_finite(pixels), recipe.pixel_affine, output)
         canvas = _Canvas(program, z, ratio, recipe.pixel_affine, output)
         stream(program, z, plan.strips, canvas.put, options)

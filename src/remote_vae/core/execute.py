@@ -10,7 +10,7 @@ import torch
 from remote_vae.core.filters import arithmetic
 from remote_vae.core.plan import WHOLE_BYTES, Plan, PlanName, ProblemSize, choose, is_light, predict
 from remote_vae.core.stages import Program
-from remote_vae.core.strip_threads import cores, one_core, workers
+from remote_vae.core.strip_threads import cores, one_core
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.core.vae import VAE
 from remote_vae.errors import Overloaded
@@ -34,14 +34,12 @@ class RunOptions:
     """How a job may run. `plan` None leaves it to the planner.
 
     `budget` says how many bytes there are, None for no bound; it is asked when a plan has to be chosen.
-    `checkpoint` is called between strips; what it raises ends the job. `shares` is of how many callers, with as many
-    pictures each, the batch is.
+    `checkpoint` is called between strips; what it raises ends the job.
     """
 
     plan: str | None = None
     budget: Callable[[], int | None] = _unbounded
     checkpoint: Callable[[], None] = _carry_on
-    shares: int = 1
 
 
 RUN_OPTIONS: Final = RunOptions()
@@ -95,28 +93,10 @@ def own_code(
     call: Callable[[torch.Tensor], torch.Tensor],
     batch: torch.Tensor,
     plan: Plan,
-    options: RunOptions = RUN_OPTIONS,
 ) -> torch.Tensor:
     """What one of the model's own methods gives, as the plan says."""
-    count = cores(batch.device)
-    with vae.tiling() if plan.name is PlanName.TILES else nullcontext():
-        if options.shares > 1 and count > 1:
-            return _side_by_side(call, batch.chunk(options.shares), count)
-        with one_core() if plan.one_core else nullcontext():
-            return call(batch)
-
-
-def _side_by_side(
-    call: Callable[[torch.Tensor], torch.Tensor], shares: tuple[torch.Tensor, ...], count: int
-) -> torch.Tensor:
-    """Each share by itself, on a core of its own: what cores have no common work for, and what keeps each share's bits.
-
-    Convolutions of a larger batch take other kernels, and round otherwise.
-    """
-    found: list[torch.Tensor] = []
-    spans = ((index, index + 1) for index in range(len(shares)))
-    workers(count).each(spans, lambda span: call(shares[span[0]]), lambda _, part: found.append(part))
-    return torch.cat(found)
+    with vae.tiling() if plan.name is PlanName.TILES else nullcontext(), one_core() if plan.one_core else nullcontext():
+        return call(batch)
 
 
 def first_that_fits(found: tuple[Plan, ...], attempt: Callable[[Plan], T]) -> tuple[T, Plan]:

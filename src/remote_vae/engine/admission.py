@@ -10,7 +10,7 @@ from remote_vae.engine.job import Job
 from remote_vae.errors import Overloaded, RemoteVAEError, TooManyRequests
 
 LONGEST_RETRY: Final = 60  # seconds
-FADING: Final = 0.9  # how much of what was measured counts still after one more batch
+FADING: Final = 0.9  # how much of what was measured counts still after one more job
 
 
 @dataclass(frozen=True, slots=True)

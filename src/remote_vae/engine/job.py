@@ -71,8 +71,7 @@ Job = DecodeJob | EncodeJob
 class Outcome:
     """What came back; `dtype_run` is the precision that the VAE ran in, `seconds` are stages by name.
 
-    `planned_bytes` is what the plan should take at most, None where that is not predicted; `together` counts the jobs
-    that shared its batch.
+    `planned_bytes` is what the plan should take at most, None if that is not predicted.
     """
 
     block: Block
@@ -81,7 +80,6 @@ class Outcome:
     note: str
     seconds: dict[str, float]
     planned_bytes: int | None = None
-    together: int = 1
 
 
 def block_of(job: Job) -> Block:

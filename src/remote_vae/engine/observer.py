@@ -6,13 +6,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A batch that a replica has answered. *Units*: output pixels, seconds; `planned_bytes` None is not predicted."""
+    """A job that a replica has done. *Units*: output pixels, seconds; `planned_bytes` is None if not predicted."""
 
     model: str
     op: str
-    jobs: int
     pixels: int
-    queued: tuple[float, ...]  # of each job
+    queued: float
     seconds: float
     plan: str
     planned_bytes: int | None
@@ -21,7 +20,7 @@ class Ran:
 class Observer(Protocol):
     """Is called in the event loop, so it must be quick."""
 
-    def ran(self, batch: Ran) -> None: ...
+    def ran(self, job: Ran) -> None: ...
 
     def restarted(self, model: str, cause: str) -> None:
         """A replica died and its successor is ready; `cause` is "hung" or "died"."""
@@ -31,7 +30,7 @@ class Observer(Protocol):
 class Silent:
     """An observer that keeps nothing."""
 
-    def ran(self, batch: Ran) -> None:
+    def ran(self, job: Ran) -> None:
         pass
 
     def restarted(self, model: str, cause: str) -> None:
@@ -43,7 +42,7 @@ class ModelState:
     """A model at this moment. *Units*: bytes, output pixels; `accepted` jobs are waiting or running.
 
     `memory_bytes` is what its processes hold: of the device's memory where that is its own, else of the machine's.
-    `planned_bytes` is what the plan of the latest batch should take at most.
+    `planned_bytes` is what the plan of the latest job should take at most.
     """
 
     name: str

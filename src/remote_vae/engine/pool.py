@@ -2,16 +2,14 @@
 
 import asyncio
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import Final
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.admission import InHand
-from remote_vae.engine.batching import Batching
 from remote_vae.engine.cores import cores_here
-from remote_vae.engine.job import Job, Outcome, op_of
+from remote_vae.engine.job import Outcome, op_of
 from remote_vae.engine.observer import ModelState, Observer, Ran
 from remote_vae.engine.poison import DEATHS, Poison, poisoned
 from remote_vae.engine.queue import Queue, Ticket
@@ -39,14 +37,13 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """*Units*: seconds for 1024x1024 pixels, after which a replica counts as hung; pixels of one batch in all."""
+    """*Units*: seconds for 1024x1024 pixels, after which a replica counts as hung."""
 
     hang_seconds: float = 120.0
-    batch_pixels: int = 2**18
 
 
 class Pool:
-    """Takes tickets; every replica has a task that takes the next batch whenever it is free."""
+    """Takes tickets; every replica has a task that takes the next one whenever it is free."""
 
     def __init__(self, model: Served, *, loader: str, rules: Rules, held: InHand, observer: Observer) -> None:
         self.model = model
@@ -54,8 +51,7 @@ class Pool:
         self.failure: RemoteVAEError | None = None
         self.restarts = 0
         self.planned_bytes = 0
-        self._batching = Batching(rules.batch_pixels)
-        self.queue = Queue(self._batching)
+        self.queue = Queue()
         self.poison = Poison()
         self.replicas: list[Replica] = []
         self._loader, self._rules, self._held, self._observer = loader, rules, held, observer
@@ -160,64 +156,48 @@ class Pool:
         self.replicas = []
 
     async def _serve(self, replica: Replica) -> None:
-        again: deque[Ticket] = deque()  # what the process was at when it died
+        again: Ticket | None = None  # the job that the process died over, if it is to be tried once more
         while True:
             while replica.ready:
-                batch = [again.popleft()] if again else await self.queue.take(lambda: replica.ready)
-                if batch:
-                    again.extend(await self._run(replica, batch))
+                ticket = again or await self.queue.take(lambda: replica.ready)
+                again = await self._run(replica, ticket) if ticket is not None and ticket.wanted else None
             await self._revive(replica, again)
 
-    async def _run(self, replica: Replica, batch: list[Ticket]) -> list[Ticket]:
-        """Answers the tickets, but for those to be tried once more, each alone, because the process has died."""
-        batch = [ticket for ticket in batch if ticket.wanted]
-        if not batch:
-            return []
+    async def _run(self, replica: Replica, ticket: Ticket) -> Ticket | None:
+        """Answers the ticket, or gives it back if it is to be tried once more, because the process has died."""
         started = time.perf_counter()
-        self._running += len(batch)
+        self._running += 1
         try:
-            answers = await self._watched(replica, batch)
+            answer = await self._watched(replica, ticket)
         except ReplicaLost:
-            return [ticket for ticket in batch if self._deserves_another(ticket)]
+            return ticket if self._deserves_another(ticket) else None
         except RemoteVAEError as exc:
-            _fail(batch, exc)
-            return []
+            answer = exc
         except asyncio.CancelledError:
-            _fail(batch, self._stopped_over())
+            _fail([ticket], self._stopped_over())
             raise
         finally:
-            self._running -= len(batch)
-        self._tell(batch, answers, started)
-        for ticket, answer in zip(batch, answers, strict=True):
-            self.poison.acquit(ticket.job)
-            _give(ticket, answer, started - ticket.asked)
-        return []
+            self._running -= 1
+        if isinstance(answer, Outcome):
+            self._tell(ticket, answer, started)
+        self.poison.acquit(ticket.job)
+        _give(ticket, answer, started - ticket.asked)
+        return None
 
-    async def _watched(self, replica: Replica, batch: list[Ticket]) -> list[Answer]:
+    async def _watched(self, replica: Replica, ticket: Ticket) -> Answer:
         """Stops the work when nobody waits for it any more, and the process when it hangs."""
 
         def left(_: object) -> None:
-            if not any(ticket.wanted for ticket in batch):
-                replica.abandon()
+            replica.abandon()
 
-        for ticket in batch:
-            ticket.answer.add_done_callback(left)
-        jobs = [ticket.job for ticket in batch]
-        patience = self._rules.hang_seconds * max(1.0, sum(job.pixels for job in jobs) / HANG_PIXELS)
+        ticket.answer.add_done_callback(left)
+        patience = self._rules.hang_seconds * max(1.0, ticket.job.pixels / HANG_PIXELS)
         watchdog = asyncio.get_running_loop().call_later(patience, replica.kill)
         try:
-            return await self._answers(replica, jobs)
+            return await replica.run(ticket.job)
         finally:
             watchdog.cancel()
-            for ticket in batch:
-                ticket.answer.remove_done_callback(left)
-
-    async def _answers(self, replica: Replica, jobs: list[Job]) -> list[Answer]:
-        way = self._batching.way(jobs)
-        answers, pays = await replica.run(jobs, way)
-        if pays is not None:
-            self._batching.learn(jobs, pays=pays)
-        return answers
+            ticket.answer.remove_done_callback(left)
 
     def _deserves_another(self, ticket: Ticket) -> bool:
         if self.poison.blame(ticket.job) < DEATHS:
@@ -225,19 +205,15 @@ class Pool:
         _fail([ticket], poisoned())
         return False
 
-    def _tell(self, batch: list[Ticket], answers: list[Answer], started: float) -> None:
-        seconds, pairs = time.perf_counter() - started, zip(batch, answers, strict=True)
-        done = [(ticket.job, answer) for ticket, answer in pairs if isinstance(answer, Outcome)]
-        if not done:
-            return
-        (job, one), pixels = done[0], sum(job.pixels for job, _ in done)
-        self._held.pace.note(pixels, seconds)
-        self.planned_bytes = one.planned_bytes or 0
-        queued = tuple(started - ticket.asked for ticket in batch)
-        op, jobs = op_of(job), len(batch)
-        self._observer.ran(Ran(self.model.name, op, jobs, pixels, queued, seconds, one.plan, one.planned_bytes))
+    def _tell(self, ticket: Ticket, outcome: Outcome, started: float) -> None:
+        seconds, job = time.perf_counter() - started, ticket.job
+        self._held.pace.note(job.pixels, seconds)
+        self.planned_bytes = outcome.planned_bytes or 0
+        queued = started - ticket.asked
+        plan, planned = outcome.plan, outcome.planned_bytes
+        self._observer.ran(Ran(self.model.name, op_of(job), job.pixels, queued, seconds, plan, planned))
 
-    async def _revive(self, replica: Replica, again: deque[Ticket]) -> None:
+    async def _revive(self, replica: Replica, again: Ticket | None) -> None:
         """Starts the process again, however often that takes; nobody waits for what may never come."""
         cause, pause = "hung" if replica.hung else "died", FIRST_PAUSE
         while not replica.ready:
@@ -245,8 +221,8 @@ class Pool:
                 await replica.load()
             except RemoteVAEError as exc:
                 self.failure = exc
-                _fail([*again, *([] if self.alive else self.queue.empty())], self._stopped_over())
-                again.clear()
+                waiting = [] if self.alive else self.queue.empty()
+                _fail(waiting if again is None else [again, *waiting], self._stopped_over())
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         self.failure = None

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from remote_vae.engine.batching import Batching, kind_of
 from remote_vae.engine.job import Job, Outcome
 
 
@@ -32,8 +31,7 @@ class Queue:
     small job passes a large one, and a large one is passed by no more pixels than its own.
     """
 
-    def __init__(self, batching: Batching) -> None:
-        self._batching = batching
+    def __init__(self) -> None:
         self._waiting: list[Ticket] = []
         self._served: dict[str | None, int] = defaultdict(int)
         self._wake = asyncio.Event()
@@ -53,15 +51,15 @@ class Queue:
         ticket.answer.add_done_callback(lambda _: self._drop(ticket))
         self.wake()
 
-    async def take(self, wanted: Callable[[], bool]) -> list[Ticket]:
-        """The next jobs, of one kind, as soon as there is one; none once `wanted` says no and `wake` is called."""
+    async def take(self, wanted: Callable[[], bool]) -> Ticket | None:
+        """The next job as soon as there is one; None once `wanted` says no and `wake` is called."""
         while wanted():
             self._waiting = [ticket for ticket in self._waiting if ticket.wanted]
             if self._waiting:
-                return self._take()
+                return self._next()
             self._wake.clear()
             await self._wake.wait()
-        return []
+        return None
 
     def wake(self) -> None:
         self._wake.set()
@@ -71,18 +69,9 @@ class Queue:
         left, self._waiting = self._waiting, []
         return left
 
-    def _take(self) -> list[Ticket]:
-        first = self._next(self._waiting)
-        kind = kind_of(first.job)
-        if kind is None or not self._waiting:
-            return [first]
-        like = [ticket for ticket in self._waiting if kind_of(ticket.job) == kind]
-        more = self._batching.size(first.job, 1 + len(like)) - 1
-        return [first, *(self._next([one for one in like if one in self._waiting]) for _ in range(more))]
-
-    def _next(self, among: list[Ticket]) -> Ticket:
-        """Takes the one whose turn it is, and counts it as served."""
-        ticket = min(among, key=lambda one: (self._served[one.client], one.due))
+    def _next(self) -> Ticket:
+        """Removes the ticket that is next in turn, and counts its pixels as served."""
+        ticket = min(self._waiting, key=lambda one: (self._served[one.client], one.due))
         self._waiting.remove(ticket)
         self._served[ticket.client] += ticket.job.pixels
         return ticket

@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -15,9 +15,8 @@ import psutil
 
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
-from remote_vae.engine.batching import Way
 from remote_vae.engine.job import Block, Job, Outcome, block_of, op_of, to_message
-from remote_vae.engine.shared_memory import Memory, StopWord, aligned
+from remote_vae.engine.shared_memory import Memory, StopWord
 from remote_vae.errors import RemoteVAEError, ReplicaFailed, from_json
 
 LARGE_BYTES: Final = 4 << 20  # a copy of this many takes half a millisecond
@@ -29,16 +28,16 @@ Answer = Outcome | RemoteVAEError
 
 
 class ReplicaLost(Exception):
-    """The process died over a batch; never leaves the engine."""
+    """The process died over a job; never leaves the engine."""
 
 
 class Replica:
-    """Starts the process and passes batches to it, one at a time; its owner calls one method after the other.
+    """Starts the process and passes jobs to it, one at a time; its owner calls one method after the other.
 
     The event loop itself talks with the process: questions and answers are short, and a thread in between would wait
     for the interpreter more than for the process. What takes long, starting and stopping, is done in a thread, and so
     is copying a large tensor. `cores` is how many the process uses, unless OMP_NUM_THREADS says so. `on_lost` is called
-    when the process dies, over a batch or not.
+    when the process dies, over a job or not.
     """
 
     def __init__(
@@ -94,34 +93,23 @@ class Replica:
         asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
         return info
 
-    async def run(self, jobs: list[Job], way: Way) -> tuple[list[Answer], bool | None]:
-        """An outcome or an error for each job, and whether running them together pays where a trial has shown it.
+    async def run(self, job: Job) -> Answer:
+        """The job's outcome or error.
 
-        *Raises* ReplicaLost when the process dies over them, Overloaded when there is no shared memory for them.
+        *Raises* ReplicaLost when the process dies over it, Overloaded when there is no shared memory for it.
         """
-        self._serial += 1  # first, since `abandon` may come while the tensors are copied
-        blocks = [memoryview(block_of(job).buffer).cast("B") for job in jobs]
-        name = await self._copy(sum(block.nbytes for block in blocks), self._memory.fill, blocks)
-        ins, _ = _places(block.nbytes for block in blocks)
-        outs, room = _places(job.reply_bytes for job in jobs)
-        places = zip(jobs, ins, outs, strict=True)
-        told = await self._ask(
-            {
-                "serial": self._serial,
-                "way": way,
-                "in": name,
-                "out": self._memory.room(room),
-                "jobs": [{**to_message(job), "in_at": start, "out_at": end} for job, start, end in places],
-            }
-        )
+        self._serial += 1  # first, since `abandon` may come while the tensor is copied
+        block = memoryview(block_of(job).buffer).cast("B")
+        name = await self._copy(block.nbytes, self._memory.fill, block)
+        out = self._memory.room(job.reply_bytes)
+        told = await self._ask({"serial": self._serial, "in": name, "out": out, **to_message(job)})
         self.device_bytes = told["device_bytes"]
-        each = zip(jobs, told["answers"], outs, strict=True)
-        found = [await self._outcome(job, answer, start, len(jobs)) for job, answer, start in each]
+        answer = await self._outcome(job, told)
         self._shrink_later()
-        return found, told["pays"]
+        return answer
 
     def abandon(self) -> None:
-        """Tells the process that nobody waits for its batch any more; it answers at its next strip or job."""
+        """Tells the process that nobody waits for its job any more; it answers at its next strip."""
         self._stop_word.say(self._serial)
 
     def kill(self) -> None:
@@ -184,10 +172,10 @@ class Replica:
             raise from_json(message["error"], status=0)
         return ours, VAEInfo.from_json(message["facts"])
 
-    async def _outcome(self, job: Job, told: dict[str, Any], start: int, together: int) -> Answer:
+    async def _outcome(self, job: Job, told: dict[str, Any]) -> Answer:
         if "error" in told:
             return from_json(told["error"], status=0)
-        found = await self._copy(told["nbytes"], self._memory.read, start, told["nbytes"])
+        found = await self._copy(told["nbytes"], self._memory.read, told["nbytes"])
         return Outcome(
             Block(told["dtype"], tuple(told["shape"]), found),
             told["plan"],
@@ -195,7 +183,6 @@ class Replica:
             told["note"],
             {op_of(job): float(told["seconds"])},
             told["planned_bytes"],
-            together,
         )
 
     async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -248,15 +235,6 @@ class Replica:
             self._process.join()
             self._process.close()
         self._process = None
-
-
-def _places(sizes: Iterable[int]) -> tuple[list[int], int]:
-    """Where each tensor begins when they lie one behind the other, and where the last one ends."""
-    starts, end = [], 0
-    for size in sizes:
-        starts.append(end)
-        end += aligned(size)
-    return starts, end
 
 
 def _enter_worker(pipe: Connection, stop_word: str, loader: str, spec: dict[str, object], cores: int) -> None:

@@ -9,14 +9,8 @@ from remote_vae.errors import Overloaded
 
 SMALLEST_SEGMENT: Final = 1 << 20
 KEPT_BYTES: Final = 16 << 20  # of a segment that nobody has used for a while
-ALIGNMENT: Final = 64
 SHARED: Final = Path("/dev/shm")  # where Linux has it
 SERIAL_BYTES: Final = 8
-
-
-def aligned(nbytes: int) -> int:
-    """The next place where a tensor of any type may begin."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def opened(segment: SharedMemory) -> memoryview:
@@ -27,7 +21,7 @@ def opened(segment: SharedMemory) -> memoryview:
 
 
 class Memory:
-    """The parent's side, which owns the segments: one on the way in, one on the way out, kept for the next batch."""
+    """The parent's side, which owns the segments: one on the way in, one on the way out, kept for the next job."""
 
     def __init__(self) -> None:
         self._segments: dict[str, SharedMemory] = {}
@@ -36,21 +30,18 @@ class Memory:
     def names(self) -> list[str]:
         return [segment.name for segment in self._segments.values()]
 
-    def fill(self, blocks: list[memoryview]) -> str:
-        """Copies tensors in, one behind the other, each at an aligned place; gives the segment's name."""
-        segment = self._segment("in", sum(aligned(block.nbytes) for block in blocks))
-        start = 0
-        for block in blocks:
-            opened(segment)[start : start + block.nbytes] = block
-            start += aligned(block.nbytes)
+    def fill(self, block: memoryview) -> str:
+        """Copies a tensor in; gives the segment's name."""
+        segment = self._segment("in", block.nbytes)
+        opened(segment)[: block.nbytes] = block
         return segment.name
 
     def room(self, nbytes: int) -> str:
-        """The name of a segment that holds as many bytes, for the way out."""
+        """The name of a segment that holds this many bytes, for the way out."""
         return self._segment("out", nbytes).name
 
-    def read(self, start: int, nbytes: int) -> bytes:
-        return bytes(opened(self._segments["out"])[start : start + nbytes])
+    def read(self, nbytes: int) -> bytes:
+        return bytes(opened(self._segments["out"])[:nbytes])
 
     def shrink(self) -> None:
         """Gives back what only a large job needed."""
@@ -123,7 +114,7 @@ class Views:
 
 
 class StopWord:
-    """Holds the serial number of the batch that need not go on; batches are numbered from 1.
+    """Holds the serial number of the job that need not go on; jobs are numbered from 1.
 
     It is never cleared, so a word that comes too late stops nothing else.
     """

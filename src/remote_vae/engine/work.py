@@ -1,4 +1,4 @@
-"""What a replica does with a batch: jobs from shared memory through the core and back."""
+"""What a replica does with a job: from shared memory through the core and back."""
 
 import os
 import sys
@@ -15,7 +15,6 @@ from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
-from remote_vae.engine.batching import Way
 from remote_vae.engine.memory import Budget, held_bytes
 from remote_vae.engine.shared_memory import StopWord, Views
 from remote_vae.errors import (
@@ -58,81 +57,33 @@ class Bench:
                 place=info.source,
             ) from exc
 
-    def work(self, batch: Message) -> Message:
-        """An answer for each job, its tensor in shared memory."""
-        self._serial, self._trim = batch["serial"], malloc.Trim()
-        jobs, pays = batch["jobs"], None
-        if batch["way"] == Way.TOGETHER:
-            answers = self._together(jobs, batch) or self._alone(jobs, batch)
-        else:
-            answers = self._alone(jobs, batch)
-        if batch["way"] == Way.TRIAL:
-            pays = self._pays(jobs, batch, answers)
-        return {"answers": answers, "pays": pays, "device_bytes": held_bytes(self._vae.device)}
+    def work(self, job: Message) -> Message:
+        """The job's answer; its tensor is left in shared memory."""
+        self._serial, self._trim = job["serial"], malloc.Trim()
+        return {**self._answer(job), "device_bytes": held_bytes(self._vae.device)}
 
     def rest(self) -> None:
         self._views.shrink()
 
-    def _alone(self, jobs: list[Message], batch: Message) -> list[Message]:
-        return [self._answer(job, batch) for job in jobs]
-
-    def _answer(self, job: Message, batch: Message) -> Message:
+    def _answer(self, job: Message) -> Message:
         started = time.perf_counter()
         try:
-            tensor, done = self._run(job, self._input(job, batch))
-            return self._written(tensor, done, job, batch, started)
+            tensor, done = self._run(job, self._input(job))
+            return self._written(tensor, done, job, started)
         except RemoteVAEError as exc:
             return {"error": to_json(exc)}
         except Exception as exc:  # noqa: BLE001  # boundary: whatever a model's code raises becomes one answer
             return {"error": to_json(_as_ours(exc))}
 
-    def _together(self, jobs: list[Message], batch: Message) -> list[Message]:
-        """An answer for each; none when that did not work out, or not as each would have alone."""
-        started = time.perf_counter()
-        try:
-            together = torch.cat([self._input(job, batch) for job in jobs])
-            tensor, done = self._run(_joint(jobs), together, callers=len(jobs))
-        except Exception as exc:  # noqa: BLE001  # boundary: each job alone shows what a model's code raises
-            if isinstance(exc, torch.AcceleratorError):
-                _as_ours(exc)
-            return []
-        parts = tensor.chunk(len(jobs))
-        if done.note or len(parts) != len(jobs):
-            return []
-        return [self._written(part, done, job, batch, started) for part, job in zip(parts, jobs, strict=True)]
-
-    def _pays(self, jobs: list[Message], batch: Message, alone: list[Message]) -> bool | None:
-        """Whether running together gives what each job gave alone, bit for bit, and sooner.
-
-        None when that was not found out, because one of the jobs fails by itself or nobody waited for them. Callers who
-        leave while it is found out had waited for nothing else, so that speaks against it.
-        """
-        out = self._views.view("out", batch["out"])
-        if any("error" in answer for answer in alone):
-            return None
-        places = [
-            slice(job["out_at"], job["out_at"] + answer["nbytes"]) for job, answer in zip(jobs, alone, strict=True)
-        ]
-        before = [bytes(out[place]) for place in places]
-        self._together(jobs, batch)  # the first time also starts threads, or has kernels chosen for this shape
-        together = self._together(jobs, batch)
-        exact = bool(together) and all(out[place] == was for place, was in zip(places, before, strict=True))
-        for place, was in zip(places, before, strict=True):
-            out[place] = was
-        return exact and together[-1]["seconds"] < sum(answer["seconds"] for answer in alone)
-
-    def _input(self, job: Message, batch: Message) -> torch.Tensor:
-        data, dtype = self._views.view("in", batch["in"]), getattr(torch, job["dtype"])
+    def _input(self, job: Message) -> torch.Tensor:
+        data, dtype = self._views.view("in", job["in"]), getattr(torch, job["dtype"])
         count = int(torch.Size(job["shape"]).numel())
-        return torch.frombuffer(data, dtype=dtype, count=count, offset=job["in_at"]).reshape(job["shape"])
+        return torch.frombuffer(data, dtype=dtype, count=count).reshape(job["shape"])
 
-    def _written(
-        self, tensor: torch.Tensor, done: Decoded | Encoded, job: Message, batch: Message, started: float
-    ) -> Message:
+    def _written(self, tensor: torch.Tensor, done: Decoded | Encoded, job: Message, started: float) -> Message:
         """Copied out; by one thread: more would wait for each other longer than they copy."""
         blob = tensor.contiguous().view(torch.uint8).reshape(-1)
-        out = self._views.view("out", batch["out"])
-        out[job["out_at"] : job["out_at"] + blob.numel()] = blob.numpy().data
+        self._views.view("out", job["out"])[: blob.numel()] = blob.numpy().data
         return {
             "dtype": _name(tensor.dtype),
             "shape": list(tensor.shape),
@@ -144,10 +95,10 @@ class Bench:
             "seconds": time.perf_counter() - started,
         }
 
-    def _run(self, job: Message, tensor: torch.Tensor, *, callers: int = 1) -> tuple[torch.Tensor, Decoded | Encoded]:
+    def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Decoded | Encoded]:
         self._checkpoint()
         scaling = Scaling(own=job["own_scaling"], given=_constants(job["given"]))
-        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint, callers)
+        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint)
         if job["op"] == "decode":
             fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)
@@ -160,14 +111,6 @@ class Bench:
         self._trim.when_due()
         if self._stop_word.said() == self._serial:
             raise DeadlineExceeded("nobody waits for this any more")
-
-
-def _joint(jobs: list[Message]) -> Message:
-    """Jobs of one kind as one: their latents lie behind each other in the batch."""
-    fit = jobs[0]["fit"]
-    batch = len(jobs) * fit["batch"]
-    output = Output.UINT8 if jobs[0]["output"] == Output.FIRST else jobs[0]["output"]
-    return {**jobs[0], "fit": {**fit, "batch": batch, "sizes": {**fit["sizes"], "b": batch}}, "output": output}
 
 
 def _as_ours(error: Exception) -> RemoteVAEError:

@@ -1,4 +1,4 @@
-"""The replica's own process: loads one VAE, then answers batches one at a time until its pipe closes."""
+"""The replica's own process: loads one VAE, then answers jobs one at a time until its pipe closes."""
 
 import importlib
 import json

@@ -127,7 +127,7 @@ def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
             reply_bytes=settings.max_unsent_bytes,
             client_share=settings.max_client_share if keyed else 1.0,  # behind a proxy all have one address
         ),
-        rules=Rules(hang_seconds=settings.hang_seconds, batch_pixels=settings.batch_pixels),
+        rules=Rules(hang_seconds=settings.hang_seconds),
         weights_budget=settings.weights_budget,
         observer=observer,
     )

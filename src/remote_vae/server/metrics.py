@@ -14,7 +14,6 @@ from remote_vae.engine.observer import ModelState, Ran
 
 LOG: Final = logging.getLogger("remote_vae.server")
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-JOBS: Final = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,6 @@ class Metrics:
             ("status",),
             registry=self._registry,
         )
-        self._batches = Histogram(
-            "remote_vae_batch_size", "Requests that ran together.", ("model",), buckets=JOBS, registry=self._registry
-        )
         self._pixels = Counter(
             "remote_vae_pixels", "Output pixels, or of pictures encoded.", ("model", "op"), registry=self._registry
         )
@@ -112,13 +108,11 @@ class Metrics:
         """A connection was refused before there was a request."""
         self._refused.labels(str(status)).inc()
 
-    def ran(self, batch: Ran) -> None:
-        for seconds in batch.queued:
-            self.stage(batch.model, "queue", seconds)
-            self.stage(batch.model, batch.op, batch.seconds)
-        self._batches.labels(batch.model).observe(batch.jobs)
-        self._pixels.labels(batch.model, batch.op).inc(batch.pixels)
-        self._plans.labels(batch.model, batch.op, batch.plan).inc()
+    def ran(self, job: Ran) -> None:
+        self.stage(job.model, "queue", job.queued)
+        self.stage(job.model, job.op, job.seconds)
+        self._pixels.labels(job.model, job.op).inc(job.pixels)
+        self._plans.labels(job.model, job.op, job.plan).inc()
 
     def restarted(self, model: str, cause: str) -> None:
         LOG.warning("replica replaced", extra={"model": model, "cause": cause})

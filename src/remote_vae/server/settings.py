@@ -74,7 +74,6 @@ class Settings(BaseSettings):
     max_waiting_pixels: int = Field(default=2**28, ge=1, description="that these have in all")
     max_client_share: float = Field(default=0.5, gt=0, le=1, description="of both, for one key")
     max_unsent_bytes: int = Field(default=2**30, ge=1, description="of all replies that are not sent yet")
-    batch_pixels: int = Field(default=2**18, ge=0, description="of requests that run together; 0 runs each alone")
     head_seconds: float = Field(default=10.0, gt=0, description="for a URL and its headers to arrive")
     body_seconds: float = Field(default=60.0, gt=0, description="for a request's body to arrive")
     request_seconds: float = Field(default=300.0, gt=0, description="for an answer; a request can ask for less")
