@@ -28,7 +28,7 @@ class CopyVAE:
     info = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        firsts = latent.flatten(1)[:, 0].tolist()  # of every latent of a batch
+        firsts = latent.flatten(1)[:, 0].tolist()  # of every latent
         if DIE in firsts:
             os._exit(9)
         if SLEEP in firsts:
