@@ -7,9 +7,8 @@ from typing import Final
 import torch
 from decode_cases import OURS
 
-from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Output, decode
-from remote_vae.core.encode import Take, encode
+from remote_vae.core.decode import decode
+from remote_vae.core.encode import encode
 from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.pixels import from_signed, signed
@@ -18,6 +17,7 @@ from remote_vae.engine import malloc
 from remote_vae.engine.memory import free_bytes
 from remote_vae.errors import SetupError
 from remote_vae.models.vae import DiffusersVAE
+from remote_vae.values import Output, Posterior, Scaling
 
 Run = Callable[[], tuple[torch.Tensor, str | None]]  # the output on the CPU, and the plan
 Call = Callable[[torch.Tensor], torch.Tensor]
@@ -50,7 +50,7 @@ def _ours(vae: DiffusersVAE, recipe: Recipe, given: torch.Tensor, plan: str | No
     def run() -> tuple[torch.Tensor, str | None]:
         options = RunOptions(plan, lambda: free_bytes(vae.device))
         if not decoding:
-            found = encode(vae, recipe, given, scaling=Scaling(), take=Take.PARAMETERS, options=options)
+            found = encode(vae, recipe, given, scaling=Scaling(), posterior=Posterior.PARAMETERS, options=options)
             return found.latent.float(), found.plan
         fit = fit_latent(recipe, vae.info, tuple(given.shape), model="", height=None, width=None)
         done = decode(vae, recipe, given, fit=fit, scaling=Scaling(), output=Output.RAW, options=options)

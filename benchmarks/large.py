@@ -18,8 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Output, decode
+from remote_vae.core.decode import decode
 from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
@@ -28,6 +27,7 @@ from remote_vae.engine.memory import free_bytes
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
+from remote_vae.values import Output, Scaling
 
 SHRUNK = 8  # the side, for what is counted only: maps grow with the pixels
 

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from table import show
 
-from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Output, decode
+from remote_vae.core.decode import decode
 from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
@@ -26,6 +25,7 @@ from remote_vae.core.strip_threads import cores
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
+from remote_vae.values import Output, Scaling
 
 Row = dict[str, object]
 

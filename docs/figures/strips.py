@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Output, decode
+from remote_vae.core.decode import decode
 from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.models.loader import open_model
 from remote_vae.models.spec import parse_spec
+from remote_vae.values import Output, Scaling
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
@@ -33,7 +33,7 @@ def seams() -> None:
 
     def by(plan: str) -> torch.Tensor:
         terms = RunOptions(plan=plan)
-        found = decode(vae, recipe, latent, fit=fit, scaling=Scaling(), output=Output.UINT8, terms=terms)
+        found = decode(vae, recipe, latent, fit=fit, scaling=Scaling(), output=Output.UINT8, options=terms)
         return found.pixels[0].int()
 
     whole = by("whole")

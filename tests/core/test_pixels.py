@@ -6,10 +6,11 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from remote_vae.core.encode import LARGEST_PIXEL, Take, _draw, prepare
+from remote_vae.core.encode import LARGEST_PIXEL, _draw, prepare
 from remote_vae.core.pixels import channels_last, from_signed, signed, to_uint8, to_unit
 from remote_vae.core.recipe import PixelAffine
 from remote_vae.errors import InvalidValue, NonFiniteInput
+from remote_vae.values import Posterior
 
 SIGNED = PixelAffine()
 
@@ -96,13 +97,13 @@ def test_a_seeded_draw(dtype: torch.dtype) -> None:
     """A seeded sample is the one that diffusers' distribution draws with a generator of that seed."""
     moments = MOMENTS.to(dtype)
     expected = DiagonalGaussianDistribution(moments).sample(torch.Generator().manual_seed(9))
-    assert torch.equal(_draw(moments, Take.SAMPLE, 9), expected)
-    assert torch.equal(_draw(moments, Take.MODE, 9), moments[:, :4])
+    assert torch.equal(_draw(moments, Posterior.SAMPLE, 9), expected)
+    assert torch.equal(_draw(moments, Posterior.MODE, 9), moments[:, :4])
 
 
 def test_a_draw_without_a_seed() -> None:
     """Without a seed two samples differ, and drawing leaves torch's own randomness alone."""
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    assert not torch.equal(_draw(MOMENTS, Take.SAMPLE, None), _draw(MOMENTS, Take.SAMPLE, None))
+    assert not torch.equal(_draw(MOMENTS, Posterior.SAMPLE, None), _draw(MOMENTS, Posterior.SAMPLE, None))
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from remote_vae.core.affine import Scaling, denormalise, normalise
-from remote_vae.core.decode import Output, decode
-from remote_vae.core.encode import Take, encode
+from remote_vae.core.affine import denormalise, normalise
+from remote_vae.core.decode import decode
+from remote_vae.core.encode import encode
 from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.recipe import Affine, Constants, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import NonFiniteInput
+from remote_vae.values import Output, Posterior, Scaling, ScalingMode
 
 OWN = Constants(0.31, 0.17, (-0.7, 0.4, 0.2), (1.7, 0.6, 1.3))
 ALL = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -20,18 +21,18 @@ MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (OWN.latents_me
 Z = torch.randn((2, 3, 4, 6), generator=torch.Generator().manual_seed(1))
 
 CASES = [
-    (Affine(("scaling_factor",)), Scaling(own=True), Z / 0.31),
-    (Affine(("scaling_factor", "shift_factor")), Scaling(own=True), Z / 0.31 + 0.17),
-    (Affine(("scaling_factor", "latents_mean", "latents_std")), Scaling(own=True), Z * STD / 0.31 + MEAN),
-    (Affine(("latents_mean", "latents_std")), Scaling(own=True), Z * STD + MEAN),
-    (Affine(("latents_mean",)), Scaling(own=True), Z + MEAN),
-    (Affine(), Scaling(own=True), Z),
+    (Affine(("scaling_factor",)), Scaling(ScalingMode.MODEL), Z / 0.31),
+    (Affine(("scaling_factor", "shift_factor")), Scaling(ScalingMode.MODEL), Z / 0.31 + 0.17),
+    (Affine(("scaling_factor", "latents_mean", "latents_std")), Scaling(ScalingMode.MODEL), Z * STD / 0.31 + MEAN),
+    (Affine(("latents_mean", "latents_std")), Scaling(ScalingMode.MODEL), Z * STD + MEAN),
+    (Affine(("latents_mean",)), Scaling(ScalingMode.MODEL), Z + MEAN),
+    (Affine(), Scaling(ScalingMode.MODEL), Z),
     (Affine(ALL), Scaling(), Z),
-    (Affine(ALL), Scaling(given=Constants(0.9)), Z / 0.9),
-    (Affine(ALL), Scaling(given=Constants(0.9, -0.2)), Z / 0.9 - 0.2),
-    (Affine(ALL), Scaling(given=Constants(shift_factor=0.3)), Z + 0.3),
-    (Affine(literal=Constants(0.6, 0.1)), Scaling(own=True), Z),
-    (Affine(literal=Constants(0.6, 0.1)), Scaling(given=Constants(0.6, 0.1)), Z),
+    (Affine(ALL), Scaling(ScalingMode.GIVEN, 0.9), Z / 0.9),
+    (Affine(ALL), Scaling(ScalingMode.GIVEN, 0.9, -0.2), Z / 0.9 - 0.2),
+    (Affine(ALL), Scaling(ScalingMode.GIVEN, shift_factor=0.3), Z + 0.3),
+    (Affine(literal=Constants(0.6, 0.1)), Scaling(ScalingMode.MODEL), Z),
+    (Affine(literal=Constants(0.6, 0.1)), Scaling(ScalingMode.GIVEN, 0.6, 0.1), Z),
     (Affine(literal=Constants(0.6, 0.1)), Scaling(), (Z - 0.1) * 0.6),
 ]
 
@@ -52,12 +53,12 @@ def test_statistics_come_in_pairs() -> None:
     """A mean without a deviation takes no part, as in the pipelines."""
     alone = Constants(0.31, None, OWN.latents_mean, None)
     op = Affine(("scaling_factor", "latents_mean", "latents_std"))
-    assert torch.equal(denormalise(Z, op, Scaling(own=True), alone), Z / 0.31)
+    assert torch.equal(denormalise(Z, op, Scaling(ScalingMode.MODEL), alone), Z / 0.31)
 
 
 def test_affine_in_float32() -> None:
     """A half-precision latent is denormalised in float32: a large shift would otherwise eat its digits."""
-    found = denormalise(Z.half(), Affine(ALL[:2]), Scaling(own=True), Constants(0.31, 100.0))
+    found = denormalise(Z.half(), Affine(ALL[:2]), Scaling(ScalingMode.MODEL), Constants(0.31, 100.0))
     assert torch.equal(found, Z.half().float() / 0.31 + 100)
 
 
@@ -92,12 +93,12 @@ def test_a_recipe_runs_backwards() -> None:
     """Encoding what a recipe decoded gives the latent back, through every operation that has an inverse."""
     swapped = Rearrange("b c h w -> b c w h")
     row = recipe(Affine(ALL[:2]), swapped, Decode(), PixelAffine(0.1, 0.5))
-    z, scaling = Z * 0.1, Scaling(own=True)
+    z, scaling = Z * 0.1, Scaling(ScalingMode.MODEL)
     pixels = decode(StepVAE(), row, z, fit=FIT, scaling=scaling, output=Output.UNIT).pixels
     assert float(pixels.min()) > 0
     assert float(pixels.max()) < 1
     torch.testing.assert_close(pixels, ((z / 0.31 + 0.17) * 2 + 1).transpose(2, 3) * 0.1 + 0.5)
-    back = encode(StepVAE(), row, pixels, scaling=scaling, take=Take.MODE).latent
+    back = encode(StepVAE(), row, pixels, scaling=scaling, posterior=Posterior.MODE).latent
     torch.testing.assert_close(back, z, atol=1e-6, rtol=0)
 
 

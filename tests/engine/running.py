@@ -11,8 +11,9 @@ import numpy as np
 
 from remote_vae.core.layout import MatchedLayout
 from remote_vae.engine.engine import Engine
-from remote_vae.engine.job import Block, DecodeJob, Outcome
+from remote_vae.engine.job import DecodeJob, Outcome
 from remote_vae.engine.pool import Served
+from remote_vae.values import Output, Scaling, ScalingMode, Tensor
 
 HERE = str(Path(__file__).parent)
 
@@ -52,7 +53,8 @@ def job(first: float = 1.0, *, side: int = 4, own: bool = False, output: str = "
     values = np.linspace(-1, 1, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side)
     values.flat[0] = first
     fit = MatchedLayout("b c h w -> b c h w", {"b": 1, "c": 3, "h": side, "w": side}, 1, 1, side, side)
-    return DecodeJob(own, None, None, Block("float32", values.shape, values.tobytes()), fit, output)
+    scaling = Scaling(ScalingMode.MODEL if own else ScalingMode.NONE)
+    return DecodeJob(scaling, None, Tensor("float32", values.shape, values.tobytes()), fit, Output(output))
 
 
 async def until(true: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -32,9 +32,9 @@ async def test_bytes_come_back() -> None:
     async with running() as engine:
         sent = job()
         outcome = await run(engine, sent)
-    assert outcome.block.dtype == "float32"
-    assert outcome.block.shape == (1, 3, 4, 4)
-    assert outcome.block.buffer == sent.latent.buffer
+    assert outcome.tensor.dtype == "float32"
+    assert outcome.tensor.shape == (1, 3, 4, 4)
+    assert outcome.tensor.buffer == sent.latent.buffer
     assert outcome.plan == "whole"
     assert set(outcome.seconds) == {"queue", "decode"}
 
@@ -43,7 +43,7 @@ async def test_own_scaling_is_applied_in_the_replica() -> None:
     """The model's own constants are used when, and only when, the job asks for them."""
     async with running() as engine:
         outcome = await run(engine, job(own=True))
-    values = np.frombuffer(outcome.block.buffer, dtype=np.float32)
+    values = np.frombuffer(outcome.tensor.buffer, dtype=np.float32)
     assert values[0] == 2.0
 
 
@@ -57,7 +57,7 @@ async def test_replicas_share_the_cores(said: str | None, monkeypatch: pytest.Mo
     for replicas, share in ((1, there), (2, max(1, there // 2))):
         async with running("tell its cores", replicas=replicas) as engine:
             outcome = await run(engine, job())
-        assert np.frombuffer(outcome.block.buffer, dtype=np.float32)[0] == (share if said is None else int(said))
+        assert np.frombuffer(outcome.tensor.buffer, dtype=np.float32)[0] == (share if said is None else int(said))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ async def test_a_replica_keeps_to_its_container(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     async with running("tell its cores") as engine:
         outcome = await run(engine, job())
-    assert np.frombuffer(outcome.block.buffer, dtype=np.float32)[0] == 1
+    assert np.frombuffer(outcome.tensor.buffer, dtype=np.float32)[0] == 1
 
 
 async def test_segments_grow() -> None:
@@ -90,7 +90,7 @@ async def test_segments_grow() -> None:
         for side in (4, 600, 8):
             sent = job(side=side)
             outcome = await run(engine, sent)
-            assert outcome.block.buffer == sent.latent.buffer
+            assert outcome.tensor.buffer == sent.latent.buffer
 
 
 async def test_death_over_a_job() -> None:
@@ -100,7 +100,7 @@ async def test_death_over_a_job() -> None:
         with pytest.raises(PoisonRequest):
             await run(engine, job(7))
         outcome = await run(engine, job(1))
-        assert outcome.block.shape == (1, 3, 4, 4)
+        assert outcome.tensor.shape == (1, 3, 4, 4)
         assert engine.pids()["copy"][0] != before
 
 
@@ -111,7 +111,7 @@ async def test_death_while_idle() -> None:
         assert before is not None
         os.kill(before, signal.SIGKILL)
         await until(lambda: engine.ready and engine.pids()["copy"][0] != before)
-        assert (await run(engine, job())).block.shape == (1, 3, 4, 4)
+        assert (await run(engine, job())).tensor.shape == (1, 3, 4, 4)
 
 
 async def test_foreign_exception() -> None:
@@ -167,7 +167,7 @@ async def test_a_caller_that_goes_away() -> None:
         sent = job(3, side=8)
         outcome = await run(engine, sent)
         assert gone.cancelled()
-    assert outcome.block.buffer == sent.latent.buffer
+    assert outcome.tensor.buffer == sent.latent.buffer
 
 
 async def test_many_at_once() -> None:
@@ -175,15 +175,15 @@ async def test_many_at_once() -> None:
     async with running() as engine:
         sent = [job(float(10 + number), side=4 + number * 7) for number in range(40)]
         found = await asyncio.gather(*(run(engine, one) for one in sent))
-    assert [outcome.block.buffer for outcome in found] == [one.latent.buffer for one in sent]
+    assert [outcome.tensor.buffer for outcome in found] == [one.latent.buffer for one in sent]
 
 
 async def test_the_job_behind_a_deadly_one() -> None:
     """Only the job that the process was at fails when it dies; those behind it get their answers."""
     async with running("die") as engine:
         deadly, behind, last = (asyncio.create_task(run(engine, job(n, side=s))) for n, s in DEADLY)
-        assert (await behind).block.shape == (1, 3, 8, 8)
-        assert (await last).block.shape == (1, 3, 4, 4)
+        assert (await behind).tensor.shape == (1, 3, 8, 8)
+        assert (await last).tensor.shape == (1, 3, 4, 4)
         with pytest.raises(PoisonRequest):
             await deadly
 

@@ -51,7 +51,7 @@ async def test_a_deadly_job(fault: str) -> None:
         behind = asyncio.create_task(run(engine, job(GOOD, side=8)))
         with pytest.raises(PoisonRequest):
             await deadly
-        assert (await behind).block.buffer == job(GOOD, side=8).latent.buffer
+        assert (await behind).tensor.buffer == job(GOOD, side=8).latent.buffer
         assert engine.ready
         assert seen.causes == ["hung" if fault in HANGING else "died"] * 2
         assert engine.state()[0].restarts == 2
@@ -73,7 +73,7 @@ async def test_killed_over_a_job(number: int) -> None:
         os.kill(pid(engine), number)
         await until(lambda: not engine.ready, seconds=2)
         found = await asyncio.gather(*work)
-        assert [one.block.buffer for one in found] == [one.latent.buffer for one in sent]
+        assert [one.tensor.buffer for one in found] == [one.latent.buffer for one in sent]
         os.kill(pid(engine), number)  # a second time, but it was not to blame for the first
         assert (await run(engine, job(BAD))).plan == "whole"
 
@@ -92,7 +92,7 @@ async def test_killed_once_a_second() -> None:
                 except (ReplicaFailed, PoisonRequest, NotReady) as exc:
                     wrong.append(exc)
                     return
-                if outcome.block.buffer != sent.latent.buffer:
+                if outcome.tensor.buffer != sent.latent.buffer:
                     wrong.append(ValueError("another's answer"))
                 done += 1
                 if engine.draining:

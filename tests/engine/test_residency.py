@@ -38,7 +38,7 @@ async def test_least_recently_used() -> None:
         assert loaded(engine) == {"b", "c"}
         assert engine.known(engine.find("a")) is not None
         await run(engine, job(), "b")
-        assert (await run(engine, job(3.0), "a")).block.buffer == job(3.0).latent.buffer
+        assert (await run(engine, job(3.0), "a")).tensor.buffer == job(3.0).latent.buffer
         assert loaded(engine) == {"a", "b"}
 
 

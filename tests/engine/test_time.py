@@ -9,11 +9,12 @@ import pytest
 from remote_vae.core.layout import MatchedLayout
 from remote_vae.engine.admission import Limits
 from remote_vae.engine.engine import Engine
-from remote_vae.engine.job import Block, DecodeJob
+from remote_vae.engine.job import DecodeJob
 from remote_vae.engine.observer import Ran, Silent
 from remote_vae.engine.pool import Served
 from remote_vae.errors import DeadlineExceeded, Overloaded, TooManyRequests
 from remote_vae.models.spec import ModelSpec
+from remote_vae.values import Output, Scaling, ScalingMode, Tensor
 
 from .running import job, run, running
 
@@ -73,7 +74,8 @@ async def test_room_comes_back() -> None:
 def latent(side: int, plan: str | None) -> DecodeJob:
     values = np.random.default_rng(0).standard_normal((1, 16, side, side), dtype=np.float32)
     fit = MatchedLayout("b c h w -> b c h w", {"b": 1, "c": 16, "h": side, "w": side}, 1, 1, 8 * side, 8 * side)
-    return DecodeJob(True, None, plan, Block("float32", values.shape, values.tobytes()), fit, "uint8")
+    tensor = Tensor("float32", values.shape, values.tobytes())
+    return DecodeJob(Scaling(ScalingMode.MODEL), plan, tensor, fit, Output.UINT8)
 
 
 @pytest.mark.alone
@@ -95,7 +97,7 @@ async def test_dropped_between_strips(how: str) -> None:
             large.cancel()
         await asyncio.gather(large, return_exceptions=True)
         started = time.perf_counter()
-        assert (await run(engine, latent(8, None))).block.shape == (1, 64, 64, 3)
+        assert (await run(engine, latent(8, None))).tensor.shape == (1, 64, 64, 3)
         assert time.perf_counter() - started < 3 * alone  # the large one takes nine times as long
     finally:
         await engine.stop()

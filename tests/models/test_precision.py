@@ -8,9 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from remote_vae.core import filters
-from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Output, decode
-from remote_vae.core.encode import Take, encode
+from remote_vae.core.decode import decode
+from remote_vae.core.encode import encode
 from remote_vae.core.layout import fit_latent
 from remote_vae.errors import NonFiniteOutput
 from remote_vae.models.loader import load, open_model, resolve_dtype
@@ -18,6 +17,7 @@ from remote_vae.models.recipes import RECIPES
 from remote_vae.models.registry import find_row
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
+from remote_vae.values import Output, Posterior, Scaling, ScalingMode
 
 TINY: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -83,7 +83,7 @@ def test_a_recipe_brings_its_familys_policy(tmp_path: Path) -> None:
 def run(vae: DiffusersVAE) -> Any:
     latent, recipe = torch.randn((1, 4, 6, 8), generator=torch.Generator().manual_seed(1)), RECIPES["sd1"]
     fit = fit_latent(recipe, vae.info, tuple(latent.shape), **FIT)
-    return decode(vae, recipe, latent, fit=fit, scaling=Scaling(own=True), output=Output.RAW)
+    return decode(vae, recipe, latent, fit=fit, scaling=Scaling(ScalingMode.MODEL), output=Output.RAW)
 
 
 def test_an_overflowing_decode_is_redone(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_overflowing_encode_is_redone(tmp_path: Path) -> None:
     folder = save(tmp_path, force_upcast=False, overflow="encoder")
     vae = load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float16"))
     image = torch.rand((1, 3, 48, 64), generator=torch.Generator().manual_seed(1))
-    done = encode(vae, RECIPES["sd1"], image, scaling=Scaling(own=True), take=Take.MODE)
+    done = encode(vae, RECIPES["sd1"], image, scaling=Scaling(ScalingMode.MODEL), posterior=Posterior.MODE)
     assert (done.dtype, vae.dtype) == (torch.float32, torch.float16)
     assert "redone in float32" in done.note
     assert torch.isfinite(done.latent).all()

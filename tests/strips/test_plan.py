@@ -6,9 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Output, decode
-from remote_vae.core.encode import Take, encode
+from remote_vae.core.decode import decode
+from remote_vae.core.encode import encode
 from remote_vae.core.execute import RUN_OPTIONS, RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
@@ -19,6 +18,7 @@ from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, R
 from remote_vae.models.recipes import RECIPES
 from remote_vae.models.stages import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
+from remote_vae.values import Output, Posterior, Scaling
 
 from .models import small
 
@@ -202,7 +202,7 @@ def test_encode_by_plan(vae: DiffusersVAE) -> None:
     """A batch of pictures is encoded in strips as without, and the reply names the plan."""
     picture = torch.rand(2, 3, 48, 40)
     found = [
-        encode(vae, RECIPES["sd1"], picture, scaling=Scaling(), take=Take.PARAMETERS, options=options)
+        encode(vae, RECIPES["sd1"], picture, scaling=Scaling(), posterior=Posterior.PARAMETERS, options=options)
         for options in (RunOptions("strips-recompute"), RunOptions())
     ]
     assert [item.plan for item in found] == ["strips-recompute", "whole"]

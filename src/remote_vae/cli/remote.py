@@ -173,18 +173,24 @@ def _decode_locally(
     try:
         import torch
 
-        from remote_vae.core.affine import Scaling
-        from remote_vae.core.decode import Output
         from remote_vae.core.decode import decode as run
         from remote_vae.core.layout import fit_latent
         from remote_vae.models.loader import open_model
         from remote_vae.models.spec import parse_spec
+        from remote_vae.values import Output, Scaling, ScalingMode
     except ImportError as exc:
         raise ConfigurationError("verify needs a local VAE; run: pip install 'remote-vae[server]'") from exc
     spec = parse_spec(vae, random_weights=random_weights, dtype=dtype)
     loaded, recipe = open_model(spec.to_json())
     fit = fit_latent(recipe, loaded.info, frame.shape, model=spec.name, height=height, width=width)
     latent = torch.frombuffer(bytearray(frame.buffer), dtype=getattr(torch, frame.dtype)).reshape(frame.shape)
-    pixels = run(loaded, recipe, latent, fit=fit, scaling=Scaling(own=scaling), output=Output.RAW).pixels
+    pixels = run(
+        loaded,
+        recipe,
+        latent,
+        fit=fit,
+        scaling=Scaling(ScalingMode.MODEL if scaling else ScalingMode.NONE),
+        output=Output.RAW,
+    ).pixels
     found: np.ndarray = pixels.float().numpy()
     return found

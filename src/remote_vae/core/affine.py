@@ -1,18 +1,9 @@
 """The one normalisation of the field, both ways, in float32."""
 
-from dataclasses import dataclass
-
 import torch
 
 from remote_vae.core.recipe import Affine, Constants
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Whose constants apply: the model's (`own`), the caller's (`given`), or nobody's."""
-
-    own: bool = False
-    given: Constants | None = None
+from remote_vae.values import Scaling, ScalingMode
 
 
 def denormalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Constants) -> torch.Tensor:
@@ -33,12 +24,11 @@ def normalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Constant
 
 def choose(op: Affine, scaling: Scaling, constants: Constants) -> Constants | None:
     """The constants that take part, or None when nothing is to be done."""
-    wanted = scaling.own or scaling.given is not None
     if op.literal is not None:
-        return None if wanted else op.literal
-    if scaling.given is not None:
-        return scaling.given
-    if not scaling.own:
+        return op.literal if scaling.mode is ScalingMode.NONE else None
+    if scaling.mode is ScalingMode.GIVEN:
+        return Constants(scaling.scaling_factor, scaling.shift_factor)
+    if scaling.mode is ScalingMode.NONE:
         return None
     both = constants.latents_mean is not None and constants.latents_std is not None
     return Constants(

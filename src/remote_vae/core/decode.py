@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import torch
 from einops import rearrange
 
-from remote_vae.core.affine import Scaling, denormalise
+from remote_vae.core.affine import denormalise
 from remote_vae.core.execute import RUN_OPTIONS, RunOptions, first_that_fits, own_code, plans, stream
 from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
@@ -16,19 +15,7 @@ from remote_vae.core.recipe import Affine, Decode, NoiseBlend, Op, PixelAffine, 
 from remote_vae.core.stages import Program
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteInput, NonFiniteOutput
-
-
-class Output(StrEnum):
-    """What to make of the decoder's output.
-
-    *Shapes*: RAW [B,3,H,W] or [B,3,F,H,W] as the VAE gives it; UNIT the same in [0, 1], but [F,3,H,W] for video;
-    UINT8 [B,H,W,3] or [F,H,W,3]; FIRST [1,H,W,3], the first picture or frame.
-    """
-
-    RAW = "raw"
-    UNIT = "unit"
-    UINT8 = "uint8"
-    FIRST = "first"
+from remote_vae.values import Output, Scaling
 
 
 @dataclass(frozen=True, slots=True)

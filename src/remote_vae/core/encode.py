@@ -1,29 +1,21 @@
 """Pixels -> posterior -> latent: a recipe run backwards."""
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import torch
 from einops import rearrange
 from torch.nn import functional
 
-from remote_vae.core.affine import Scaling, normalise
+from remote_vae.core.affine import normalise
 from remote_vae.core.execute import RUN_OPTIONS, RunOptions, first_that_fits, own_code, plans, stream
 from remote_vae.core.pixels import all_finite, from_signed, signed
 from remote_vae.core.plan import Plan, PlanName
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
+from remote_vae.values import Posterior, Scaling
 
 LARGEST_PIXEL = 16.0  # beyond it a float picture is surely in 0..255, which would saturate the encoder
-
-
-class Take(StrEnum):
-    """What is taken of the posterior."""
-
-    SAMPLE = "sample"
-    MODE = "mode"
-    PARAMETERS = "parameters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +39,7 @@ def encode(
     image: torch.Tensor,
     *,
     scaling: Scaling,
-    take: Take,
+    posterior: Posterior,
     seed: int | None = None,
     options: RunOptions = RUN_OPTIONS,
 ) -> Encoded:
@@ -61,17 +53,23 @@ def encode(
     if recipe.kind == "video" and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     try:
-        return _encode(vae, recipe, pixels, scaling, take, seed, options)
+        return _encode(vae, recipe, pixels, scaling, posterior, seed, options)
     except NonFiniteOutput:
         if vae.dtype is torch.float32:
             raise
     with vae.upcast():
-        found = _encode(vae, recipe, pixels, scaling, take, seed, options)
+        found = _encode(vae, recipe, pixels, scaling, posterior, seed, options)
     return replace(found, note="redone in float32, because the output was not finite")
 
 
 def _encode(
-    vae: VAE, recipe: Recipe, x: torch.Tensor, scaling: Scaling, take: Take, seed: int | None, options: RunOptions
+    vae: VAE,
+    recipe: Recipe,
+    x: torch.Tensor,
+    scaling: Scaling,
+    posterior: Posterior,
+    seed: int | None,
+    options: RunOptions,
 ) -> Encoded:
     """The recipe's operations, last to first; the posterior's parameters leave before they are normalised."""
     plan = Plan(PlanName.WHOLE)
@@ -81,9 +79,9 @@ def _encode(
                 x = from_signed(x, op)
             case Decode():
                 x, plan = _moments(vae, x.to(vae.dtype), options)
-                if take is Take.PARAMETERS:
+                if posterior is Posterior.PARAMETERS:
                     break
-                x = x if vae.info.deterministic else _draw(x, take, seed)
+                x = x if vae.info.deterministic else _draw(x, posterior, seed)
             case Affine():
                 x = normalise(x, op, scaling, vae.info.constants).to(x.dtype)
             case Rearrange():
@@ -152,13 +150,13 @@ def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return rearrange(frames, "(b f) c h w -> b c f h w", b=pixels.shape[0])
 
 
-def _draw(moments: torch.Tensor, take: Take, seed: int | None) -> torch.Tensor:
+def _draw(moments: torch.Tensor, posterior: Posterior, seed: int | None) -> torch.Tensor:
     """The mode, or a sample with noise from the CPU, so that a seed means the same on every device.
 
     *Source*: diffusers' DiagonalGaussianDistribution.
     """
     mean, logvar = torch.chunk(moments, 2, dim=1)
-    if take is Take.MODE:
+    if posterior is Posterior.MODE:
         return mean
     generator = torch.Generator()
     if seed is None:

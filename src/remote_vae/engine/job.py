@@ -4,40 +4,24 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from remote_vae.core.layout import MatchedLayout
-from remote_vae.core.recipe import Constants
-
-Buffer = bytes | bytearray | memoryview
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A tensor's bytes: little-endian, C order."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    buffer: Buffer
+from remote_vae.values import Output, Posterior, Scaling, Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What both operations share: the scaling, by the model's own constants, the caller's or none, and the plan.
+    """What both operations share. `plan` None leaves the choice to the replica, which knows what memory is free."""
 
-    `plan` None leaves the choice to the replica, which knows what memory is free.
-    """
-
-    own_scaling: bool
-    given: Constants | None
+    scaling: Scaling
     plan: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob(Work):
-    """`output` is one of core.decode.Output's values."""
+    """A latent to be decoded, and how its axes were matched."""
 
-    latent: Block
+    latent: Tensor
     fit: MatchedLayout
-    output: str
+    output: Output
 
     @property
     def pixels(self) -> int:
@@ -46,22 +30,22 @@ class DecodeJob(Work):
     @property
     def reply_bytes(self) -> int:
         """The most that the pixels can take."""
-        return self.fit.pixels * 3 * (1 if self.output in ("uint8", "first") else 4)
+        return self.fit.pixels * 3 * (1 if self.output in (Output.UINT8, Output.FIRST) else 4)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob(Work):
-    """`take` is one of core.encode.Take's values; `latent_values` counts the values of the latent's mean."""
+    """A picture or video to be encoded; `latent_values` counts the values of the latent's mean."""
 
-    image: Block
-    take: str
+    image: Tensor
+    posterior: Posterior
     seed: int | None
     pixels: int
     latent_values: int
 
     @property
     def reply_bytes(self) -> int:
-        return self.latent_values * 4 * (2 if self.take == "parameters" else 1)
+        return self.latent_values * 4 * (2 if self.posterior is Posterior.PARAMETERS else 1)
 
 
 Job = DecodeJob | EncodeJob
@@ -74,7 +58,7 @@ class Outcome:
     `planned_bytes` is what the plan should take at most, None if that is not predicted.
     """
 
-    block: Block
+    tensor: Tensor
     plan: str
     dtype_run: str
     note: str
@@ -82,7 +66,7 @@ class Outcome:
     planned_bytes: int | None = None
 
 
-def block_of(job: Job) -> Block:
+def tensor_of(job: Job) -> Tensor:
     """The tensor that a job brings."""
     return job.latent if isinstance(job, DecodeJob) else job.image
 
@@ -93,13 +77,12 @@ def op_of(job: Job) -> str:
 
 def to_message(job: Job) -> dict[str, Any]:
     """A job as JSON values, its bytes left out: they pass through shared memory."""
-    block = block_of(job)
+    tensor = tensor_of(job)
     body: dict[str, Any] = {
         "op": op_of(job),
-        "dtype": block.dtype,
-        "shape": block.shape,
-        "own_scaling": job.own_scaling,
-        "given": asdict(job.given) if job.given else None,
+        "dtype": tensor.dtype,
+        "shape": tensor.shape,
+        "scaling": asdict(job.scaling),
         "plan": job.plan,
     }
     if isinstance(job, DecodeJob):
@@ -108,4 +91,4 @@ def to_message(job: Job) -> dict[str, Any]:
             "fit": {item.name: getattr(job.fit, item.name) for item in fields(job.fit)},
             "output": job.output,
         }
-    return {**body, "take": job.take, "seed": job.seed}
+    return {**body, "posterior": job.posterior, "seed": job.seed}

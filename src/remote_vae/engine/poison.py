@@ -5,7 +5,7 @@ import json
 from collections import OrderedDict
 from typing import Final
 
-from remote_vae.engine.job import Job, block_of, to_message
+from remote_vae.engine.job import Job, tensor_of, to_message
 from remote_vae.errors import PoisonRequest
 
 MOST_REMEMBERED: Final = 256
@@ -44,5 +44,5 @@ def poisoned() -> PoisonRequest:
 def _digest(job: Job) -> bytes:
     """Of all that decides what a job does; tells nothing about what is in it."""
     found = hashlib.blake2b(json.dumps(to_message(job), default=dict).encode(), digest_size=16)
-    found.update(block_of(job).buffer)
+    found.update(tensor_of(job).buffer)
     return found.digest()

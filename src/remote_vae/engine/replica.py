@@ -15,9 +15,10 @@ import psutil
 
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
-from remote_vae.engine.job import Block, Job, Outcome, block_of, op_of, to_message
+from remote_vae.engine.job import Job, Outcome, op_of, tensor_of, to_message
 from remote_vae.engine.shared_memory import Memory, StopWord
 from remote_vae.errors import RemoteVAEError, ReplicaFailed, from_json
+from remote_vae.values import Tensor
 
 LARGE_BYTES: Final = 4 << 20  # a copy of this many takes half a millisecond
 STOP_SECONDS: Final = 5.0
@@ -99,7 +100,7 @@ class Replica:
         *Raises* ReplicaLost when the process dies over it, Overloaded when there is no shared memory for it.
         """
         self._serial += 1  # first, since `abandon` may come while the tensor is copied
-        block = memoryview(block_of(job).buffer).cast("B")
+        block = memoryview(tensor_of(job).buffer).cast("B")
         name = await self._copy(block.nbytes, self._memory.fill, block)
         out = self._memory.room(job.reply_bytes)
         told = await self._ask({"serial": self._serial, "in": name, "out": out, **to_message(job)})
@@ -177,7 +178,7 @@ class Replica:
             return from_json(told["error"], status=0)
         found = await self._copy(told["nbytes"], self._memory.read, told["nbytes"])
         return Outcome(
-            Block(told["dtype"], tuple(told["shape"]), found),
+            Tensor(told["dtype"], tuple(told["shape"]), found),
             told["plan"],
             told["dtype_run"],
             told["note"],

@@ -7,12 +7,11 @@ from typing import Any, Final
 
 import torch
 
-from remote_vae.core.affine import Scaling
-from remote_vae.core.decode import Decoded, Output, decode
-from remote_vae.core.encode import Encoded, Take, encode
+from remote_vae.core.decode import Decoded, decode
+from remote_vae.core.encode import Encoded, encode
 from remote_vae.core.execute import RunOptions
 from remote_vae.core.layout import MatchedLayout, fit_latent
-from remote_vae.core.recipe import Constants, Recipe
+from remote_vae.core.recipe import Recipe
 from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
 from remote_vae.engine.memory import Budget, held_bytes
@@ -25,6 +24,7 @@ from remote_vae.errors import (
     RemoteVAEError,
     to_json,
 )
+from remote_vae.values import Output, Posterior, Scaling, ScalingMode
 
 BROKEN_DEVICE: Final = 70  # the exit code of a process whose device answers nothing but errors any more
 WARM_SIDE: Final = 8  # of the first latent, in latent pixels
@@ -50,7 +50,14 @@ class Bench:
         shape = (1, info.latent_channels, *frames, WARM_SIDE, WARM_SIDE)
         fit = fit_latent(self._recipe, info, shape, model=info.source, height=None, width=None)
         try:
-            decode(self._vae, self._recipe, torch.zeros(shape), fit=fit, scaling=Scaling(own=True), output=Output.UINT8)
+            decode(
+                self._vae,
+                self._recipe,
+                torch.zeros(shape),
+                fit=fit,
+                scaling=Scaling(ScalingMode.MODEL),
+                output=Output.UINT8,
+            )
         except RemoteVAEError as exc:
             raise ModelLoadError(
                 f"the weights of {info.source or 'this model'!r} do not decode a latent of zeros: {exc.message}",
@@ -97,14 +104,16 @@ class Bench:
 
     def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Decoded | Encoded]:
         self._checkpoint()
-        scaling = Scaling(own=job["own_scaling"], given=_constants(job["given"]))
+        scaling = Scaling(**{**job["scaling"], "mode": ScalingMode(job["scaling"]["mode"])})
         terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint)
         if job["op"] == "decode":
             fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)
             return _travelling(decoded.pixels, of_bfloat16=torch.float16), decoded
-        take = Take(job["take"])
-        encoded = encode(self._vae, self._recipe, tensor, scaling=scaling, take=take, seed=job["seed"], options=terms)
+        posterior, seed = Posterior(job["posterior"]), job["seed"]
+        encoded = encode(
+            self._vae, self._recipe, tensor, scaling=scaling, posterior=posterior, seed=seed, options=terms
+        )
         return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
 
     def _checkpoint(self) -> None:
@@ -126,10 +135,6 @@ def _as_ours(error: Exception) -> RemoteVAEError:
 def _travelling(tensor: torch.Tensor, *, of_bfloat16: torch.dtype) -> torch.Tensor:
     """bfloat16 is never sent, since one client misreads it; pixels fit float16, latents keep their range."""
     return tensor.to(of_bfloat16) if tensor.dtype is torch.bfloat16 else tensor
-
-
-def _constants(found: Message | None) -> Constants | None:
-    return Constants(found["scaling_factor"], found["shift_factor"]) if found else None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from remote_vae import values
 from remote_vae.core.layout import MatchedLayout, fit_latent
-from remote_vae.core.recipe import Affine, Constants
+from remote_vae.core.recipe import Affine
 from remote_vae.core.vae_info import VAEInfo
-from remote_vae.engine.job import Block, DecodeJob, EncodeJob, Outcome
+from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.errors import InvalidImage, InvalidValue, LatentMismatch, TooLarge, UnsupportedOutput
 from remote_vae.media.images import read_image, write_image
@@ -24,6 +25,7 @@ from remote_vae.protocol.messages import (
     ScalingMode,
 )
 from remote_vae.server.settings import Settings
+from remote_vae.values import Output, Tensor
 
 MEDIA_FORMATS = {Form.JPG: "jpg", Form.PNG: "png", Form.WEBP: "webp"}
 
@@ -85,9 +87,8 @@ def fit_decode(
 def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: Settings) -> DecodeJob:
     """*Raises* what `fit_decode` raises, and TooLarge for a reply above the limit."""
     fit = fit_decode(model, info, request.latent.shape, request.options, settings)
-    own, given = _scaling(request.options.scaling)
-    block = Block(request.latent.dtype, request.latent.shape, request.latent.buffer)
-    job = DecodeJob(own, given, request.options.plan, block, fit, _output(request))
+    latent = Tensor(request.latent.dtype, request.latent.shape, request.latent.buffer)
+    job = DecodeJob(_scaling(request.options.scaling), request.options.plan, latent, fit, _output(request))
     if job.reply_bytes > settings.max_reply_bytes and not request.form.is_image and request.form is not Form.MP4:
         raise TooLarge(
             f"the reply would have {job.reply_bytes} bytes; the limit is {settings.max_reply_bytes}; ask for pictures, "
@@ -97,15 +98,15 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
     return job
 
 
-def _output(request: DecodeRequest) -> str:
+def _output(request: DecodeRequest) -> Output:
     """What the replica should make of the pixels, so that no more bytes than needed leave it."""
     if request.form is Form.MP4:
-        return "uint8"
+        return Output.UINT8
     if request.form.is_image:
-        return "first"
+        return Output.FIRST
     if request.options.output_type is OutputType.PIL:
-        return "unit"
-    return "uint8" if request.options.partial_postprocess else "raw"
+        return Output.UNIT
+    return Output.UINT8 if request.options.partial_postprocess else Output.RAW
 
 
 def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: Settings) -> EncodeJob:
@@ -129,10 +130,12 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
             width=width,
         )
     ratio = info.spatial_compression_ratio
-    values = block.shape[0] * info.latent_channels * info.latent_frames(frames) * (height // ratio) * (width // ratio)
-    own, given = _scaling(request.options.scaling)
+    latent_values = (
+        block.shape[0] * info.latent_channels * info.latent_frames(frames) * (height // ratio) * (width // ratio)
+    )
+    scaling, plan, seed = _scaling(request.options.scaling), request.options.plan, request.options.seed
     pixels = block.shape[0] * frames * height * width
-    return EncodeJob(own, given, request.options.plan, block, take, request.options.seed, pixels, values)
+    return EncodeJob(scaling, plan, block, values.Posterior(take), seed, pixels, latent_values)
 
 
 def _check_encode(options: EncodeOptions, take: str, info: VAEInfo, model: Served) -> None:
@@ -148,18 +151,18 @@ def _check_encode(options: EncodeOptions, take: str, info: VAEInfo, model: Serve
         raise InvalidValue(f"model {model.name!r} has no posterior; take posterior=mode", name="posterior")
 
 
-def _read_picture(data: Buffer, multiple: int, settings: Settings) -> Block:
+def _read_picture(data: Buffer, multiple: int, settings: Settings) -> Tensor:
     pixels = read_image(data, multiple=multiple, max_pixels=settings.max_pixels, max_side=settings.max_side)
-    return Block("uint8", (1, *pixels.shape), pixels.data.cast("B"))
+    return Tensor("uint8", (1, *pixels.shape), pixels.data.cast("B"))
 
 
-def _read_tensor(model: Served, frame: TensorFrame) -> tuple[Block, int, int, int]:
+def _read_tensor(model: Served, frame: TensorFrame) -> tuple[Tensor, int, int, int]:
     """The block with its batch axis, and its frames, height and width in pixels."""
     shape = frame.shape
     video = model.recipe.kind == "video"
     if len(shape) == 3 or (video and len(shape) == 4 and shape[0] == 3 and shape[1] != 3):
         shape = (1, *shape)
-    block = Block(frame.dtype, shape, frame.buffer)
+    block = Tensor(frame.dtype, shape, frame.buffer)
     if len(shape) == 4 and shape[1] == 3:
         return block, 1, shape[2], shape[3]
     if len(shape) == 4 and shape[3] == 3 and frame.dtype == "uint8":
@@ -173,10 +176,8 @@ def _read_tensor(model: Served, frame: TensorFrame) -> tuple[Block, int, int, in
     )
 
 
-def _scaling(scaling: Scaling) -> tuple[bool, Constants | None]:
-    if scaling.mode is ScalingMode.GIVEN:
-        return False, Constants(scaling.scaling_factor, scaling.shift_factor)
-    return scaling.mode is ScalingMode.MODEL, None
+def _scaling(scaling: Scaling) -> values.Scaling:
+    return values.Scaling(values.ScalingMode(scaling.mode), scaling.scaling_factor, scaling.shift_factor)
 
 
 def _check_factors(scaling: Scaling, model: Served) -> None:
@@ -212,7 +213,7 @@ def _check_limits(settings: Settings, *, batch: int, frames: int, height: int, w
 
 def write_payload(outcome: Outcome, form: Form, quality: int) -> TensorFrame | bytes:
     """The reply's payload; writing pictures and video takes time, so it belongs into a thread."""
-    block = outcome.block
+    block = outcome.tensor
     if form.is_tensor:
         return TensorFrame(block.dtype, block.shape, block.buffer)
     pixels = np.frombuffer(block.buffer, dtype=np.uint8).reshape(block.shape)
