@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from remote_vae.client.calls import decode_request, encode_request
-from remote_vae.client.checks import check_decoded, check_encoded, check_picture_size
-from remote_vae.client.latents import frame_of
+from remote_vae.client.checks import check_decoded, check_encoded, most_pixels
+from remote_vae.client.latents import tensor_of
 from remote_vae.errors import InvalidReply
 
 F16 = "float16"
@@ -14,7 +14,7 @@ UINT8 = {"output_type": "pt", "partial_postprocess": True}
 
 
 def tensor(shape, dtype=F16):
-    return frame_of(np.zeros(shape, dtype))
+    return tensor_of(np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize(
@@ -39,64 +39,47 @@ def tensor(shape, dtype=F16):
 )
 def test_possible_replies(latent, options, reply, dtype):
     """Every layout that a server may answer a latent with is accepted."""
-    check_decoded(decode_request(tensor(latent), **options), tensor(reply, dtype))
+    check_decoded(decode_request(tensor(latent), options), tensor(reply, dtype))
 
 
 @pytest.mark.parametrize(
     ("latent", "options", "reply", "dtype"),
     [
-        ((1, 4, 8, 9), PT, (2, 3, 64, 72), F16),
-        ((1, 4, 8, 9), PT, (1, 3, 72, 64), F16),
-        ((1, 4, 8, 9), PT, (1, 3, 64, 73), F16),
-        ((1, 4, 8, 9), PT, (1, 3, 65, 72), F16),
-        ((1, 4, 8, 9), PT, (1, 3, 4, 4), F16),
-        ((1, 4, 8, 9), PT, (1, 3, 1024, 1152), F16),
-        ((1, 4, 8, 9), PT, (1, 4, 64, 72), F16),
-        ((1, 4, 8, 9), PT, (1, 64, 72, 3), F16),
         ((1, 4, 8, 9), PT, (1, 3, 64, 72), "uint8"),
         ((1, 4, 8, 9), UINT8, (1, 64, 72, 3), F16),
-        ((1, 4, 8, 9), UINT8, (1, 3, 64, 72), "uint8"),
+        ((1, 4, 8, 9), UINT8, (1, 1, 64, 72, 3), "uint8"),
         ((1, 4, 8, 9), PT, (3, 64, 72), F16),
         ((1, 4, 8, 9), {}, (1, 3, 1, 64, 72), F16),
-        ((2, 12, 64), {**PT, "height": 50, "width": 64}, (3, 3, 48, 64), F16),
-        ((2, 12, 64), {**PT, "height": 50, "width": 64}, (2, 3, 64, 64), F16),
-        ((2, 16, 3, 4, 5), PT, (1, 3, 9, 32, 40), F16),
-        ((12,), PT, (1, 3, 48, 64), F16),
     ],
 )
 def test_impossible_replies(latent, options, reply, dtype):
-    """A reply of another type, batch, size or number of colours is refused."""
+    """A reply of another type or with another number of axes is refused."""
     with pytest.raises(InvalidReply):
-        check_decoded(decode_request(tensor(latent), **options), tensor(reply, dtype))
+        check_decoded(decode_request(tensor(latent), options), tensor(reply, dtype))
 
 
-def test_picture_of_a_packed_latent():
-    """A packed latent's picture has the sides that were asked for, floored."""
-    request = decode_request(tensor((1, 12, 64)), height=50, width=64)
-    check_picture_size(request, 48, 64)
-    with pytest.raises(InvalidReply, match="height=50"):
-        check_picture_size(request, 64, 48)
+def test_most_pixels():
+    """A picture has at most 64x64 pixels for each value of its latent, which no VAE exceeds."""
+    assert most_pixels(decode_request(tensor((1, 12, 64)), {})) == 12 * 64 * 64 * 64
 
 
 @pytest.mark.parametrize(
     ("image", "options", "reply", "dtype", "fits"),
     [
         (b"png", {}, (1, 4, 8, 8), F16, True),
-        (b"png", {}, (2, 4, 8, 8), F16, False),
         (b"png", {}, (1, 4, 8, 8), "uint8", False),
         (b"png", {}, (4, 8, 8), F16, False),
         (b"png", {"posterior": "parameters"}, (1, 8, 8, 8), F16, True),
-        (b"png", {"posterior": "parameters"}, (1, 7, 8, 8), F16, False),
         (tensor((2, 3, 64, 64)), {}, (2, 4, 8, 8), F16, True),
-        (tensor((2, 3, 64, 64)), {}, (1, 4, 8, 8), F16, False),
+        (tensor((2, 3, 64, 64)), {}, (4, 8, 8), F16, False),
         (tensor((3, 64, 64)), {}, (1, 4, 8, 8), F16, True),
         (tensor((3, 9, 64, 64)), {}, (1, 16, 3, 8, 8), F16, True),
         (tensor((2, 3, 9, 64, 64)), {}, (2, 16, 3, 8, 8), F16, True),
     ],
 )
 def test_latents_of_an_encode(image, options, reply, dtype, fits):
-    """A latent is float, has four or five axes, and as many on the first as pictures were sent."""
-    request = encode_request(image, **options)
+    """A latent is float and has four or five axes."""
+    request = encode_request(image, options)
     if fits:
         check_encoded(request, tensor(reply, dtype))
     else:

@@ -83,9 +83,7 @@ def test_connection_reset_within_the_body(call, serve, answers, latent):
     "headers",
     [
         {"shape": "[1,3,32,33]"},
-        {"shape": "[1,3,16,64]"},
-        {"shape": "[1,4,32,24]"},
-        {"shape": "[2,3,16,32]"},
+        {"shape": "[3,1024]"},
         {"shape": "[3,32,32]"},
         {"shape": "[1,1,3,32,32,1]"},
         {"shape": "[0,3,32,32]"},
@@ -115,7 +113,7 @@ def test_tensor_whose_headers_lie(call, serve, answers, latent, headers):
 
 @pytest.mark.parametrize(
     "reply",
-    [{"size": (32, 16)}, {"size": (33, 33)}, {"size": (512, 512)}, {"form": "jpeg", "content_type": "image/png"}],
+    [{"size": (1024, 512)}, {"form": "jpeg", "content_type": "image/png"}],
 )
 def test_picture_that_cannot_be_the_answer(call, serve, answers, latent, reply):
     """A picture of impossible size or of another format is an InvalidReply."""

@@ -168,7 +168,7 @@ def test_floats_beyond_one_do_not_wrap(serve, answers):
 
 def test_errors_are_ours(serve, answers):
     """An error of the server is raised as its class; a wrong picture is not returned."""
-    server = serve(answers.error(422, "latent_mismatch"), answers.picture((31, 31), "jpeg"))
+    server = serve(answers.error(422, "latent_mismatch"), answers.picture((1024, 512), "jpeg"))
     with pytest.raises(LatentMismatch):
         remote_decode(server.url, LATENT)
     with pytest.raises(InvalidReply):

@@ -10,7 +10,7 @@ def test_client_imports_neither_torch_nor_a_server():
         "import sys, numpy\n"
         "from remote_vae.client import AsyncClient, Client, DecodeQueue, preview_callback, remote_decode\n"
         "from remote_vae.client.calls import decode_request\n"
-        "decode_request(numpy.zeros((1, 4, 8, 8), 'float16'))\n"
+        "decode_request(numpy.zeros((1, 4, 8, 8), 'float16'), {})\n"
         "Client('http://127.0.0.1:1').close()\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'starlette', 'uvicorn', 'av', 'einops', 'requests'}\n"
         "print(*sorted(heavy & set(sys.modules)))\n"

@@ -15,10 +15,11 @@ from remote_vae.errors import all_errors
 from remote_vae.models.loader import CLASSES
 from remote_vae.models.recipes import RECIPES
 from remote_vae.models.registry import REGISTRY
-from remote_vae.protocol import parameters
-from remote_vae.protocol.messages import Form, Provenance, Reply
+from remote_vae.protocol import options
+from remote_vae.protocol.messages import Provenance, Reply
 from remote_vae.protocol.replies import render_reply
 from remote_vae.server.settings import Settings
+from remote_vae.values import FORMATS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,13 +58,13 @@ def test_every_parameter_has_a_row() -> None:
         for name in names.split(", "):
             for one in documented if operation == "both" else [operation]:
                 documented[one].add(name)
-    assert documented == {"decode": set(parameters.DECODE), "encode": set(parameters.ENCODE)}
+    assert documented == {"decode": set(options.DECODE), "encode": set(options.ENCODE)}
 
 
 def test_every_header_has_a_row() -> None:
     """docs/wire.md has the headers that tell how a reply came about."""
     full = Provenance("r", "m", "v", "whole", "float32", "note", {"decode": 1.0})
-    _, headers, _ = render_reply(Reply(b"x", Form.PNG, full))
+    _, headers, _ = render_reply(Reply(b"x", FORMATS["png"], full))
     documented = {name for cell, _ in rows("wire.md", first="header") for name in cell.split(", ")}
     assert documented == {name for name, _ in headers} - {"content-type"}
 
@@ -84,7 +85,7 @@ def test_every_route_has_a_row(live: Any) -> None:
 def test_every_reply_form_is_named() -> None:
     """docs/wire.md names every media type that a reply can have."""
     text = (ROOT / "docs" / "wire.md").read_text()
-    assert [form.value for form in Form if f"`{form.value}`" not in text] == []
+    assert [row.media_type for row in FORMATS.values() if f"`{row.media_type}`" not in text] == []
 
 
 def test_every_model_has_a_row() -> None:

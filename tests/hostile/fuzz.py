@@ -17,7 +17,6 @@ with atheris.instrument_imports(include=["remote_vae", "PIL"]):
     from remote_vae.errors import RemoteVAEError, RequestError
     from remote_vae.media.images import read_image
     from remote_vae.protocol import replies, wire
-    from remote_vae.protocol.messages import DecodeOptions
 
 MOST_PIXELS, MOST_SIDE = 2**18, 2048
 
@@ -39,7 +38,7 @@ def request(data: bytes) -> None:
     headers = {"content-type": media.decode("latin-1"), "accept": accept.decode("latin-1")}
     try:
         head = wire.parse_head("/", query, headers)
-        parse = wire.parse_decode if isinstance(head.options, DecodeOptions) else wire.parse_encode
+        parse = wire.parse_decode if head.decode_options is not None else wire.parse_encode
         parse(head, body)
     except RequestError as exc:
         if not 400 <= exc.status < 500 or not exc.message.isprintable():

@@ -17,6 +17,7 @@ from PIL import Image
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
 from remote_vae.media.images import read_image, write_image
 from remote_vae.media.png import write_png
+from remote_vae.values import FORMATS
 
 REFUSALS = (InvalidImage, TooLarge, UnsupportedMediaType)
 
@@ -173,19 +174,19 @@ def test_our_png_is_a_png(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
 def test_written_pictures_look_the_same(image_format: str) -> None:
-    data = write_image(picture(), image_format=image_format, quality=95)
+    data = write_image(picture(), FORMATS[image_format], quality=95)
     back = np.asarray(Image.open(BytesIO(data)).convert("RGB")).astype(float)
     assert np.abs(back - picture()).mean() < (0.01 if image_format == "png" else 4)
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "webp"])
 def test_quality_is_heard(image_format: str) -> None:
-    small, large = (len(write_image(picture(200, 200), image_format=image_format, quality=q)) for q in (20, 95))
+    small, large = (len(write_image(picture(200, 200), FORMATS[image_format], quality=q)) for q in (20, 95))
     assert small < large
 
 
 def test_a_format_that_cannot_hold_the_side_says_so() -> None:
     pixels = np.zeros((1, 16384, 3), np.uint8)
     with pytest.raises(UnsupportedOutput, match="webp holds at most 16383"):
-        write_image(pixels, image_format="webp", quality=80)
-    assert write_image(pixels, image_format="png", quality=80)
+        write_image(pixels, FORMATS["webp"], quality=80)
+    assert write_image(pixels, FORMATS["png"], quality=80)

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from remote_vae.models.registry import REGISTRY
-from remote_vae.protocol import parameters
+from remote_vae.protocol import options
 from remote_vae.server.openapi import document
 
 PAGES = ["/", "/health", "/live", "/ready", "/models", "/openapi.json", "/docs"]
@@ -147,10 +147,10 @@ def test_description_covers_every_parameter(copy: Any) -> None:
     """The OpenAPI document lists every parameter that the server reads, with a sentence and a type for each."""
     found = ask(copy, "GET", "/openapi.json").json()
     for path, known in (
-        ("/", {**parameters.DECODE, **parameters.ENCODE}),
-        ("/copy/decode", parameters.DECODE),
-        ("/copy/encode", parameters.ENCODE),
-        ("/flux1/decode", parameters.DECODE),
+        ("/", {**options.DECODE, **options.ENCODE}),
+        ("/copy/decode", options.DECODE),
+        ("/copy/encode", options.ENCODE),
+        ("/flux1/decode", options.DECODE),
     ):
         listed = {item["name"]: item for item in found["paths"][path]["post"]["parameters"]}
         assert set(listed) == set(known)

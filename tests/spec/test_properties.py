@@ -12,24 +12,25 @@ from hypothesis import strategies as st
 from remote_vae.client.retry import retry_after
 from remote_vae.errors import ConfigurationError, MalformedRequest, NotAcceptable, RemoteVAEError, RequestError
 from remote_vae.models.spec import parse_spec
-from remote_vae.protocol import parameters, wire
+from remote_vae.protocol import options, wire
 from remote_vae.protocol.bodies import read_json_body
 from remote_vae.protocol.digest import check_digest
-from remote_vae.protocol.messages import DecodeOptions, Form
-from remote_vae.protocol.negotiate import decode_form, encode_form
-from remote_vae.protocol.readers import read_boolean, read_factor, read_integer, read_real, read_shape, read_size
+from remote_vae.protocol.kinds import Boolean, Integer, Real, Shape
+from remote_vae.protocol.negotiate import decode_format, encode_format
 from remote_vae.protocol.replies import parse_reply
 from remote_vae.server.auth import _credential
 from remote_vae.server.keys import Keys
+from remote_vae.values import FORMATS, Format
 
 NUMBERS = st.from_regex(r"[+-]?[0-9_.]{0,8}([eE][+-]?[0-9]{1,4})?", fullmatch=True)
 ODD = st.sampled_from(
     ["0", "-0", "-0.0", "1e400", "١٢", "\uff11\uff16", "1_000", " 1", "1\n", "nan", "inf", "0x10", "1e-400", "9" * 40]
 )
 TEXT = st.text(max_size=40) | NUMBERS | ODD
-NAMES = st.sampled_from([*parameters.DECODE, *parameters.ENCODE, "x"])
+NAMES = st.sampled_from([*options.DECODE, *options.ENCODE, "x"])
 VALUES = TEXT | st.sampled_from(["1,4,8,8", "[1,4,8,8]", "float16", "True", "pt", "pil", "mp4", "0.18215", "None", ""])
 QUERY = st.lists(st.tuples(NAMES, VALUES), max_size=8).map(lambda pairs: "&".join(f"{n}={v}" for n, v in pairs))
+MEDIA_TYPES = [row.media_type for row in FORMATS.values()]
 ASCII = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=60)
 
 
@@ -37,9 +38,9 @@ ASCII = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=60)
 @settings(max_examples=500)
 def test_numbers(text: str) -> None:
     """A number that is accepted is plain ASCII, finite and within bounds, and is the one that was written."""
-    for read in (read_integer, read_size, read_real, read_factor):
+    for kind in (Integer(), Integer(1), Real(), Real(divides=True)):
         try:
-            value: Any = read("n", text)
+            value: Any = kind.read("n", text)
         except RequestError:
             continue
         assert text.isascii()
@@ -47,15 +48,15 @@ def test_numbers(text: str) -> None:
         assert text == text.strip()
         assert math.isfinite(value)
         assert value == float(text) or value == int(text)
-        assert read is not read_size or value >= 1
-        assert read is not read_factor or 1e-6 <= abs(value) <= 1e6
+        assert kind != Integer(1) or value >= 1
+        assert kind != Real(divides=True) or 1e-6 <= abs(value) <= 1e6
 
 
 @given(TEXT)
 def test_booleans(text: str) -> None:
     """Six spellings are booleans, and nothing else is."""
     try:
-        assert read_boolean("b", text) is (text in ("True", "true", "1"))
+        assert Boolean().read("b", text) is (text in ("True", "true", "1"))
     except MalformedRequest:
         assert text not in ("True", "true", "1", "False", "false", "0")
 
@@ -65,7 +66,7 @@ def test_booleans(text: str) -> None:
 def test_shapes(text: str) -> None:
     """A shape that is accepted has one to eight sizes of 1 or more, exactly as written."""
     try:
-        shape = read_shape("shape", text)
+        shape = Shape().read("shape", text)
     except RequestError:
         return
     assert 1 <= len(shape) <= 8
@@ -96,13 +97,13 @@ def test_requests(path: str, query: bytes, media: str, accept: str, timeout: str
         headers[wire.TIMEOUT_HEADER] = timeout
     try:
         head = wire.parse_head(path, query, headers)
-        found: Any = (wire.parse_decode if isinstance(head.options, DecodeOptions) else wire.parse_encode)(head, body)
+        found: Any = (wire.parse_decode if head.operation == "decode" else wire.parse_encode)(head, body)
     except RequestError as exc:
         check_refusal(exc)
         return
     frame = found.latent if head.operation == "decode" else found.image
     if hasattr(frame, "shape"):
-        assert frame.shape == head.claim.shape if head.claim else True
+        assert frame.shape == head.shape if head.shape else True
         assert len(frame.buffer) == math.prod(frame.shape) * {"float32": 4, "uint8": 1}.get(frame.dtype, 2)
 
 
@@ -134,9 +135,10 @@ def test_json_bodies(body: bytes) -> None:
 )
 def test_accept(accept: str) -> None:
     """Any Accept header gives one of the forms, or NotAcceptable."""
-    for form in (lambda: decode_form(accept, DecodeOptions()), lambda: encode_form(accept)):
+    defaults = options.complete({}, options.DECODE_ROWS)
+    for form in (lambda: decode_format(accept, defaults), lambda: encode_format(accept)):
         try:
-            assert isinstance(form(), Form)
+            assert isinstance(form(), Format)
         except NotAcceptable:
             continue
 
@@ -158,7 +160,7 @@ def test_digests(field: str, body: bytes) -> None:
     status=st.integers(100, 599),
     headers=st.dictionaries(
         st.sampled_from(["content-type", "shape", "dtype", "server-timing", "x-note"]),
-        TEXT | st.sampled_from([*Form, "[1,2]", "float16"]),
+        TEXT | st.sampled_from([*MEDIA_TYPES, "[1,2]", "float16"]),
     ),
     body=st.binary(max_size=32),
 )
@@ -171,7 +173,7 @@ def test_replies(status: int, headers: dict[str, str], body: bytes) -> None:
         return
     assert status == 200
     assert len(body)
-    assert reply.form.value == headers["content-type"].partition(";")[0].strip().lower()
+    assert reply.format.media_type == headers["content-type"].partition(";")[0].strip().lower()
 
 
 @given(
@@ -206,4 +208,4 @@ def test_retry_after(text: str) -> None:
 def test_zero_factors(zeros: str) -> None:
     """Every zero is refused as a factor, which divides."""
     with pytest.raises(RequestError):
-        read_factor("scaling_factor", zeros)
+        Real(divides=True).read("scaling_factor", zeros)

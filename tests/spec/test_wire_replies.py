@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from remote_vae import errors
 from remote_vae.errors import InvalidReply, RemoteVAEError
-from remote_vae.protocol.frame import TensorFrame
-from remote_vae.protocol.messages import Form, Provenance, Reply
+from remote_vae.protocol.messages import Provenance, Reply
 from remote_vae.protocol.replies import parse_reply, render_error, render_reply, request_id_of
+from remote_vae.values import FORMATS, Tensor
 
-FRAME = TensorFrame("float16", (1, 3, 1, 2), b"\x00\x3c" * 6)
+MEDIA_TYPES = [row.media_type for row in FORMATS.values()]
+FRAME = Tensor("float16", (1, 3, 1, 2), b"\x00\x3c" * 6)
 FULL = Provenance(
     request_id="r-1",
     model="demo",
@@ -32,29 +33,29 @@ FULL_HEADERS = [
 
 GOLDEN = {
     "binary": (
-        Reply(FRAME, Form.BINARY),
+        Reply(FRAME, FORMATS["binary"]),
         [("content-type", "tensor/binary"), ("shape", "[1, 3, 1, 2]"), ("dtype", "float16")],
         b"\x00\x3c\x00\x3c\x00\x3c\x00\x3c\x00\x3c\x00\x3c",
     ),
     "binary, with its provenance": (
-        Reply(FRAME, Form.BINARY, FULL),
+        Reply(FRAME, FORMATS["binary"], FULL),
         [("content-type", "tensor/binary"), *FULL_HEADERS, ("shape", "[1, 3, 1, 2]"), ("dtype", "float16")],
         b"\x00\x3c\x00\x3c\x00\x3c\x00\x3c\x00\x3c\x00\x3c",
     ),
     "uint8": (
-        Reply(TensorFrame("uint8", (1, 1, 1, 3), b"\x00\x80\xff"), Form.BINARY),
+        Reply(Tensor("uint8", (1, 1, 1, 3), b"\x00\x80\xff"), FORMATS["binary"]),
         [("content-type", "tensor/binary"), ("shape", "[1, 1, 1, 3]"), ("dtype", "uint8")],
         b"\x00\x80\xff",
     ),
     "base64": (
-        Reply(FRAME, Form.BASE64),
+        Reply(FRAME, FORMATS["base64"]),
         [("content-type", "tensor/base64"), ("shape", "[1, 3, 1, 2]"), ("dtype", "float16")],
         b'{"inputs": "ADwAPAA8ADwAPAA8", "parameters": {"shape": [1, 3, 1, 2], "dtype": "float16"}}',
     ),
-    "jpg": (Reply(b"\xff\xd8\xff\xd9", Form.JPG), [("content-type", "image/jpeg")], b"\xff\xd8\xff\xd9"),
-    "png": (Reply(b"\x89PNG", Form.PNG, FULL), [("content-type", "image/png"), *FULL_HEADERS], b"\x89PNG"),
-    "webp": (Reply(b"RIFF", Form.WEBP), [("content-type", "image/webp")], b"RIFF"),
-    "mp4": (Reply(b"\x00\x00\x00\x18ftyp", Form.MP4), [("content-type", "video/mp4")], b"\x00\x00\x00\x18ftyp"),
+    "jpg": (Reply(b"\xff\xd8\xff\xd9", FORMATS["jpg"]), [("content-type", "image/jpeg")], b"\xff\xd8\xff\xd9"),
+    "png": (Reply(b"\x89PNG", FORMATS["png"], FULL), [("content-type", "image/png"), *FULL_HEADERS], b"\x89PNG"),
+    "webp": (Reply(b"RIFF", FORMATS["webp"]), [("content-type", "image/webp")], b"RIFF"),
+    "mp4": (Reply(b"\x00\x00\x00\x18ftyp", FORMATS["mp4"]), [("content-type", "video/mp4")], b"\x00\x00\x00\x18ftyp"),
 }
 
 
@@ -73,7 +74,7 @@ def test_a_golden_reply_is_read(reply: Reply, headers: list[tuple[str, str]], bo
 def test_foreign_servers_are_read() -> None:
     """Only content-type, shape and dtype are needed to read a tensor, and media type parameters do no harm."""
     headers = {"content-type": "Tensor/Binary; charset=utf-8", "shape": "[1,3,1,2]", "dtype": "float16"}
-    assert parse_reply(200, headers, FRAME.buffer) == Reply(FRAME, Form.BINARY)
+    assert parse_reply(200, headers, FRAME.buffer) == Reply(FRAME, FORMATS["binary"])
 
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple)
@@ -85,7 +86,7 @@ provenances = st.builds(Provenance, words, words, words, words, words, words, ti
 @st.composite
 def replies(draw: st.DrawFn) -> Reply:
     """Any reply that a server may give."""
-    form = draw(st.sampled_from(Form))
+    form = draw(st.sampled_from(list(FORMATS.values())))
     if not form.is_tensor:
         return Reply(draw(st.binary(min_size=1, max_size=32)), form, draw(provenances))
     shape = draw(shapes)
@@ -93,7 +94,7 @@ def replies(draw: st.DrawFn) -> Reply:
     count = {"float32": 4, "float16": 2, "uint8": 1}[dtype]
     for size in shape:
         count *= size
-    frame = TensorFrame(dtype, shape, draw(st.binary(min_size=count, max_size=count)))
+    frame = Tensor(dtype, shape, draw(st.binary(min_size=count, max_size=count)))
     return Reply(frame, form, draw(provenances))
 
 
@@ -155,7 +156,17 @@ def test_a_broken_reply_is_refused(headers: dict[str, str], body: bytes) -> None
 
 header_names = ["content-type", "shape", "dtype", "x-request-id", "server-timing", "x-model"]
 header_values = (
-    st.sampled_from([*Form, "float16", "uint8", "[1, 2]", "[2]", "decode;dur=1.5", "application/json"])
+    st.sampled_from(
+        [
+            *(row.media_type for row in FORMATS.values()),
+            "float16",
+            "uint8",
+            "[1, 2]",
+            "[2]",
+            "decode;dur=1.5",
+            "application/json",
+        ]
+    )
     | st.text(st.characters(max_codepoint=255), max_size=30)
     | st.text("[]0123456789,- ", max_size=12)
 )
@@ -173,7 +184,7 @@ json_bodies = st.sampled_from(
 def test_any_reply_is_a_reply_or_one_of_our_errors(status: int, headers: dict[str, str], body: bytes) -> None:
     """Whatever a server sends becomes a Reply, InvalidReply for status 200, or the error that it tells."""
     try:
-        assert parse_reply(status, headers, body).form in Form
+        assert parse_reply(status, headers, body).format in FORMATS.values()
     except RemoteVAEError as error:
         assert isinstance(error, InvalidReply) == (status == 200)  # noqa: PT017  # a value is as good
 

@@ -6,22 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remote_vae.protocol.frame import TensorFrame
-from remote_vae.protocol.messages import (
-    DecodeOptions,
-    DecodeRequest,
-    EncodeOptions,
-    EncodeRequest,
-    Form,
-    ImageFormat,
-    Operation,
-    OutputType,
-    Posterior,
-    Scaling,
-    ScalingMode,
-)
-from remote_vae.protocol.readers import SMALLEST_FACTOR
+from remote_vae.protocol.kinds import SMALLEST_FACTOR
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Operation
+from remote_vae.protocol.options import DECODE_ROWS, ENCODE_ROWS, complete
 from remote_vae.protocol.wire import parse_decode, parse_encode, parse_head, render_request
+from remote_vae.values import FORMATS, IMAGE_FORMATS, Posterior, Scaling, ScalingMode, Tensor
 
 Message = DecodeRequest | EncodeRequest
 
@@ -33,8 +22,8 @@ PNG = bytes.fromhex(  # one grey pixel
     "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
 )
 
-SD_LATENT = TensorFrame("float16", (1, 4, 64, 64), ONE_F16 * 16384)
-SMALL_LATENT = TensorFrame("float16", (1, 4, 2, 2), ONE_F16 * 16)
+SD_LATENT = Tensor("float16", (1, 4, 64, 64), ONE_F16 * 16384)
+SMALL_LATENT = Tensor("float16", (1, 4, 2, 2), ONE_F16 * 16)
 SMALL_BASE64 = b"ADwAPAA8ADwAPAA8ADwAPAA8ADwAPAA8ADwAPAA8ADw="
 NONE = Scaling(ScalingMode.NONE)
 MODEL = Scaling(ScalingMode.MODEL)
@@ -52,9 +41,28 @@ class Golden:
     path: str = "/"
 
 
-def jpeg(scaling: Scaling, **options: object) -> DecodeOptions:
+Parts = tuple[Scaling, dict[str, object]]
+
+
+def decode_options(scaling: Scaling = NONE, **options: object) -> Parts:
+    return scaling, complete(options, DECODE_ROWS)
+
+
+def encode_options(scaling: Scaling = NONE, **options: object) -> Parts:
+    return scaling, complete(options, ENCODE_ROWS)
+
+
+def decode(model: str | None, latent: Tensor, parts: Parts, format_: str) -> DecodeRequest:
+    return DecodeRequest(model, latent, *parts, FORMATS[format_])  # type: ignore[arg-type]
+
+
+def encode(model: str | None, image: bytes | Tensor, parts: Parts, format_: str) -> EncodeRequest:
+    return EncodeRequest(model, image, *parts, FORMATS[format_])  # type: ignore[arg-type]
+
+
+def jpeg(scaling: Scaling, **options: object) -> Parts:
     """The options of diffusers' defaults."""
-    return replace(DecodeOptions(scaling=scaling, image_format=ImageFormat.JPG), **options)  # type: ignore[arg-type]
+    return decode_options(scaling, image_format="jpg", **options)
 
 
 TO_JPEG = {"content-type": "tensor/binary", "accept": "image/jpeg"}
@@ -66,126 +74,124 @@ GOLDEN = {
         b"",
         {"content-type": "application/json", "accept": "image/jpeg"},
         b'{"inputs": "' + SMALL_BASE64 + b'", "parameters": {"shape": [1, 4, 2, 2], "dtype": "float16"}}',
-        DecodeRequest(None, SMALL_LATENT, DecodeOptions(scaling=MODEL), Form.JPG),
+        decode(None, SMALL_LATENT, decode_options(scaling=MODEL), "jpg"),
     ),
     "P0: with height and width": Golden(
         b"",
         {"content-type": "application/json"},
         b'{"inputs": "' + SMALL_BASE64 + b'", "parameters": {"shape": [1, 1, 16], "dtype": "float16", '
         b'"height": 16, "width": 16}}',
-        DecodeRequest(
+        decode(
             None,
-            TensorFrame("float16", (1, 1, 16), ONE_F16 * 16),
-            DecodeOptions(scaling=MODEL, height=16, width=16),
-            Form.JPG,
+            Tensor("float16", (1, 1, 16), ONE_F16 * 16),
+            decode_options(scaling=MODEL, height=16, width=16),
+            "jpg",
         ),
     ),
     "P1: base64, parameters in the query": Golden(
         b"do_scaling=True&output_type=pt&partial_postprocess=False&shape=1&shape=4&shape=2&shape=2&dtype=float16",
         {"content-type": "tensor/base64", "accept": "tensor/base64"},
         b'{"inputs": "' + SMALL_BASE64 + b'"}',
-        DecodeRequest(None, SMALL_LATENT, DecodeOptions(scaling=MODEL, output_type=OutputType.PT), Form.BASE64),
+        decode(None, SMALL_LATENT, decode_options(scaling=MODEL, output_type="pt"), "base64"),
     ),
     "P1: base64 in, binary out": Golden(
         b"do_scaling=True&output_type=pt&partial_postprocess=True&shape=1&shape=4&shape=2&shape=2&dtype=float16",
         {"content-type": "tensor/base64", "accept": "tensor/binary"},
         b'{"inputs": "' + SMALL_BASE64 + b'"}',
-        DecodeRequest(
+        decode(
             None,
             SMALL_LATENT,
-            DecodeOptions(scaling=MODEL, output_type=OutputType.PT, partial_postprocess=True),
-            Form.BINARY,
+            decode_options(scaling=MODEL, output_type="pt", partial_postprocess=True),
+            "binary",
         ),
     ),
     "P2: default": Golden(
         JPEG_QUERY + b"shape=1&shape=4&shape=64&shape=64&dtype=float16&do_scaling=True",
         TO_JPEG,
         ONE_F16 * 16384,
-        DecodeRequest(None, SD_LATENT, jpeg(MODEL), Form.JPG),
+        decode(None, SD_LATENT, jpeg(MODEL), "jpg"),
     ),
     "P2: with a factor": Golden(
         JPEG_QUERY + b"shape=1&shape=4&shape=64&shape=64&dtype=float16&scaling_factor=0.18215",
         TO_JPEG,
         ONE_F16 * 16384,
-        DecodeRequest(None, SD_LATENT, jpeg(Scaling(ScalingMode.GIVEN, 0.18215)), Form.JPG),
+        decode(None, SD_LATENT, jpeg(Scaling(ScalingMode.GIVEN, 0.18215)), "jpg"),
     ),
     "P2: do_scaling=False, so nothing is said about scaling": Golden(
         JPEG_QUERY + b"shape=1&shape=4&shape=64&shape=64&dtype=float16",
         TO_JPEG,
         ONE_F16 * 16384,
-        DecodeRequest(None, SD_LATENT, jpeg(NONE), Form.JPG),
+        decode(None, SD_LATENT, jpeg(NONE), "jpg"),
     ),
     "P2: pil with a processor": Golden(
         JPEG_QUERY + b"shape=1&shape=4&shape=64&shape=64&dtype=float16&do_scaling=True",
         TO_TENSOR,
         ONE_F16 * 16384,
-        DecodeRequest(None, SD_LATENT, jpeg(MODEL), Form.BINARY),
+        decode(None, SD_LATENT, jpeg(MODEL), "binary"),
     ),
     "P2: Flux, packed": Golden(
         JPEG_QUERY + b"shape=1&shape=1024&shape=64&dtype=bfloat16&scaling_factor=0.3611&shift_factor=0.1159"
         b"&height=512&width=512",
         TO_JPEG,
         ONE_BF16 * 65536,
-        DecodeRequest(
+        decode(
             None,
-            TensorFrame("bfloat16", (1, 1024, 64), ONE_BF16 * 65536),
+            Tensor("bfloat16", (1, 1024, 64), ONE_BF16 * 65536),
             jpeg(FLUX, height=512, width=512),
-            Form.JPG,
+            "jpg",
         ),
     ),
     "P2: Flux, unpacked": Golden(
         JPEG_QUERY + b"shape=1&shape=16&shape=64&shape=64&dtype=bfloat16&scaling_factor=0.3611&shift_factor=0.1159",
         TO_JPEG,
         ONE_BF16 * 65536,
-        DecodeRequest(None, TensorFrame("bfloat16", (1, 16, 64, 64), ONE_BF16 * 65536), jpeg(FLUX), Form.JPG),
+        decode(None, Tensor("bfloat16", (1, 16, 64, 64), ONE_BF16 * 65536), jpeg(FLUX), "jpg"),
     ),
     "P2: Hunyuan to mp4": Golden(
         b"image_format=jpg&output_type=mp4&partial_postprocess=False&shape=1&shape=16&shape=3&shape=40&shape=64"
         b"&dtype=float16&do_scaling=True",
         {"content-type": "tensor/binary", "accept": "text/plain"},
         ONE_F16 * 122880,
-        DecodeRequest(
+        decode(
             None,
-            TensorFrame("float16", (1, 16, 3, 40, 64), ONE_F16 * 122880),
-            jpeg(MODEL, output_type=OutputType.MP4),
-            Form.MP4,
+            Tensor("float16", (1, 16, 3, 40, 64), ONE_F16 * 122880),
+            jpeg(MODEL, output_type="mp4"),
+            "mp4",
         ),
     ),
     "P2: encode a picture": Golden(
         b"scaling_factor=0.18215",
         {"accept": "*/*"},
         PNG,
-        EncodeRequest(None, PNG, EncodeOptions(scaling=Scaling(ScalingMode.GIVEN, 0.18215)), Form.BINARY),
+        encode(None, PNG, encode_options(scaling=Scaling(ScalingMode.GIVEN, 0.18215)), "binary"),
     ),
     "P2: encode a tensor": Golden(
         b"scaling_factor=0.3611&shift_factor=0.1159&shape=1&shape=3&shape=64&shape=64&dtype=float16",
         {"accept": "*/*"},
         ONE_F16 * 12288,
-        EncodeRequest(
-            None, TensorFrame("float16", (1, 3, 64, 64), ONE_F16 * 12288), EncodeOptions(scaling=FLUX), Form.BINARY
-        ),
+        encode(None, Tensor("float16", (1, 3, 64, 64), ONE_F16 * 12288), encode_options(scaling=FLUX), "binary"),
     ),
     "SD.Next: three axes, the batch dropped": Golden(
         b"image_format=png&output_type=pil&shape=16&shape=64&shape=64&dtype=bfloat16&width=512&height=512"
         b"&scaling_factor=0.3611&shift_factor=0.1159",
         {"content-type": "tensor/binary", "accept": "image/png"},
         ONE_BF16 * 65536,
-        DecodeRequest(
+        decode(
             None,
-            TensorFrame("bfloat16", (16, 64, 64), ONE_BF16 * 65536),
-            DecodeOptions(scaling=FLUX, image_format=ImageFormat.PNG, height=512, width=512),
-            Form.PNG,
+            Tensor("bfloat16", (16, 64, 64), ONE_BF16 * 65536),
+            decode_options(scaling=FLUX, image_format="png", height=512, width=512),
+            "png",
         ),
     ),
     "SD.Next: packed with an extra leading 1": Golden(
         b"do_scaling=True&output_type=pil&shape=1&shape=1&shape=1024&shape=64&dtype=bfloat16&width=512&height=512",
         TO_JPEG,
         ONE_BF16 * 65536,
-        DecodeRequest(
+        decode(
             None,
-            TensorFrame("bfloat16", (1, 1, 1024, 64), ONE_BF16 * 65536),
-            DecodeOptions(scaling=MODEL, height=512, width=512),
-            Form.JPG,
+            Tensor("bfloat16", (1, 1, 1024, 64), ONE_BF16 * 65536),
+            decode_options(scaling=MODEL, height=512, width=512),
+            "jpg",
         ),
     ),
     "ComfyUI: Hunyuan with a wrong height and width": Golden(
@@ -193,11 +199,11 @@ GOLDEN = {
         b"&dtype=float32&height=24&width=320",
         TO_TENSOR,
         ONE_F32 * 122880,
-        DecodeRequest(
+        decode(
             None,
-            TensorFrame("float32", (1, 16, 3, 40, 64), ONE_F32 * 122880),
-            DecodeOptions(scaling=MODEL, output_type=OutputType.PT, partial_postprocess=True, height=24, width=320),
-            Form.BINARY,
+            Tensor("float32", (1, 16, 3, 40, 64), ONE_F32 * 122880),
+            decode_options(scaling=MODEL, output_type="pt", partial_postprocess=True, height=24, width=320),
+            "binary",
         ),
     ),
 }
@@ -225,14 +231,14 @@ def test_a_client_may_be_given_any_address(golden: Golden, suffix: str, model: s
 
 RENDERED = {
     "decode, all defaults": (
-        DecodeRequest(None, SMALL_LATENT, DecodeOptions(), Form.JPG),
+        decode(None, SMALL_LATENT, decode_options(), "jpg"),
         "/decode",
         "output_type=pil&partial_postprocess=False&shape=1&shape=4&shape=2&shape=2&dtype=float16",
         {"content-type": "tensor/binary", "accept": "image/jpeg"},
         ONE_F16 * 16,
     ),
     "decode, the model's own scaling": (
-        DecodeRequest("flux", SMALL_LATENT, jpeg(MODEL), Form.JPG),
+        decode("flux", SMALL_LATENT, jpeg(MODEL), "jpg"),
         "/flux/decode",
         "do_scaling=True&output_type=pil&partial_postprocess=False&image_format=jpg"
         "&shape=1&shape=4&shape=2&shape=2&dtype=float16",
@@ -240,11 +246,20 @@ RENDERED = {
         ONE_F16 * 16,
     ),
     "decode, everything said": (
-        DecodeRequest(
+        decode(
             "flux",
             SMALL_LATENT,
-            DecodeOptions(FLUX, OutputType.PT, ImageFormat.WEBP, True, 80, 16, 32, "strips"),
-            Form.BASE64,
+            decode_options(
+                FLUX,
+                output_type="pt",
+                image_format="webp",
+                partial_postprocess=True,
+                quality=80,
+                height=16,
+                width=32,
+                plan="strips",
+            ),
+            "base64",
         ),
         "/flux/decode",
         "scaling_factor=0.3611&shift_factor=0.1159&output_type=pt&partial_postprocess=True&quality=80"
@@ -253,14 +268,14 @@ RENDERED = {
         ONE_F16 * 16,
     ),
     "encode a picture": (
-        EncodeRequest(None, PNG, EncodeOptions(Scaling(ScalingMode.GIVEN, 1e-05)), Form.BINARY),
+        encode(None, PNG, encode_options(Scaling(ScalingMode.GIVEN, 1e-05)), "binary"),
         "/encode",
         "scaling_factor=1e-05",
         {"content-type": "application/octet-stream", "accept": "tensor/binary"},
         PNG,
     ),
     "encode a tensor": (
-        EncodeRequest("sdxl", SMALL_LATENT, EncodeOptions(MODEL, Posterior.SAMPLE, 7, "whole"), Form.BINARY),
+        encode("sdxl", SMALL_LATENT, encode_options(MODEL, posterior="sample", seed=7, plan="whole"), "binary"),
         "/sdxl/encode",
         "do_scaling=True&posterior=sample&seed=7&plan=whole&shape=1&shape=4&shape=2&shape=2&dtype=float16",
         {"content-type": "application/octet-stream", "accept": "tensor/binary"},
@@ -286,49 +301,52 @@ scalings = st.just(NONE) | st.just(MODEL) | given_scalings
 plans = st.sampled_from([None, "whole", "strips", "strips-recompute", "tiles"])
 models = st.none() | st.sampled_from(["flux", "sd1", "Wan2.1", "a"])
 sides = st.none() | st.integers(1, 10**18)
-TENSORS = (Form.BINARY, Form.BASE64)
+TENSORS = ("binary", "base64")
 
 
 @st.composite
-def frames(draw: st.DrawFn, dtypes: tuple[str, ...]) -> TensorFrame:
+def frames(draw: st.DrawFn, dtypes: tuple[str, ...]) -> Tensor:
     """A frame whose dtype, shape and bytes agree."""
     shape = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=5)))
     dtype = draw(st.sampled_from(dtypes))
     count = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}[dtype]
     for size in shape:
         count *= size
-    return TensorFrame(dtype, shape, draw(st.binary(min_size=count, max_size=count)))
+    return Tensor(dtype, shape, draw(st.binary(min_size=count, max_size=count)))
 
 
 @st.composite
 def decodes(draw: st.DrawFn) -> DecodeRequest:
-    """A decode with any options, and a form that goes with them."""
-    options = DecodeOptions(
-        scaling=draw(scalings),
-        output_type=draw(st.sampled_from(OutputType)),
-        image_format=draw(st.none() | st.sampled_from(ImageFormat)),
+    """A decode with any options, and a format that goes with them."""
+    scaling, options = decode_options(
+        draw(scalings),
+        output_type=draw(st.sampled_from(["pil", "pt", "mp4"])),
+        image_format=draw(st.none() | st.sampled_from(IMAGE_FORMATS)),
         partial_postprocess=draw(st.booleans()),
         quality=draw(st.integers(1, 100)),
         height=draw(sides),
         width=draw(sides),
         plan=draw(plans),
     )
-    pictures = {ImageFormat.JPG: Form.JPG, ImageFormat.PNG: Form.PNG, ImageFormat.WEBP: Form.WEBP}
-    forms: tuple[Form, ...] = TENSORS
-    if options.output_type is OutputType.MP4:
-        forms = (Form.MP4,)
-    elif options.output_type is OutputType.PIL:
-        forms += (pictures[options.image_format],) if options.image_format else tuple(pictures.values())
+    formats: tuple[str, ...] = TENSORS
+    if options["output_type"] == "mp4":
+        formats = ("mp4",)
+    elif options["output_type"] == "pil":
+        formats += (str(options["image_format"]),) if options["image_format"] else IMAGE_FORMATS
     latent = draw(frames(("float16", "float32", "bfloat16")))
-    return DecodeRequest(draw(models), latent, options, draw(st.sampled_from(forms)))
+    return decode(draw(models), latent, (scaling, options), draw(st.sampled_from(formats)))
 
 
 encodes = st.builds(
-    EncodeRequest,
+    encode,
     models,
     st.binary(min_size=1, max_size=64) | frames(("float16", "float32", "bfloat16", "uint8")),
     st.builds(
-        EncodeOptions, scalings, st.none() | st.sampled_from(Posterior), st.none() | st.integers(0, 2**63 - 1), plans
+        encode_options,
+        scalings,
+        posterior=st.none() | st.sampled_from(list(map(str, Posterior))),
+        seed=st.none() | st.integers(0, 2**63 - 1),
+        plan=plans,
     ),
     st.sampled_from(TENSORS),
 )

@@ -25,8 +25,8 @@ from remote_vae.cli.files import array_of, check_output, read_file, write_file, 
 from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
-from remote_vae.protocol.frame import TensorFrame
 from remote_vae.protocol.replies import parse_reply
+from remote_vae.values import Tensor
 
 RECIPE_OF_CLASS = {"AutoencoderTiny": "taesd", "AutoencoderKLHunyuanVideo": "hunyuanvideo"}
 JPEG_AGREES_DB = 30.0  # JPEG at quality 95 against the lossless picture
@@ -157,7 +157,7 @@ def _round_trip(client: Client, url: str, photograph: Image.Image, report: Repor
     report.bytes["photograph_png"] = len(picture.getvalue())
     with report.stage("encode"):
         latent = client.encode_reply(picture.getvalue(), posterior="mode", do_scaling=True).payload
-    if not isinstance(latent, TensorFrame):
+    if not isinstance(latent, Tensor):
         raise InvalidReply("the server did not send a latent")
     report.bytes["latent"] = memoryview(latent.buffer).nbytes
     write_tensor(output / "latents.safetensors", array_of(latent))
@@ -169,7 +169,7 @@ def _round_trip(client: Client, url: str, photograph: Image.Image, report: Repor
         report.bytes[name] = len(forms[name])
     with report.stage("decode_tensor"):
         raw = client.decode_reply(latent, do_scaling=True, output_type="pt").payload
-    report.bytes["tensor"] = memoryview(raw.buffer).nbytes if isinstance(raw, TensorFrame) else 0
+    report.bytes["tensor"] = memoryview(raw.buffer).nbytes if isinstance(raw, Tensor) else 0
     with report.stage("decode_base64"):
         again, report.bytes["base64"] = _decode_base64(url, latent)
     decoded = Image.open(BytesIO(forms["png"])).convert("RGB")
@@ -178,7 +178,7 @@ def _round_trip(client: Client, url: str, photograph: Image.Image, report: Repor
     return decoded
 
 
-def _decode_base64(url: str, latent: TensorFrame) -> tuple[TensorFrame | bytes, int]:
+def _decode_base64(url: str, latent: Tensor) -> tuple[Tensor | bytes, int]:
     """The dialect of the first clients: base64 in JSON, both ways."""
     query = {"output_type": "pt", "do_scaling": "True", "dtype": latent.dtype, "shape": json.dumps(latent.shape)}
     reply = httpx2.post(
@@ -193,7 +193,7 @@ def _decode_base64(url: str, latent: TensorFrame) -> tuple[TensorFrame | bytes, 
 
 def _check(raw: object, again: object, png: np.ndarray, jpeg: np.ndarray) -> None:
     """*Raises* InvalidReply unless the four forms show one picture."""
-    if not isinstance(raw, TensorFrame) or not isinstance(again, TensorFrame) or again.buffer != raw.buffer:
+    if not isinstance(raw, Tensor) or not isinstance(again, Tensor) or again.buffer != raw.buffer:
         raise InvalidReply("the raw tensor and the base64 tensor differ")
     floats = array_of(raw).reshape(3, *png.shape[:2])
     unit = np.clip(floats * floats.dtype.type(0.5) + floats.dtype.type(0.5), 0, 1).astype(np.float32)

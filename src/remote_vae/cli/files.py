@@ -8,9 +8,9 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from remote_vae.client.latents import frame_of
+from remote_vae.client.latents import tensor_of
 from remote_vae.errors import ConfigurationError, InvalidValue
-from remote_vae.protocol.frame import TensorFrame
+from remote_vae.values import Tensor
 
 TENSORS = (".safetensors", ".npy")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -45,7 +45,7 @@ def check_output(path: Path, suffixes: Collection[str]) -> None:
         raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
-def read_latents(path: Path, *, key: str | None = None) -> TensorFrame:
+def read_latents(path: Path, *, key: str | None = None) -> Tensor:
     """One tensor of a .safetensors or .npy file; *raises* ConfigurationError naming what is there."""
     suffix = path.suffix.lower()
     if suffix not in TENSORS:
@@ -53,10 +53,10 @@ def read_latents(path: Path, *, key: str | None = None) -> TensorFrame:
     if suffix == ".safetensors":
         return _read_safetensors(path, key)
     with _naming(path, "read"), path.open("rb") as file:
-        return frame_of(np.lib.format.read_array(file, allow_pickle=False))
+        return tensor_of(np.lib.format.read_array(file, allow_pickle=False))
 
 
-def _read_safetensors(path: Path, key: str | None) -> TensorFrame:
+def _read_safetensors(path: Path, key: str | None) -> Tensor:
     """Through the raw bytes, since numpy has no bfloat16."""
     with _naming(path, "read"):
         tensors = dict(safetensors.deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
@@ -69,7 +69,7 @@ def _read_safetensors(path: Path, key: str | None) -> TensorFrame:
     if found["dtype"] not in DTYPES:
         raise ConfigurationError(f"tensor {chosen!r} in {path} is {found['dtype']}; expected {' or '.join(DTYPES)}")
     with _naming(path, "read"):
-        return TensorFrame(DTYPES[found["dtype"]], tuple(found["shape"]), bytes(found["data"]))
+        return Tensor(DTYPES[found["dtype"]], tuple(found["shape"]), bytes(found["data"]))
 
 
 def write_tensor(path: Path, tensor: np.ndarray) -> None:
@@ -82,7 +82,7 @@ def write_tensor(path: Path, tensor: np.ndarray) -> None:
         np.save(file, tensor)
 
 
-def array_of(frame: TensorFrame) -> np.ndarray:
+def array_of(frame: Tensor) -> np.ndarray:
     """Floats and bytes as numpy sees them; bfloat16 widened to float32, which is exact."""
     if frame.dtype == "bfloat16":
         bits = np.frombuffer(frame.buffer, dtype="<u2").astype(np.uint32) << 16

@@ -12,8 +12,8 @@ from remote_vae.cli.files import TENSORS, array_of, check_output, read_file, rea
 from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, InvalidReply
-from remote_vae.protocol.frame import TensorFrame
 from remote_vae.protocol.messages import Reply
+from remote_vae.values import Tensor
 
 Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server.")]
 Token = Annotated[str | None, typer.Option(envvar="REMOTE_VAE_API_KEY", show_envvar=True, help="Bearer token.")]
@@ -48,7 +48,7 @@ def encode(
     with Client(url, token=token, timeout=timeout) as client, working(f"encoding {image.name}"):
         own = scaling and posterior != "parameters"
         reply = client.encode_reply(picture, model=model, posterior=posterior, seed=seed, do_scaling=own)
-    if not isinstance(reply.payload, TensorFrame):
+    if not isinstance(reply.payload, Tensor):
         raise InvalidReply("the server did not send a tensor")
     write_tensor(output, array_of(reply.payload))
     _report(output, reply, f"{reply.payload.dtype} {list(reply.payload.shape)}")
@@ -82,7 +82,7 @@ def decode(
             width=width,
             quality=quality,
         )
-    if isinstance(reply.payload, TensorFrame):
+    if isinstance(reply.payload, Tensor):
         write_tensor(output, array_of(reply.payload))
     else:
         write_file(output, reply.payload)
@@ -143,7 +143,7 @@ def verify(
         reply = client.decode_reply(
             frame, model=model, do_scaling=scaling, output_type="pt", height=height, width=width
         )
-    if not isinstance(reply.payload, TensorFrame):
+    if not isinstance(reply.payload, Tensor):
         raise InvalidReply("the server did not send a tensor")
     with working("decoding here"):
         local = _decode_locally(frame, vae, dtype, random_weights, scaling=scaling, height=height, width=width)
@@ -160,7 +160,7 @@ def verify(
 
 
 def _decode_locally(
-    frame: TensorFrame,
+    frame: Tensor,
     vae: str,
     dtype: str,
     random_weights: bool,

@@ -7,8 +7,6 @@ from PIL import Image
 
 from remote_vae.client.calls import (
     Answer,
-    DecodeArguments,
-    EncodeArguments,
     decode_request,
     encode_request,
     post,
@@ -18,11 +16,12 @@ from remote_vae.client.calls import (
     read_ready,
 )
 from remote_vae.client.endpoint import read_endpoint
-from remote_vae.client.latents import Tensor
+from remote_vae.client.latents import AnyTensor
 from remote_vae.client.transport import GIB, AsyncTransport, Bounds
 from remote_vae.errors import ClientTimeout, ConnectionFailed
-from remote_vae.protocol.frame import Buffer
 from remote_vae.protocol.messages import Reply
+from remote_vae.protocol.options import DecodeArguments, EncodeArguments
+from remote_vae.values import Buffer
 
 
 class AsyncClient:
@@ -58,7 +57,7 @@ class AsyncClient:
     async def close(self) -> None:
         await self._transport.close()
 
-    async def decode(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> Any:
+    async def decode(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Any:
         """A PIL image; with output_type="pt" a tensor of the latent's kind, torch or numpy; with "mp4" bytes.
 
         `options`: model, scaling_factor, shift_factor, do_scaling=False, output_type="pil", image_format="png",
@@ -67,11 +66,11 @@ class AsyncClient:
         """
         return (await self._decode(latent, options)).value
 
-    async def decode_reply(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> Reply:
-        """The same, as it came: a written picture or a TensorFrame, with its provenance."""
+    async def decode_reply(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Reply:
+        """The same, as it came: a written picture or a values.Tensor, with its provenance."""
         return (await self._decode(latent, options)).reply
 
-    async def encode(self, image: Image.Image | Buffer | Tensor, **options: Unpack[EncodeArguments]) -> Tensor:
+    async def encode(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> AnyTensor:
         """The latent of a PIL image, of a written PNG, JPEG or WebP, or of a tensor; torch for torch, else numpy.
 
         `options`: model, scaling_factor, shift_factor, do_scaling=False, posterior, seed, plan.
@@ -79,8 +78,8 @@ class AsyncClient:
         """
         return (await self._encode(image, options)).value
 
-    async def encode_reply(self, image: Image.Image | Buffer | Tensor, **options: Unpack[EncodeArguments]) -> Reply:
-        """The same, as it came: a TensorFrame with its provenance."""
+    async def encode_reply(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> Reply:
+        """The same, as it came: a values.Tensor with its provenance."""
         return (await self._encode(image, options)).reply
 
     async def models(self) -> list[dict[str, Any]]:
@@ -95,10 +94,10 @@ class AsyncClient:
         except (ConnectionFailed, ClientTimeout):
             return False
 
-    async def _decode(self, latent: Tensor, options: DecodeArguments) -> Answer:
-        request = decode_request(latent, **options)
+    async def _decode(self, latent: AnyTensor, options: DecodeArguments) -> Answer:
+        request = decode_request(latent, options)
         return read_decoded(request, await self._transport.send(post(self._endpoint, request)), like=latent)
 
-    async def _encode(self, image: Image.Image | Buffer | Tensor, options: EncodeArguments) -> Answer:
-        request = encode_request(image, **options)
+    async def _encode(self, image: Image.Image | Buffer | AnyTensor, options: EncodeArguments) -> Answer:
+        request = encode_request(image, options)
         return read_encoded(request, await self._transport.send(post(self._endpoint, request)), like=image)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, Unpack
 
 from remote_vae.client.aio import AsyncClient
-from remote_vae.client.calls import DecodeArguments
-from remote_vae.client.latents import Tensor, copy_of
+from remote_vae.client.latents import AnyTensor, copy_of
 from remote_vae.errors import InvalidValue
+from remote_vae.protocol.options import DecodeArguments
 
 if TYPE_CHECKING:
     from remote_vae.client.progress import Bar
@@ -93,14 +93,14 @@ class AsyncDecodeQueue:
         with suppress(Exception):  # boundary: what is under way is raised, and not what on_done says of its end
             await self.close()
 
-    async def put(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> asyncio.Task[Any]:
+    async def put(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> asyncio.Task[Any]:
         """The decode as a task, to be awaited or cancelled, or left to `on_done`; waits while there is no room.
 
         The latent is copied, so that it may change at once. *Raises* RuntimeError after `close`.
         """
         return (await self.enqueue(latent, options))[1]
 
-    async def enqueue(self, latent: Tensor, options: DecodeArguments) -> tuple[int, asyncio.Task[Any]]:
+    async def enqueue(self, latent: AnyTensor, options: DecodeArguments) -> tuple[int, asyncio.Task[Any]]:
         """`put`, with the item's number."""
         held = copy_of(latent)
         self._check_open()
@@ -118,7 +118,7 @@ class AsyncDecodeQueue:
         return self._count - 1, task
 
     async def map(
-        self, latents: Iterable[Tensor] | AsyncIterable[Tensor], **options: Unpack[DecodeArguments]
+        self, latents: Iterable[AnyTensor] | AsyncIterable[AnyTensor], **options: Unpack[DecodeArguments]
     ) -> AsyncIterator[Item]:
         """An item for each latent, in order, while the next latents are made; an ordinary iterable runs in a thread.
 
@@ -158,7 +158,7 @@ class AsyncDecodeQueue:
         if self._closed:
             raise RuntimeError("the queue is closed; nothing more can be put into it")
 
-    async def _decode(self, latent: Tensor, options: DecodeArguments) -> Any:
+    async def _decode(self, latent: AnyTensor, options: DecodeArguments) -> Any:
         async with self._lane:
             return await self._client.decode(latent, **options)
 
@@ -200,7 +200,7 @@ def _bar() -> "Bar":
     return Bar()
 
 
-async def _each(latents: Iterable[Tensor] | AsyncIterable[Tensor]) -> AsyncIterator[Tensor]:
+async def _each(latents: Iterable[AnyTensor] | AsyncIterable[AnyTensor]) -> AsyncIterator[AnyTensor]:
     if isinstance(latents, AsyncIterable):
         async for latent in latents:
             yield latent

@@ -1,56 +1,30 @@
 """A call: the caller's arguments -> a request of the protocol; an HTTP reply -> a checked answer.
 
-Everything of a client but the waiting, so that the sync and the async one differ only in `await`.
+Everything of a client but the waiting.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypedDict
+from typing import Any, Final
 
 from PIL import Image
 
-from remote_vae.client.checks import check_decoded, check_encoded, check_picture_size
+from remote_vae.client.checks import check_decoded, check_encoded, most_pixels
 from remote_vae.client.endpoint import Endpoint
 from remote_vae.client.exchange import HttpReply, HttpRequest
-from remote_vae.client.latents import Tensor, frame_of, tensor_like
+from remote_vae.client.latents import AnyTensor, tensor_like, tensor_of
 from remote_vae.client.pictures import check_mp4, read_picture, write_png
 from remote_vae.errors import InvalidReply, InvalidValue
-from remote_vae.protocol import parameters
-from remote_vae.protocol.frame import Buffer, TensorFrame
-from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply, ScalingMode
-from remote_vae.protocol.negotiate import decode_form, encode_form
+from remote_vae.protocol import options, parameters
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
+from remote_vae.protocol.negotiate import decode_format, encode_format
+from remote_vae.protocol.options import Rows
 from remote_vae.protocol.replies import parse_reply
 from remote_vae.protocol.wire import MODEL_NAME, render_request
+from remote_vae.values import Buffer, Scaling, ScalingMode, Tensor
 
-
-class DecodeArguments(TypedDict, total=False):
-    """What a decode may be given besides the latent; `decode_request` has the defaults."""
-
-    model: str | None
-    scaling_factor: float | None
-    shift_factor: float | None
-    do_scaling: bool
-    output_type: str
-    image_format: str | None
-    partial_postprocess: bool
-    quality: int | None
-    height: int | None
-    width: int | None
-    plan: str | None
-
-
-class EncodeArguments(TypedDict, total=False):
-    """What an encode may be given besides the picture; `encode_request` has the defaults."""
-
-    model: str | None
-    scaling_factor: float | None
-    shift_factor: float | None
-    do_scaling: bool
-    posterior: str | None
-    seed: int | None
-    plan: str | None
+DEFAULT_IMAGE_FORMAT: Final = "png"  # lossless, where the wire's own default is JPEG
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,81 +35,42 @@ class Answer:
     value: Any
 
 
-def decode_request(
-    latent: Tensor,
-    *,
-    model: str | None = None,
-    scaling_factor: float | None = None,
-    shift_factor: float | None = None,
-    do_scaling: bool = False,
-    output_type: str = "pil",
-    image_format: str | None = "png",
-    partial_postprocess: bool = False,
-    quality: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    plan: str | None = None,
-) -> DecodeRequest:
-    """*Raises* InvalidValue and MalformedRequest, as the server would, before anything is sent."""
-    given: dict[str, object] = {
-        **_scaling(scaling_factor, shift_factor, do_scaling),
-        "output_type": output_type,
-        "image_format": image_format,
-        "partial_postprocess": partial_postprocess,
-        "quality": quality,
-        "height": height,
-        "width": width,
-        "plan": plan,
-    }
-    options = parameters.decode_options(parameters.read(_pairs(given), parameters.DECODE), default=ScalingMode.NONE)
-    return DecodeRequest(_model(model), frame_of(latent), options, decode_form("", options))
+def decode_request(latent: AnyTensor, arguments: Mapping[str, object]) -> DecodeRequest:
+    """`arguments` are those of `options.DecodeArguments`.
+
+    *Raises* InvalidValue and MalformedRequest, as the server would, before anything is sent.
+    """
+    model, scaling, values = _parts({"image_format": DEFAULT_IMAGE_FORMAT, **arguments}, options.DECODE_ROWS)
+    chosen = options.complete(values, options.DECODE_ROWS)
+    return DecodeRequest(model, tensor_of(latent), scaling, chosen, decode_format("", chosen))
 
 
-def encode_request(
-    image: Image.Image | Buffer | Tensor,
-    *,
-    model: str | None = None,
-    scaling_factor: float | None = None,
-    shift_factor: float | None = None,
-    do_scaling: bool = False,
-    posterior: str | None = None,
-    seed: int | None = None,
-    plan: str | None = None,
-) -> EncodeRequest:
-    """*Raises* InvalidValue and MalformedRequest, as the server would, before anything is sent."""
-    given = {
-        **_scaling(scaling_factor, shift_factor, do_scaling),
-        "posterior": posterior,
-        "seed": seed,
-        "plan": plan,
-    }
-    options = parameters.encode_options(parameters.read(_pairs(given), parameters.ENCODE), default=ScalingMode.NONE)
-    payload: Buffer | TensorFrame
+def encode_request(image: Image.Image | Buffer | AnyTensor, arguments: Mapping[str, object]) -> EncodeRequest:
+    """`arguments` are those of `options.EncodeArguments`.
+
+    *Raises* InvalidValue and MalformedRequest, as the server would, before anything is sent.
+    """
+    model, scaling, values = _parts(arguments, options.ENCODE_ROWS)
+    payload: Buffer | Tensor
     if isinstance(image, Image.Image):
         payload = write_png(image)
     elif isinstance(image, (bytes, bytearray, memoryview)):
         payload = image
     else:
-        payload = frame_of(image)
-    return EncodeRequest(_model(model), payload, options, encode_form(""))
+        payload = tensor_of(image)
+    return EncodeRequest(model, payload, scaling, options.complete(values, options.ENCODE_ROWS), encode_format(""))
 
 
-def _scaling(scaling_factor: float | None, shift_factor: float | None, do_scaling: bool | None) -> dict[str, object]:
-    # Numbers of numpy and torch are spelt otherwise than Python's own.
-    return {
-        "scaling_factor": None if scaling_factor is None else float(scaling_factor),
-        "shift_factor": None if shift_factor is None else float(shift_factor),
-        "do_scaling": bool(do_scaling),
-    }
+def _parts(arguments: Mapping[str, object], rows: Rows) -> tuple[str | None, Scaling, Mapping[str, object]]:
+    """The model's name, the scaling, and the other options by name."""
+    given = dict(arguments)
+    model = _model(given.pop("model", None))
+    values = options.checked(given, {**options.SCALING_ROWS, **rows})
+    return model, parameters.scaling(values, default=ScalingMode.NONE), values
 
 
-def _pairs(given: Mapping[str, object]) -> parameters.Pairs:
-    """The arguments as the text that they would be on the wire, so that one set of rules judges both."""
-    return [(name, str(value)) for name, value in given.items() if value is not None]
-
-
-def _model(name: str | None) -> str | None:
-    if name is not None and not MODEL_NAME.fullmatch(name):
+def _model(name: object) -> str | None:
+    if name is not None and not (isinstance(name, str) and MODEL_NAME.fullmatch(name)):
         raise InvalidValue(f"model={name!r} cannot be a model's name; expected letters, digits, '.', '_' and '-'")
     return name
 
@@ -150,12 +85,11 @@ def read_decoded(request: DecodeRequest, reply: HttpReply, *, like: object) -> A
     """The picture, tensor or video, checked; *raises* InvalidReply, and what the server raised."""
     found = _read(request, reply)
     payload = found.payload
-    if isinstance(payload, TensorFrame):
+    if isinstance(payload, Tensor):
         check_decoded(request, payload)
         return Answer(found, tensor_like(payload, like))
-    if found.form.is_image:
-        check_size = partial(check_picture_size, request)
-        return Answer(found, read_picture(payload, found.form, check_size=check_size))
+    if found.format.is_image:
+        return Answer(found, read_picture(payload, found.format, most_pixels=most_pixels(request)))
     check_mp4(payload)
     return Answer(found, payload)
 
@@ -163,16 +97,16 @@ def read_decoded(request: DecodeRequest, reply: HttpReply, *, like: object) -> A
 def read_encoded(request: EncodeRequest, reply: HttpReply, *, like: object) -> Answer:
     """The latent, checked; *raises* InvalidReply, and what the server raised."""
     found = _read(request, reply)
-    if not isinstance(found.payload, TensorFrame):
-        raise InvalidReply(f"the reply is {found.form.value}; expected a tensor")
+    if not isinstance(found.payload, Tensor):
+        raise InvalidReply(f"the reply is {found.format.media_type}; expected a tensor")
     check_encoded(request, found.payload)
     return Answer(found, tensor_like(found.payload, like))
 
 
 def _read(request: DecodeRequest | EncodeRequest, reply: HttpReply) -> Reply:
     found = parse_reply(reply.status, reply.headers, reply.body)
-    if found.form is not request.form:
-        raise InvalidReply(f"the reply is {found.form.value}; {request.form.value} was asked for")
+    if found.format is not request.format:
+        raise InvalidReply(f"the reply is {found.format.media_type}; {request.format.media_type} was asked for")
     return found
 
 

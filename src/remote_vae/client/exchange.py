@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from remote_vae.errors import ClientError, ClientTimeout, ConnectionFailed, InvalidReply
-from remote_vae.protocol.dtype import clip
+from remote_vae.values import clip
 
 CONNECT_SECONDS: Final = 10.0
 

@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from remote_vae.client.calls import Answer, DecodeArguments, decode_request, encode_request, read_decoded, read_encoded
+from remote_vae.client.calls import Answer, decode_request, encode_request, read_decoded, read_encoded
 from remote_vae.client.endpoint import read_endpoint
 from remote_vae.client.exchange import HttpReply
-from remote_vae.client.latents import Tensor, is_torch
+from remote_vae.client.latents import AnyTensor, is_torch
 from remote_vae.client.transport import Bounds, Transport
 from remote_vae.errors import InvalidValue
-from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Form, OutputType
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
+from remote_vae.protocol.options import DecodeArguments
 from remote_vae.protocol.wire import render_request
+from remote_vae.values import FORMATS
 
 RETURN_TYPES = {"pil": ("pil", "pt"), "pt": ("pil", "pt"), "mp4": ("mp4",)}
 
 
 def remote_decode(
     endpoint: str,
-    tensor: Tensor,
+    tensor: AnyTensor,
     processor: Any = None,
     do_scaling: bool = True,
     scaling_factor: float | None = None,
@@ -90,23 +92,23 @@ def _check_transfer(*types: str) -> None:
             raise InvalidValue(f"tensors do not travel as {name!r}; expected 'binary'", allowed=["binary"])
 
 
-def _decode_request(tensor: Tensor, what: DecodeArguments, processor: Any) -> DecodeRequest:
-    request = decode_request(tensor, **what)
-    if request.options.output_type is OutputType.PIL and processor is not None:
-        return replace(request, form=Form.BINARY)
+def _decode_request(tensor: AnyTensor, what: DecodeArguments, processor: Any) -> DecodeRequest:
+    request = decode_request(tensor, what)
+    if request.options["output_type"] == "pil" and processor is not None:
+        return replace(request, format=FORMATS["binary"])
     return request
 
 
 def _returned(answer: Answer, request: DecodeRequest, processor: Any, return_type: str) -> Any:
-    if request.form is not Form.BINARY:
+    if not request.format.is_tensor:
         if isinstance(answer.value, Image.Image):
             answer.value.format = str(answer.value.format).lower()
         return answer.value
     if return_type == "pt":
         return answer.value
-    if request.options.output_type is OutputType.PIL:
+    if request.options["output_type"] == "pil":
         return [Image.fromarray(pixels) for pixels in _pixels_of_unit(answer.value)]
-    if request.options.partial_postprocess:
+    if request.options["partial_postprocess"]:
         pictures = [Image.fromarray(np.asarray(pixels)) for pixels in answer.value]
         return pictures[0] if len(pictures) == 1 else pictures
     if hasattr(processor, "postprocess_video"):
@@ -114,7 +116,7 @@ def _returned(answer: Answer, request: DecodeRequest, processor: Any, return_typ
     return processor.postprocess(answer.value, output_type="pil")[0]
 
 
-def _pixels_of_unit(unit: Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def _pixels_of_unit(unit: AnyTensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """*Shapes*: floats in [0, 1] [F,3,H,W] -> uint8 [F,H,W,3]."""
     floats = np.asarray(unit).astype(np.float32).transpose(0, 2, 3, 1)
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = (floats * 255).round().clip(0, 255).astype(np.uint8)
@@ -123,7 +125,7 @@ def _pixels_of_unit(unit: Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 
 def remote_encode(
     endpoint: str,
-    image: Tensor | Image.Image,
+    image: AnyTensor | Image.Image,
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
     *,
@@ -131,7 +133,7 @@ def remote_encode(
     seed: int | None = None,
     timeout: float = 300.0,
     token: str | None = None,
-) -> Tensor:
+) -> AnyTensor:
     """The latent of a PIL image or a tensor, encoded at `endpoint`; numpy for numpy, else a torch tensor.
 
     `posterior` ("sample", "mode", "parameters") and `seed` are this project's own. *Units*: timeout in seconds.
@@ -139,9 +141,8 @@ def remote_encode(
     when there is no torch to return a tensor of.
     """
     like = image if isinstance(image, np.ndarray) or is_torch(image) else importlib.import_module("torch").empty(0)
-    request = encode_request(
-        image, scaling_factor=scaling_factor, shift_factor=shift_factor, posterior=posterior, seed=seed
-    )
+    arguments = {"scaling_factor": scaling_factor, "shift_factor": shift_factor, "posterior": posterior, "seed": seed}
+    request = encode_request(image, arguments)
     return read_encoded(request, _send(endpoint, request, timeout=timeout, token=token), like=like).value
 
 
@@ -150,8 +151,8 @@ def _send(endpoint: str, request: DecodeRequest | EncodeRequest, *, timeout: flo
     _, query, headers, body = render_request(request)
     if isinstance(request, EncodeRequest):
         del headers["content-type"]
-    elif request.form is Form.MP4:
-        headers["accept"] = "text/plain"
+    elif request.format.accepts[:1] == ("text/plain",):
+        headers["accept"] = "text/plain"  # as diffusers' own client asks for a video
     transport = Transport(target.url, bounds=Bounds(timeout=timeout))
     try:
         return transport.send(target.request("POST", "", query=query, headers=headers, body=bytes(body)))

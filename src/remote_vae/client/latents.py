@@ -1,14 +1,13 @@
-"""Tensors of the caller <-> TensorFrame, without importing torch: whoever hands a torch tensor over has imported it."""
+"""The caller's tensors <-> values.Tensor. Torch is not imported: a caller that has a torch tensor has imported it."""
 
 import sys
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from remote_vae.protocol.dtype import check_dtype
-from remote_vae.protocol.frame import TensorFrame, frame_bytes
+from remote_vae.values import Tensor, check_dtype, tensor_bytes
 
-Tensor: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray or a TensorFrame; its type decides what comes back
+AnyTensor: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray or a values.Tensor; its type decides what comes back
 
 
 def is_torch(value: object) -> bool:
@@ -16,55 +15,55 @@ def is_torch(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def frame_of(tensor: Tensor) -> TensorFrame:
+def tensor_of(tensor: AnyTensor) -> Tensor:
     """The tensor's bytes as they travel; a contiguous tensor in main memory is not copied.
 
-    *Raises* InvalidValue for a type that does not travel or an empty tensor, TypeError for what is no tensor.
+    *Raises* InvalidValue for a type that does not travel or an empty tensor, TypeError for anything but a tensor.
     """
-    if isinstance(tensor, TensorFrame):
+    if isinstance(tensor, Tensor):
         return tensor
     if is_torch(tensor):
-        return _frame_of_torch(tensor)
+        return _tensor_of_torch(tensor)
     if isinstance(tensor, np.ndarray):
-        return _frame_of_numpy(tensor)
-    raise TypeError(f"expected a torch tensor, a numpy array or a TensorFrame, not {type(tensor).__name__}")
+        return _tensor_of_numpy(tensor)
+    raise TypeError(f"expected a torch tensor, a numpy array or a values.Tensor, not {type(tensor).__name__}")
 
 
-def _frame_of_torch(tensor: Tensor) -> TensorFrame:
+def _tensor_of_torch(tensor: AnyTensor) -> Tensor:
     dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-    frame_bytes(dtype, shape)
+    tensor_bytes(dtype, shape)
     raw = tensor.detach().to("cpu").contiguous().reshape(-1).view(sys.modules["torch"].uint8)
-    return TensorFrame(dtype, shape, raw.numpy().data)
+    return Tensor(dtype, shape, raw.numpy().data)
 
 
-def _frame_of_numpy(array: np.ndarray) -> TensorFrame:
-    frame_bytes(array.dtype.name, array.shape)
+def _tensor_of_numpy(array: np.ndarray) -> Tensor:
+    tensor_bytes(array.dtype.name, array.shape)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return TensorFrame(array.dtype.name, array.shape, little.reshape(-1).view(np.uint8).data)
+    return Tensor(array.dtype.name, array.shape, little.reshape(-1).view(np.uint8).data)
 
 
-def copy_of(tensor: Tensor) -> Tensor:
-    """The same values in main memory, in a tensor of their own, which the caller cannot change."""
+def copy_of(tensor: AnyTensor) -> AnyTensor:
+    """The same values in main memory, copied, so that the caller cannot change them."""
     if is_torch(tensor):
         return tensor.detach().to("cpu", copy=True)
-    if isinstance(tensor, TensorFrame):
-        return TensorFrame(tensor.dtype, tensor.shape, bytes(tensor.buffer))
+    if isinstance(tensor, Tensor):
+        return Tensor(tensor.dtype, tensor.shape, bytes(tensor.buffer))
     return np.array(tensor)
 
 
-def tensor_like(frame: TensorFrame, like: object) -> Tensor:
-    """The frame as a torch tensor when `like` is one, else as a numpy array; writable."""
-    return as_torch(frame) if is_torch(like) else as_numpy(frame)
+def tensor_like(tensor: Tensor, like: object) -> AnyTensor:
+    """The tensor as a torch tensor if `like` is one, otherwise as a numpy array; writable."""
+    return as_torch(tensor) if is_torch(like) else as_numpy(tensor)
 
 
-def as_torch(frame: TensorFrame) -> Tensor:
+def as_torch(tensor: Tensor) -> AnyTensor:
     torch: Any = sys.modules["torch"]
-    buffer = frame.buffer if isinstance(frame.buffer, bytearray) else bytearray(frame.buffer)
-    return torch.frombuffer(buffer, dtype=getattr(torch, check_dtype(frame.dtype))).reshape(frame.shape)
+    buffer = tensor.buffer if isinstance(tensor.buffer, bytearray) else bytearray(tensor.buffer)
+    return torch.frombuffer(buffer, dtype=getattr(torch, check_dtype(tensor.dtype))).reshape(tensor.shape)
 
 
-def as_numpy(frame: TensorFrame) -> Tensor:
+def as_numpy(tensor: Tensor) -> AnyTensor:
     """*Raises* InvalidValue for bfloat16, which numpy does not know."""
-    dtype = np.dtype(check_dtype(frame.dtype, allowed=("float16", "float32", "uint8"))).newbyteorder("<")
-    buffer = frame.buffer if isinstance(frame.buffer, bytearray) else bytearray(frame.buffer)
-    return np.frombuffer(buffer, dtype=dtype).reshape(frame.shape)
+    dtype = np.dtype(check_dtype(tensor.dtype, allowed=("float16", "float32", "uint8"))).newbyteorder("<")
+    buffer = tensor.buffer if isinstance(tensor.buffer, bytearray) else bytearray(tensor.buffer)
+    return np.frombuffer(buffer, dtype=dtype).reshape(tensor.shape)

@@ -5,7 +5,7 @@ import weakref
 from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from remote_vae.client.latents import Tensor
+from remote_vae.client.latents import AnyTensor
 from remote_vae.client.sync import Client
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, UnknownModel
 
@@ -63,7 +63,7 @@ class RemoteModel:
     def is_video(self) -> bool:
         return bool(self.card["kind"] == "video")
 
-    def decode(self, latent: Tensor, *, do_scaling: bool = False) -> Tensor:
+    def decode(self, latent: AnyTensor, *, do_scaling: bool = False) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
 
         *Shapes*: [B,C,h,w] -> [B,3,H,W], or [B,C,f,h,w] -> [B,3,F,H,W].
@@ -71,7 +71,7 @@ class RemoteModel:
         self._check_latent(tuple(latent.shape))
         return self._client.decode(latent, model=self.name, do_scaling=do_scaling, output_type="pt")
 
-    def decode_levels(self, latent: Tensor) -> Tensor:
+    def decode_levels(self, latent: AnyTensor) -> AnyTensor:
         """Finished pixels in eight bits, a quarter of the bytes of float32; *raises* LatentMismatch.
 
         *Shapes*: [B,C,h,w] -> uint8 [B,H,W,3], or [1,C,f,h,w] -> [F,H,W,3].
@@ -79,7 +79,7 @@ class RemoteModel:
         self._check_latent(tuple(latent.shape))
         return self._client.decode(latent, model=self.name, output_type="pt", partial_postprocess=True)
 
-    def encode(self, pixels: Tensor, *, posterior: str, do_scaling: bool = False) -> Tensor:
+    def encode(self, pixels: AnyTensor, *, posterior: str, do_scaling: bool = False) -> AnyTensor:
         """The latent of pixels in [-1, 1], or the posterior's parameters: mean and log-variance, twice the channels.
 
         *Shapes*: [B,3,H,W] -> [B,C,h,w], or [B,3,F,H,W] -> [B,C,f,h,w]; sides are multiples of the model's ratio.
@@ -157,7 +157,7 @@ def _find(cards: list[dict[str, Any]], name: str | None, place: str) -> dict[str
     return card
 
 
-def _as_sent(pixels: Tensor) -> Tensor:
+def _as_sent(pixels: AnyTensor) -> AnyTensor:
     """The same pixels in the fewest bytes and without doubt about their range.
 
     Those of a picture go as its levels, which the server reads as the pipelines do, to the last bit. Other floats are

@@ -3,15 +3,13 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Final
 
 from PIL import Image
 
 from remote_vae.errors import InvalidReply
-from remote_vae.protocol.messages import Form
+from remote_vae.values import Format
 
-PIL_NAMES: Final = {Form.JPG: "JPEG", Form.PNG: "PNG", Form.WEBP: "WEBP"}
 PNG_MODES: Final = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")
 NEAREST_MODE: Final = {"I": "I;16", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # else RGB
 BROKEN: Final = (
@@ -38,17 +36,22 @@ def write_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_picture(data: bytes, form: Form, *, check_size: Callable[[int, int], None]) -> Image.Image:
-    """The picture, loaded, in RGB; `check_size(height, width)` is called before its pixels are read.
+def read_picture(data: bytes, asked: Format, *, most_pixels: int) -> Image.Image:
+    """The picture, loaded, in RGB; its pixels are read only if its header names at most `most_pixels`.
 
-    *Raises* InvalidReply for what is not a whole picture in the form that was asked for.
+    *Raises* InvalidReply for anything but a whole picture in the format that was asked for.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=[PIL_NAMES[form]])
-        check_size(image.height, image.width)
+        image = Image.open(io.BytesIO(data), formats=[asked.pillow])
+        if image.width * image.height > most_pixels:
+            raise InvalidReply(
+                f"the reply is {image.width}x{image.height} pixels, too many for the latent that was sent",
+                height=image.height,
+                width=image.width,
+            )
         image.load()
     except BROKEN as exc:
-        raise InvalidReply(f"the reply is not a whole {PIL_NAMES[form]} picture: {exc}") from exc
+        raise InvalidReply(f"the reply is not a whole {asked.pillow} picture: {exc}") from exc
     converted = image.convert("RGB")
     converted.format = image.format
     return converted

@@ -8,9 +8,9 @@ from typing import Any, Final, Self, Unpack
 
 from PIL import Image
 
-from remote_vae.client.calls import DecodeArguments
-from remote_vae.client.latents import Tensor, copy_of, is_torch
+from remote_vae.client.latents import AnyTensor, copy_of, is_torch
 from remote_vae.client.sync import Client
+from remote_vae.protocol.options import DecodeArguments
 
 SHARE: Final = 0.02  # of one core, at most, so that the pipeline hardly feels it
 SECONDS: Final = 10.0  # a preview that takes longer is of no use
@@ -31,7 +31,7 @@ class Previews:
         self.error: Exception | None = None
         self._client, self._show, self._options, self._share = client, show, options, share
         self._wake = threading.Condition()
-        self._next: tuple[int, Tensor] | None = None
+        self._next: tuple[int, AnyTensor] | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="remote-vae-previews", daemon=True)
         self._thread.start()
@@ -77,7 +77,7 @@ class Previews:
             with self._wake:
                 self._wake.wait_for(lambda: self._closed, timeout=rest)
 
-    def _preview(self, step: int, latents: Tensor) -> None:
+    def _preview(self, step: int, latents: AnyTensor) -> None:
         try:
             self._show(step, self._client.decode(latents, **self._options))
             self.shown += 1

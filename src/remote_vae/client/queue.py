@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from remote_vae.client.aio_queue import AsyncDecodeQueue, Item, Progress
-from remote_vae.client.calls import DecodeArguments
-from remote_vae.client.latents import Tensor
+from remote_vae.client.latents import AnyTensor
+from remote_vae.protocol.options import DecodeArguments
 
 T = TypeVar("T")
 
@@ -59,14 +59,14 @@ class DecodeQueue:
         with suppress(Exception):  # boundary: what is under way is raised, and not what on_done says of its end
             self.close()
 
-    def put(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> Future[Any]:
+    def put(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Future[Any]:
         """The decode as a future, to be waited for or cancelled, or left to `on_done`; waits while there is no room.
 
         The latent is copied, so that it may change at once. *Raises* RuntimeError after `close`.
         """
         return self._put(latent, options)[1]
 
-    def map(self, latents: Iterable[Tensor], **options: Unpack[DecodeArguments]) -> Iterator[Item]:
+    def map(self, latents: Iterable[AnyTensor], **options: Unpack[DecodeArguments]) -> Iterator[Item]:
         """An item for each latent, in order; the next latents are made while the last ones are decoded.
 
         What is left when the iteration is abandoned is cancelled.
@@ -97,7 +97,7 @@ class DecodeQueue:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join()
 
-    def _put(self, latent: Tensor, options: DecodeArguments) -> tuple[int, Future[Any]]:
+    def _put(self, latent: AnyTensor, options: DecodeArguments) -> tuple[int, Future[Any]]:
         if not self._thread.is_alive():
             raise RuntimeError("the queue is closed; nothing more can be put into it")
         index, task = self._call(self._queue.enqueue(latent, options))

@@ -7,8 +7,6 @@ from PIL import Image
 
 from remote_vae.client.calls import (
     Answer,
-    DecodeArguments,
-    EncodeArguments,
     decode_request,
     encode_request,
     post,
@@ -18,11 +16,12 @@ from remote_vae.client.calls import (
     read_ready,
 )
 from remote_vae.client.endpoint import read_endpoint
-from remote_vae.client.latents import Tensor
+from remote_vae.client.latents import AnyTensor
 from remote_vae.client.transport import GIB, Bounds, Transport
 from remote_vae.errors import ClientTimeout, ConnectionFailed
-from remote_vae.protocol.frame import Buffer
 from remote_vae.protocol.messages import Reply
+from remote_vae.protocol.options import DecodeArguments, EncodeArguments
+from remote_vae.values import Buffer
 
 
 class Client:
@@ -59,7 +58,7 @@ class Client:
     def close(self) -> None:
         self._transport.close()
 
-    def decode(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> Any:
+    def decode(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Any:
         """A PIL image; with output_type="pt" a tensor of the latent's kind, torch or numpy; with "mp4" bytes.
 
         `options`: model, scaling_factor, shift_factor, do_scaling=False, output_type="pil", image_format="png",
@@ -68,11 +67,11 @@ class Client:
         """
         return self._decode(latent, options).value
 
-    def decode_reply(self, latent: Tensor, **options: Unpack[DecodeArguments]) -> Reply:
-        """The same, as it came: a written picture or a TensorFrame, with its provenance."""
+    def decode_reply(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Reply:
+        """The same, as it came: a written picture or a values.Tensor, with its provenance."""
         return self._decode(latent, options).reply
 
-    def encode(self, image: Image.Image | Buffer | Tensor, **options: Unpack[EncodeArguments]) -> Tensor:
+    def encode(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> AnyTensor:
         """The latent of a PIL image, of a written PNG, JPEG or WebP, or of a tensor; torch for torch, else numpy.
 
         `options`: model, scaling_factor, shift_factor, do_scaling=False, posterior, seed, plan.
@@ -80,8 +79,8 @@ class Client:
         """
         return self._encode(image, options).value
 
-    def encode_reply(self, image: Image.Image | Buffer | Tensor, **options: Unpack[EncodeArguments]) -> Reply:
-        """The same, as it came: a TensorFrame with its provenance."""
+    def encode_reply(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> Reply:
+        """The same, as it came: a values.Tensor with its provenance."""
         return self._encode(image, options).reply
 
     def models(self) -> list[dict[str, Any]]:
@@ -96,10 +95,10 @@ class Client:
         except (ConnectionFailed, ClientTimeout):
             return False
 
-    def _decode(self, latent: Tensor, options: DecodeArguments) -> Answer:
-        request = decode_request(latent, **options)
+    def _decode(self, latent: AnyTensor, options: DecodeArguments) -> Answer:
+        request = decode_request(latent, options)
         return read_decoded(request, self._transport.send(post(self._endpoint, request)), like=latent)
 
-    def _encode(self, image: Image.Image | Buffer | Tensor, options: EncodeArguments) -> Answer:
-        request = encode_request(image, **options)
+    def _encode(self, image: Image.Image | Buffer | AnyTensor, options: EncodeArguments) -> Answer:
+        request = encode_request(image, options)
         return read_encoded(request, self._transport.send(post(self._endpoint, request)), like=image)

@@ -1,6 +1,7 @@
 """uint8 pixels <-> PNG, JPEG and WebP."""
 
 import struct
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Final
 
@@ -10,11 +11,10 @@ from PIL import Image, ImageOps
 
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
 from remote_vae.media.png import check_png, write_png
+from remote_vae.values import Buffer, Format
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
 
-Buffer = bytes | bytearray | memoryview
-MAX_SIDES: Final = {"jpg": 65500, "png": 2**31 - 1, "webp": 16383}  # pixels; what the formats themselves can hold
 FULL_COLOUR_QUALITY: Final = 90  # from this JPEG quality on, colour is kept at full resolution
 WEBP_EFFORT: Final = 2  # of 6: a few percent larger, several times faster than the default
 
@@ -80,19 +80,32 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def write_image(pixels: NDArray[np.uint8], *, image_format: str, quality: int) -> bytes:
-    """*Shapes*: [H,W,3]. `quality` is for jpg and webp. *Raises* UnsupportedOutput for sides beyond the format's."""
-    side, most = max(pixels.shape[:2]), MAX_SIDES[image_format]
-    if side > most:
+def write_image(pixels: NDArray[np.uint8], asked: Format, *, quality: int | None) -> bytes:
+    """*Shapes*: [H,W,3]. `quality` is for lossy formats. *Raises* UnsupportedOutput for sides beyond the format's."""
+    side = max(pixels.shape[:2])
+    if side > asked.longest_side:
         raise UnsupportedOutput(
-            f"the picture has a side of {side} pixels; {image_format} holds at most {most}; ask png"
+            f"the picture has a side of {side} pixels; {asked.name} holds at most {asked.longest_side}; ask png"
         )
-    if image_format == "png":
-        return write_png(pixels)
+    return WRITERS[asked.name](pixels, quality or 0)
+
+
+def _write_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    return _saved(pixels, "JPEG", quality=quality, subsampling=0 if quality >= FULL_COLOUR_QUALITY else 2)
+
+
+def _write_webp(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    return _saved(pixels, "WEBP", quality=quality, method=WEBP_EFFORT)
+
+
+def _saved(pixels: NDArray[np.uint8], pillow: str, **options: int) -> bytes:
     out = BytesIO()
-    picture = Image.fromarray(pixels)
-    if image_format == "jpg":
-        picture.save(out, "JPEG", quality=quality, subsampling=0 if quality >= FULL_COLOUR_QUALITY else 2)
-    else:
-        picture.save(out, "WEBP", quality=quality, method=WEBP_EFFORT)
+    Image.fromarray(pixels).save(out, pillow, **options)
     return out.getvalue()
+
+
+WRITERS: Final[Mapping[str, Callable[[NDArray[np.uint8], int], bytes]]] = {
+    "jpg": _write_jpeg,
+    "png": lambda pixels, quality: write_png(pixels),
+    "webp": _write_webp,
+}

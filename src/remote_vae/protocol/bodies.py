@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from remote_vae.errors import InvalidReply, MalformedRequest, RequestError
-from remote_vae.protocol.frame import Buffer, TensorFrame
+from remote_vae.values import Buffer, Tensor
 
 MAX_JSON_VALUES: Final = 1000
 
@@ -22,7 +22,7 @@ class JsonBody:
 
 
 def read_json_body(body: Buffer) -> JsonBody:
-    """*Raises* MalformedRequest for anything else than an object with base64 text under "inputs"."""
+    """*Raises* MalformedRequest for anything but an object with base64 text under "inputs"."""
     text = bytes(body)
     # A short text can ask for a great many objects; base64 holds none of these characters.
     if sum(text.count(mark) for mark in (b",", b"{", b"[")) > MAX_JSON_VALUES:
@@ -52,13 +52,13 @@ def _refuse_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def write_tensor_json(frame: TensorFrame) -> bytes:
+def write_tensor_json(tensor: Tensor) -> bytes:
     """The reply's JSON form of a tensor."""
-    text = base64.b64encode(frame.buffer).decode("ascii")
-    return json.dumps({"inputs": text, "parameters": {"shape": list(frame.shape), "dtype": frame.dtype}}).encode()
+    text = base64.b64encode(tensor.buffer).decode("ascii")
+    return json.dumps({"inputs": text, "parameters": {"shape": list(tensor.shape), "dtype": tensor.dtype}}).encode()
 
 
-def read_tensor_json(body: Buffer) -> TensorFrame:
+def read_tensor_json(body: Buffer) -> Tensor:
     """The inverse of `write_tensor_json`, for the client; *raises* InvalidReply."""
     try:
         found = read_json_body(body)
@@ -66,14 +66,14 @@ def read_tensor_json(body: Buffer) -> TensorFrame:
         raise InvalidReply(f"the server's JSON tensor cannot be read: {exc.message}") from exc
     if not isinstance(found.parameters, Mapping):
         raise InvalidReply("the server's JSON tensor has no parameters with shape and dtype")
-    return read_frame(found.parameters.get("shape"), found.parameters.get("dtype"), found.inputs)
+    return read_tensor(found.parameters.get("shape"), found.parameters.get("dtype"), found.inputs)
 
 
-def read_frame(shape: object, dtype: object, buffer: Buffer) -> TensorFrame:
-    """A frame from a reply's claims; *raises* InvalidReply unless they agree with the bytes."""
+def read_tensor(shape: object, dtype: object, buffer: Buffer) -> Tensor:
+    """A tensor from a reply's claims; *raises* InvalidReply unless they agree with the bytes."""
     if not isinstance(shape, list) or not all(type(size) is int for size in shape) or not isinstance(dtype, str):
         raise InvalidReply("the reply's tensor has no usable shape and dtype")
     try:
-        return TensorFrame(dtype, tuple(shape), buffer)
+        return Tensor(dtype, tuple(shape), buffer)
     except (RequestError, ValueError) as exc:  # ValueError: a byte count of more digits than Python writes
         raise InvalidReply(f"the reply's tensor does not agree with its shape and dtype: {exc}") from exc

@@ -7,14 +7,14 @@ import re
 from typing import Final
 
 from remote_vae.errors import MalformedRequest
-from remote_vae.protocol.frame import Buffer
+from remote_vae.values import Buffer
 
 ALGORITHMS: Final = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 _MEMBER = re.compile(r"\s*([a-z0-9-]+)=:([A-Za-z0-9+/=]*):\s*")
 
 
 def check_digest(field: str, body: Buffer) -> None:
-    """Every digest that is known here is compared, others are left aside; *raises* MalformedRequest."""
+    """Every digest that is known here is compared, others are ignored; *raises* MalformedRequest."""
     for member in field.split(",") if field.strip() else []:
         found = _MEMBER.fullmatch(member)
         if found is None:

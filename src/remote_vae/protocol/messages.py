@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
-from remote_vae.protocol.frame import Buffer, TensorFrame
+from remote_vae.protocol.options import DecodeOptions, EncodeOptions
+from remote_vae.values import Buffer, Format, Scaling, Tensor
 
 
 class Operation(StrEnum):
@@ -12,94 +13,15 @@ class Operation(StrEnum):
     ENCODE = "encode"
 
 
-class OutputType(StrEnum):
-    """What the caller wants of a decode; the names are diffusers' own."""
-
-    PIL = "pil"  # a finished picture, or floats in [0, 1]
-    PT = "pt"  # the VAE's raw output, or uint8 with partial_postprocess
-    MP4 = "mp4"
-
-
-class ImageFormat(StrEnum):
-    JPG = "jpg"
-    PNG = "png"
-    WEBP = "webp"
-
-
-class Posterior(StrEnum):
-    """What is taken of the encoder's Gaussian: a draw, its mean, or mean and log-variance themselves."""
-
-    SAMPLE = "sample"
-    MODE = "mode"
-    PARAMETERS = "parameters"
-
-
-class Form(StrEnum):
-    """How a reply's body is written; the value is its media type."""
-
-    JPG = "image/jpeg"
-    PNG = "image/png"
-    WEBP = "image/webp"
-    MP4 = "video/mp4"
-    BINARY = "tensor/binary"
-    BASE64 = "tensor/base64"
-
-    @property
-    def is_image(self) -> bool:
-        return self in (Form.JPG, Form.PNG, Form.WEBP)
-
-    @property
-    def is_tensor(self) -> bool:
-        return self in (Form.BINARY, Form.BASE64)
-
-
-class ScalingMode(StrEnum):
-    NONE = "none"  # the latent is already what the VAE's decoder takes
-    MODEL = "model"  # the model's own normalisation, all of it
-    GIVEN = "given"  # the caller's factors
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Who denormalises a latent, and with what: decode is z / scaling_factor + shift_factor."""
-
-    mode: ScalingMode = ScalingMode.NONE
-    scaling_factor: float | None = None
-    shift_factor: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOptions:
-    """`height` and `width` are the picture's, in pixels; they matter for packed latents only."""
-
-    scaling: Scaling = Scaling()
-    output_type: OutputType = OutputType.PIL
-    image_format: ImageFormat | None = None  # None: the caller leaves it to the Accept header, then JPEG
-    partial_postprocess: bool = False
-    quality: int = 95
-    height: int | None = None
-    width: int | None = None
-    plan: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeOptions:
-    """`posterior` None is the model family's own default; `seed` makes a sample reproducible."""
-
-    scaling: Scaling = Scaling()
-    posterior: Posterior | None = None
-    seed: int | None = None
-    plan: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
     """`model` None is the server's first model."""
 
     model: str | None
-    latent: TensorFrame
+    latent: Tensor
+    scaling: Scaling
     options: DecodeOptions
-    form: Form
+    format: Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +29,10 @@ class EncodeRequest:
     """`image` is a written picture (PNG, JPEG, WebP) or a tensor [B,3,H,W] / [B,3,F,H,W]."""
 
     model: str | None
-    image: Buffer | TensorFrame
+    image: Buffer | Tensor
+    scaling: Scaling
     options: EncodeOptions
-    form: Form
+    format: Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +52,8 @@ class Provenance:
 class Reply:
     """The answer to a decode or an encode: a tensor, or a picture or video already written."""
 
-    payload: TensorFrame | bytes
-    form: Form
+    payload: Tensor | bytes
+    format: Format
     provenance: Provenance = Provenance()
 
 

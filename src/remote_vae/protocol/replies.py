@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Final
 
 from remote_vae.errors import InvalidReply, RemoteVAEError, from_json, to_json
-from remote_vae.protocol.bodies import read_frame, read_tensor_json, write_tensor_json
-from remote_vae.protocol.dtype import clip
-from remote_vae.protocol.frame import Buffer, TensorFrame
-from remote_vae.protocol.messages import Form, Provenance, Reply
+from remote_vae.protocol.bodies import read_tensor, read_tensor_json, write_tensor_json
+from remote_vae.protocol.messages import Provenance, Reply
+from remote_vae.values import FORMATS, Buffer, Tensor, clip
 
 Headers = list[tuple[str, str]]
 
+BY_MEDIA_TYPE: Final = {row.media_type: row for row in FORMATS.values()}
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def render_reply(reply: Reply) -> tuple[int, Headers, Buffer]:
     """Status, headers and body; a raw tensor carries its shape and dtype in headers of those names."""
-    headers = [("content-type", reply.form.value), *_provenance_headers(reply.provenance)]
-    if not isinstance(reply.payload, TensorFrame):
+    headers = [("content-type", reply.format.media_type), *_provenance_headers(reply.provenance)]
+    if not isinstance(reply.payload, Tensor):
         return 200, headers, reply.payload
     headers += [("shape", json.dumps(list(reply.payload.shape))), ("dtype", reply.payload.dtype)]
-    body = reply.payload.buffer if reply.form is Form.BINARY else write_tensor_json(reply.payload)
+    body = reply.payload.buffer if reply.format.name == "binary" else write_tensor_json(reply.payload)
     return 200, headers, body
 
 
@@ -70,22 +70,20 @@ def parse_reply(status: int, headers: Mapping[str, str], body: Buffer) -> Reply:
     if status != 200:
         raise _read_error(status, headers, body)
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        form = Form(media)
-    except ValueError:
-        raise InvalidReply(f"the reply's content-type {clip(media)!r} is not one of a Remote VAE") from None
-    if form is Form.BASE64:
-        return Reply(read_tensor_json(body), form, provenance)
-    if form is Form.BINARY:
-        return Reply(_read_binary(headers, body), form, provenance)
+    if media not in BY_MEDIA_TYPE:
+        raise InvalidReply(f"the reply's content-type {clip(media)!r} is not one of a Remote VAE")
+    found = BY_MEDIA_TYPE[media]
+    if found.is_tensor:
+        tensor = read_tensor_json(body) if found.name == "base64" else _read_binary(headers, body)
+        return Reply(tensor, found, provenance)
     if not len(body):
         raise InvalidReply("the reply is empty")
-    return Reply(bytes(body), form, provenance)
+    return Reply(bytes(body), found, provenance)
 
 
-def _read_binary(headers: Mapping[str, str], body: Buffer) -> TensorFrame:
+def _read_binary(headers: Mapping[str, str], body: Buffer) -> Tensor:
     try:
-        return read_frame(json.loads(headers.get("shape", "null")), headers.get("dtype"), body)
+        return read_tensor(json.loads(headers.get("shape", "null")), headers.get("dtype"), body)
     except (ValueError, RecursionError) as exc:
         raise InvalidReply("the reply's shape header is not a list") from exc
 

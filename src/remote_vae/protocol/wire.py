@@ -12,19 +12,23 @@ from typing import Final
 from urllib.parse import urlencode
 
 from remote_vae.errors import InvalidValue, MalformedRequest, UnknownRoute, UnsupportedMediaType
-from remote_vae.protocol import parameters
+from remote_vae.protocol import options, parameters
 from remote_vae.protocol.bodies import read_json_body
-from remote_vae.protocol.dtype import FLOAT_DTYPES, ITEM_BYTES, check_dtype, clip
-from remote_vae.protocol.frame import Buffer, TensorFrame, check_bytes, frame_bytes
-from remote_vae.protocol.messages import (
-    DecodeOptions,
-    DecodeRequest,
-    EncodeOptions,
-    EncodeRequest,
-    Operation,
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Operation
+from remote_vae.protocol.negotiate import decode_format, encode_format
+from remote_vae.protocol.options import DecodeOptions, EncodeOptions
+from remote_vae.values import (
+    FLOAT_DTYPES,
+    ITEM_BYTES,
+    Buffer,
+    Scaling,
     ScalingMode,
+    Tensor,
+    check_bytes,
+    check_dtype,
+    clip,
+    tensor_bytes,
 )
-from remote_vae.protocol.negotiate import decode_form, encode_form
 
 RESERVED_NAMES: Final = frozenset(
     {
@@ -50,29 +54,19 @@ RAW_TYPES: Final = ("", "tensor/binary", "application/octet-stream", "image/png"
 
 
 @dataclass(frozen=True, slots=True)
-class TensorClaim:
-    """Shape and dtype that the query promises for the body."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return frame_bytes(self.dtype, self.shape)
-
-    def check(self, actual: int) -> None:
-        """*Raises* WrongByteCount for a body of another length."""
-        check_bytes(actual, self.dtype, self.shape)
-
-
-@dataclass(frozen=True, slots=True)
 class Head:
-    """All of a request but its body. `options` are final unless `body_is_json`, whose body may add parameters."""
+    """All of a request but its body.
+
+    `shape` and `dtype` are those that the query promises for the tensor in the body; both are None without a promise.
+    `scaling` and `options` are final unless `body_is_json`, whose body may add parameters.
+    """
 
     model: str | None
     operation: Operation
+    scaling: Scaling
     options: DecodeOptions | EncodeOptions
-    claim: TensorClaim | None
+    shape: tuple[int, ...] | None
+    dtype: str | None
     body_is_json: bool
     pairs: parameters.Pairs
     accept: str
@@ -80,9 +74,21 @@ class Head:
     timeout_seconds: float | None = None
 
     @property
-    def raw_claim(self) -> TensorClaim | None:
-        """What the body's own bytes must amount to; None where the query promises nothing about them."""
-        return None if self.body_is_json else self.claim
+    def decode_options(self) -> DecodeOptions | None:
+        """The options of a decode; None for an encode."""
+        return self.options if self.operation is Operation.DECODE else None  # type: ignore[return-value]  # by `operation`
+
+    @property
+    def body_bytes(self) -> int | None:
+        """How many bytes a raw body must have; None if the query promises nothing about them."""
+        if self.body_is_json or self.dtype is None or self.shape is None:
+            return None
+        return tensor_bytes(self.dtype, self.shape)
+
+    def check_body(self, actual: int) -> None:
+        """*Raises* WrongByteCount if a raw body of `actual` bytes is not what the query promises."""
+        if self.body_bytes is not None and self.dtype is not None and self.shape is not None:
+            check_bytes(actual, self.dtype, self.shape)
 
 
 def parse_route(path: str) -> tuple[str | None, Operation | None]:
@@ -122,8 +128,10 @@ def parse_head(path: str, query: bytes, headers: Mapping[str, str], *, ignore_un
     bare = Head(
         model=model,
         operation=operation,
-        options=DecodeOptions(),
-        claim=None,
+        scaling=Scaling(),
+        options={},
+        shape=None,
+        dtype=None,
         body_is_json=media in JSON_TYPES,
         pairs=pairs,
         accept=headers.get("accept", ""),
@@ -143,60 +151,65 @@ def _timeout(text: str | None) -> float | None:
 
 
 def _operation_of(media: str, pairs: parameters.Pairs) -> Operation:
-    """On one URL the content type says what is wanted, else the names in the query."""
+    """On one URL the content type says what is wanted, otherwise the names in the query."""
     if media.startswith("tensor/") or media == "application/json":
         return Operation.DECODE
-    if any(name in parameters.MARKS_DECODE for name, _ in pairs):
+    if any(name in options.MARKS_DECODE for name, _ in pairs):
         return Operation.DECODE
     return Operation.ENCODE
 
 
 def _with_pairs(head: Head, pairs: parameters.Pairs, *, default: ScalingMode) -> Head:
-    """The head with the options and the claim that these parameters state."""
+    """The head with the options and the tensor that these parameters state."""
     decode = head.operation is Operation.DECODE
-    known = parameters.DECODE if decode else parameters.ENCODE
-    values = parameters.read(pairs, known, ignore_unknown=head.ignore_unknown)
-    options: DecodeOptions | EncodeOptions
-    if decode:
-        options = parameters.decode_options(values, default=default)
-    else:
-        options = parameters.encode_options(values, default=default)
-    return replace(head, options=options, claim=_claim(values, head.operation), pairs=pairs)
+    values = parameters.read(pairs, options.DECODE if decode else options.ENCODE, ignore_unknown=head.ignore_unknown)
+    shape, dtype = _promised_tensor(values, FLOAT_DTYPES if decode else tuple(ITEM_BYTES))
+    return replace(
+        head,
+        scaling=parameters.scaling(values, default=default),
+        options=options.complete(values, options.DECODE_ROWS if decode else options.ENCODE_ROWS),
+        shape=shape,
+        dtype=dtype,
+        pairs=pairs,
+    )
 
 
-def _claim(values: Mapping[str, object], operation: Operation) -> TensorClaim | None:
+def _promised_tensor(
+    values: Mapping[str, object], dtypes: tuple[str, ...]
+) -> tuple[tuple[int, ...], str] | tuple[None, None]:
     shape, dtype = values.get("shape"), values.get("dtype")
     if shape is None and dtype is None:
-        return None
+        return None, None
     missing = "dtype" if shape is not None else "shape"
     if not isinstance(shape, tuple) or not isinstance(dtype, str):
         raise MalformedRequest(f"{missing} is missing; a tensor needs both shape and dtype", name=missing)
-    allowed = FLOAT_DTYPES if operation is Operation.DECODE else tuple(ITEM_BYTES)
-    return TensorClaim(check_dtype(dtype, allowed=allowed), shape)
+    return shape, check_dtype(dtype, allowed=dtypes)
 
 
 def parse_decode(head: Head, body: Buffer) -> DecodeRequest:
     """*Raises* RequestError: 400 for a body that is not what the head promised, 406, 422."""
     head, data = _join(head, body)
-    if not isinstance(head.options, DecodeOptions):
+    chosen = head.decode_options
+    if chosen is None:
         raise TypeError("a decode needs the head of a decode")
-    if head.claim is None:
+    if head.dtype is None or head.shape is None:
         raise MalformedRequest("shape and dtype are missing; a latent needs both, like shape=1,4,64,64&dtype=float16")
-    frame = TensorFrame(head.claim.dtype, head.claim.shape, data)
-    return DecodeRequest(head.model, frame, head.options, decode_form(head.accept, head.options))
+    latent = Tensor(head.dtype, head.shape, data)
+    return DecodeRequest(head.model, latent, head.scaling, chosen, decode_format(head.accept, chosen))
 
 
 def parse_encode(head: Head, body: Buffer) -> EncodeRequest:
     """*Raises* RequestError: 400 for a body that is not what the head promised, 406, 422."""
     head, data = _join(head, body)
-    if not isinstance(head.options, EncodeOptions):
+    if head.decode_options is not None:
         raise TypeError("an encode needs the head of an encode")
     if not len(data):
         raise MalformedRequest(
             "the body is empty; encoding takes a PNG, JPEG or WebP, or a tensor with shape and dtype"
         )
-    image = TensorFrame(head.claim.dtype, head.claim.shape, data) if head.claim else data
-    return EncodeRequest(head.model, image, head.options, encode_form(head.accept))
+    image = Tensor(head.dtype, head.shape, data) if head.dtype and head.shape else data
+    chosen: EncodeOptions = head.options  # type: ignore[assignment]  # an encode's head has an encode's options
+    return EncodeRequest(head.model, image, head.scaling, chosen, encode_format(head.accept))
 
 
 def _join(head: Head, body: Buffer) -> tuple[Head, Buffer]:
@@ -215,12 +228,12 @@ def render_request(request: DecodeRequest | EncodeRequest) -> tuple[str, str, di
     """Path below the endpoint, query, headers and body, in the dialect of diffusers' own client."""
     decode = isinstance(request, DecodeRequest)
     payload = request.latent if isinstance(request, DecodeRequest) else request.image
-    pairs = parameters.write(request.options)
-    if isinstance(payload, TensorFrame):
+    pairs = parameters.write(request.scaling, request.options, options.DECODE_ROWS if decode else options.ENCODE_ROWS)
+    if isinstance(payload, Tensor):
         pairs += [("shape", str(size)) for size in payload.shape] + [("dtype", payload.dtype)]
     operation = Operation.DECODE if decode else Operation.ENCODE
     path = f"/{request.model}/{operation}" if request.model else f"/{operation}"
-    body = payload.buffer if isinstance(payload, TensorFrame) else payload
+    body = payload.buffer if isinstance(payload, Tensor) else payload
     # A tensor type would mean "decode" on a bare endpoint, so what is to be encoded travels without one.
     media = "tensor/binary" if decode else "application/octet-stream"
-    return path, urlencode(pairs), {"content-type": media, "accept": request.form.value}, body
+    return path, urlencode(pairs), {"content-type": media, "accept": request.format.media_type}, body

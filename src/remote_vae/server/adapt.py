@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from remote_vae import values
 from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Affine
 from remote_vae.core.vae_info import VAEInfo
@@ -11,23 +10,10 @@ from remote_vae.engine.pool import Served
 from remote_vae.errors import InvalidImage, InvalidValue, LatentMismatch, TooLarge, UnsupportedOutput
 from remote_vae.media.images import read_image, write_image
 from remote_vae.media.video import write_mp4
-from remote_vae.protocol.frame import Buffer, TensorFrame
-from remote_vae.protocol.messages import (
-    DecodeOptions,
-    DecodeRequest,
-    EncodeOptions,
-    EncodeRequest,
-    Form,
-    ModelInfo,
-    OutputType,
-    Posterior,
-    Scaling,
-    ScalingMode,
-)
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, ModelInfo
+from remote_vae.protocol.options import DecodeOptions
 from remote_vae.server.settings import Settings
-from remote_vae.values import Output, Tensor
-
-MEDIA_FORMATS = {Form.JPG: "jpg", Form.PNG: "png", Form.WEBP: "webp"}
+from remote_vae.values import Buffer, Format, Output, Posterior, Scaling, ScalingMode, Tensor
 
 
 def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
@@ -57,27 +43,34 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
 
 
 def fit_decode(
-    model: Served, info: VAEInfo, shape: tuple[int, ...], options: DecodeOptions, settings: Settings
+    model: Served,
+    info: VAEInfo,
+    shape: tuple[int, ...],
+    scaling: Scaling,
+    options: DecodeOptions,
+    settings: Settings,
 ) -> MatchedLayout:
     """The latent's layout, judged by its shape alone, so that a refusal can come before the body.
 
     *Raises* LatentMismatch, MalformedRequest, TooLarge, UnsupportedOutput, InvalidValue.
     """
+    height, width = options["height"], options["width"]
     if len(shape) == 3:  # perhaps packed, and then these are the picture's sides
-        _check_limits(settings, batch=1, frames=1, height=options.height or 1, width=options.width or 1)
-    fit = fit_latent(model.recipe, info, shape, model=model.name, height=options.height, width=options.width)
+        _check_limits(settings, batch=1, frames=1, height=height or 1, width=width or 1)
+    fit = fit_latent(model.recipe, info, shape, model=model.name, height=height, width=width)
     _check_limits(settings, batch=fit.batch, frames=fit.frames, height=fit.height, width=fit.width)
-    _check_plan(options.plan, info, model)
-    _check_factors(options.scaling, model)
+    _check_plan(options["plan"], info, model)
+    _check_factors(scaling, model)
     video = model.recipe.kind == "video"
-    if options.output_type is OutputType.MP4 and not video:
+    output_type = options["output_type"]
+    if output_type == "mp4" and not video:
         raise UnsupportedOutput(
             f"model {model.name!r} gives pictures; output_type=mp4 needs a video model", model=model.name
         )
-    one_video = options.output_type is not OutputType.PT or options.partial_postprocess
+    one_video = output_type != "pt" or options["partial_postprocess"]
     if video and one_video and fit.batch > 1:
         raise InvalidValue(
-            f"the latent holds {fit.batch} videos; output_type={options.output_type.value} gives one, so send them "
+            f"the latent holds {fit.batch} videos; output_type={output_type} gives one, so send them "
             "one by one or take output_type=pt",
             batch=fit.batch,
         )
@@ -86,10 +79,10 @@ def fit_decode(
 
 def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: Settings) -> DecodeJob:
     """*Raises* what `fit_decode` raises, and TooLarge for a reply above the limit."""
-    fit = fit_decode(model, info, request.latent.shape, request.options, settings)
-    latent = Tensor(request.latent.dtype, request.latent.shape, request.latent.buffer)
-    job = DecodeJob(_scaling(request.options.scaling), request.options.plan, latent, fit, _output(request))
-    if job.reply_bytes > settings.max_reply_bytes and not request.form.is_image and request.form is not Form.MP4:
+    options, scaling = request.options, request.scaling
+    fit = fit_decode(model, info, request.latent.shape, scaling, options, settings)
+    job = DecodeJob(scaling, options["plan"], request.latent, fit, _output(request))
+    if job.reply_bytes > settings.max_reply_bytes and request.format.is_tensor:
         raise TooLarge(
             f"the reply would have {job.reply_bytes} bytes; the limit is {settings.max_reply_bytes}; ask for pictures, "
             "for partial_postprocess=True, or for fewer at a time",
@@ -100,13 +93,13 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
 
 def _output(request: DecodeRequest) -> Output:
     """What the replica should make of the pixels, so that no more bytes than needed leave it."""
-    if request.form is Form.MP4:
-        return Output.UINT8
-    if request.form.is_image:
+    if request.format.is_image:
         return Output.FIRST
-    if request.options.output_type is OutputType.PIL:
+    if not request.format.is_tensor:
+        return Output.UINT8
+    if request.options["output_type"] == "pil":
         return Output.UNIT
-    return Output.UINT8 if request.options.partial_postprocess else Output.RAW
+    return Output.UINT8 if request.options["partial_postprocess"] else Output.RAW
 
 
 def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: Settings) -> EncodeJob:
@@ -114,15 +107,15 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
 
     *Raises* InvalidImage, UnsupportedMediaType, TooLarge, LatentMismatch, InvalidValue.
     """
-    take = (request.options.posterior or Posterior(model.recipe.posterior)).value
-    _check_encode(request.options, take, info, model)
+    posterior = Posterior(request.options["posterior"] or model.recipe.posterior)
+    _check_encode(request, posterior, info, model)
     multiple = info.spatial_compression_ratio * model.recipe.patch
-    if isinstance(request.image, TensorFrame):
-        block, frames, height, width = _read_tensor(model, request.image)
+    if isinstance(request.image, Tensor):
+        image, frames, height, width = _read_tensor(model, request.image)
     else:
-        block = _read_picture(request.image, multiple, settings)
-        frames, height, width = 1, block.shape[1], block.shape[2]
-    _check_limits(settings, batch=block.shape[0], frames=frames, height=height, width=width)
+        image = _read_picture(request.image, multiple, settings)
+        frames, height, width = 1, image.shape[1], image.shape[2]
+    _check_limits(settings, batch=image.shape[0], frames=frames, height=height, width=width)
     if min(height, width) < multiple:
         raise InvalidImage(
             f"the picture is {width}x{height} pixels; model {model.name!r} needs at least {multiple}x{multiple}",
@@ -130,24 +123,28 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
             width=width,
         )
     ratio = info.spatial_compression_ratio
-    latent_values = (
-        block.shape[0] * info.latent_channels * info.latent_frames(frames) * (height // ratio) * (width // ratio)
+    batch, cells = image.shape[0], (height // ratio) * (width // ratio)
+    return EncodeJob(
+        request.scaling,
+        request.options["plan"],
+        image,
+        posterior,
+        request.options["seed"],
+        pixels=batch * frames * height * width,
+        latent_values=batch * info.latent_channels * info.latent_frames(frames) * cells,
     )
-    scaling, plan, seed = _scaling(request.options.scaling), request.options.plan, request.options.seed
-    pixels = block.shape[0] * frames * height * width
-    return EncodeJob(scaling, plan, block, values.Posterior(take), seed, pixels, latent_values)
 
 
-def _check_encode(options: EncodeOptions, take: str, info: VAEInfo, model: Served) -> None:
-    _check_plan(options.plan, info, model)
-    _check_factors(options.scaling, model)
-    if take == Posterior.PARAMETERS and options.scaling.mode is not ScalingMode.NONE:
+def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, model: Served) -> None:
+    _check_plan(request.options["plan"], info, model)
+    _check_factors(request.scaling, model)
+    if posterior is Posterior.PARAMETERS and request.scaling.mode is not ScalingMode.NONE:
         raise InvalidValue(
             "posterior=parameters gives the mean and log-variance as they are; leave scaling_factor, shift_factor and "
             "do_scaling out and scale what you sample",
             name="posterior",
         )
-    if take == Posterior.PARAMETERS and info.deterministic:
+    if posterior is Posterior.PARAMETERS and info.deterministic:
         raise InvalidValue(f"model {model.name!r} has no posterior; take posterior=mode", name="posterior")
 
 
@@ -156,28 +153,24 @@ def _read_picture(data: Buffer, multiple: int, settings: Settings) -> Tensor:
     return Tensor("uint8", (1, *pixels.shape), pixels.data.cast("B"))
 
 
-def _read_tensor(model: Served, frame: TensorFrame) -> tuple[Tensor, int, int, int]:
-    """The block with its batch axis, and its frames, height and width in pixels."""
+def _read_tensor(model: Served, frame: Tensor) -> tuple[Tensor, int, int, int]:
+    """The tensor with its batch axis, and its frames, height and width in pixels."""
     shape = frame.shape
     video = model.recipe.kind == "video"
     if len(shape) == 3 or (video and len(shape) == 4 and shape[0] == 3 and shape[1] != 3):
         shape = (1, *shape)
-    block = Tensor(frame.dtype, shape, frame.buffer)
+    picture = Tensor(frame.dtype, shape, frame.buffer)
     if len(shape) == 4 and shape[1] == 3:
-        return block, 1, shape[2], shape[3]
+        return picture, 1, shape[2], shape[3]
     if len(shape) == 4 and shape[3] == 3 and frame.dtype == "uint8":
-        return block, 1, shape[1], shape[2]
+        return picture, 1, shape[1], shape[2]
     if video and len(shape) == 5 and shape[1] == 3 and frame.dtype != "uint8":
-        return block, shape[2], shape[3], shape[4]
+        return picture, shape[2], shape[3], shape[4]
     layouts = "[B,3,H,W], [3,H,W], or uint8 [B,H,W,3]" + (", or floats [B,3,F,H,W]" if video else "")
     raise LatentMismatch(
         f"a tensor of shape {list(frame.shape)} is no picture for model {model.name!r}; expected {layouts}",
         shape=list(frame.shape),
     )
-
-
-def _scaling(scaling: Scaling) -> values.Scaling:
-    return values.Scaling(values.ScalingMode(scaling.mode), scaling.scaling_factor, scaling.shift_factor)
 
 
 def _check_factors(scaling: Scaling, model: Served) -> None:
@@ -211,12 +204,12 @@ def _check_limits(settings: Settings, *, batch: int, frames: int, height: int, w
             raise TooLarge(f"{name} would be {value}; the limit here is {limit}", name=name, value=value, limit=limit)
 
 
-def write_payload(outcome: Outcome, form: Form, quality: int) -> TensorFrame | bytes:
+def write_payload(outcome: Outcome, asked: Format, options: DecodeOptions) -> Tensor | bytes:
     """The reply's payload; writing pictures and video takes time, so it belongs into a thread."""
-    block = outcome.tensor
-    if form.is_tensor:
-        return TensorFrame(block.dtype, block.shape, block.buffer)
-    pixels = np.frombuffer(block.buffer, dtype=np.uint8).reshape(block.shape)
-    if form is Form.MP4:
-        return write_mp4(pixels)
-    return write_image(pixels[0], image_format=MEDIA_FORMATS[form], quality=quality)
+    tensor = outcome.tensor
+    if asked.is_tensor:
+        return tensor
+    pixels = np.frombuffer(tensor.buffer, dtype=np.uint8).reshape(tensor.shape)
+    if asked.is_image:
+        return write_image(pixels[0], asked, quality=options["quality"])
+    return write_mp4(pixels)

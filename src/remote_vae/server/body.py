@@ -8,22 +8,22 @@ from starlette.requests import ClientDisconnect, Request
 
 from remote_vae.errors import MalformedRequest, RequestTimeout, TooLarge
 from remote_vae.protocol.digest import check_digest
-from remote_vae.protocol.wire import TensorClaim
+from remote_vae.protocol.wire import Head
 from remote_vae.server.settings import Settings
 
 T = TypeVar("T")
 
 
-def check_length(request: Request, claim: TensorClaim | None, settings: Settings) -> None:
-    """The announced length, judged before a byte of the body is read; `claim` is what a raw body must hold.
+def check_length(request: Request, head: Head, settings: Settings) -> None:
+    """The announced length, judged before a byte of the body is read.
 
     *Raises* TooLarge, WrongByteCount, MalformedRequest.
     """
     announced = _announced(request)
-    if max(announced or 0, claim.nbytes if claim else 0) > settings.max_body_bytes:
+    if max(announced or 0, head.body_bytes or 0) > settings.max_body_bytes:
         raise _too_large(settings)
-    if claim is not None and announced is not None:
-        claim.check(announced)
+    if announced is not None:
+        head.check_body(announced)
 
 
 def _announced(request: Request) -> int | None:
@@ -35,8 +35,8 @@ def _announced(request: Request) -> int | None:
     return int(text)
 
 
-async def read_body(request: Request, claim: TensorClaim | None, settings: Settings) -> bytearray:
-    """The whole body, which ends at the latest where the claim does.
+async def read_body(request: Request, head: Head, settings: Settings) -> bytearray:
+    """The whole body, which ends at the latest where the promised tensor does.
 
     *Raises* TooLarge, WrongByteCount, RequestTimeout, MalformedRequest when the client goes away or the body is not the
     one whose digest was announced.
@@ -49,8 +49,8 @@ async def read_body(request: Request, claim: TensorClaim | None, settings: Setti
                 end = filled + len(chunk)
                 if end > settings.max_body_bytes:
                     raise _too_large(settings)
-                if claim is not None and end > claim.nbytes:
-                    claim.check(end)
+                if head.body_bytes is not None and end > head.body_bytes:
+                    head.check_body(end)
                 body[filled:end] = chunk
                 filled = end
     except TimeoutError:

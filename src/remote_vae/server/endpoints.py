@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -15,10 +16,8 @@ from remote_vae.engine.job import DecodeJob, Job, Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
 from remote_vae.protocol import wire
-from remote_vae.protocol.dtype import clip
-from remote_vae.protocol.frame import Buffer
-from remote_vae.protocol.messages import DecodeOptions, Form, Operation, Provenance, Reply
-from remote_vae.protocol.parameters import DEFAULT_QUALITY
+from remote_vae.protocol.messages import Operation, Provenance, Reply
+from remote_vae.protocol.options import DECODE_ROWS, DecodeOptions, complete
 from remote_vae.protocol.replies import render_reply
 from remote_vae.server import openapi
 from remote_vae.server.access_log import Record, record_of
@@ -28,7 +27,9 @@ from remote_vae.server.browser import BrowserPage, wants_page
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.settings import Settings
 from remote_vae.server.tracked_response import TrackedResponse
+from remote_vae.values import Buffer, Format, clip
 
+NO_OPTIONS: Final[DecodeOptions] = complete({}, DECODE_ROWS)  # an encode gives a tensor, which takes none
 CLIENT = "remote_vae.client"  # in the scope: an opaque id of whoever asks
 VERSION = version("remote-vae")
 
@@ -91,7 +92,7 @@ class Endpoints:
     async def post(self, request: Request) -> Response:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
         call = await self._accept(request)
-        body = await read_body(request, call.head.raw_claim, self._settings)
+        body = await read_body(request, call.head, self._settings)
         run = self._decode if call.head.operation is Operation.DECODE else self._encode
         return await while_wanted(request, run(call, body))
 
@@ -104,9 +105,10 @@ class Endpoints:
         record.model, record.route = model.name, head.operation.value
         info = await self._engine.info(model)
         pixels = 1
-        if head.raw_claim is not None and isinstance(head.options, DecodeOptions):
-            pixels = fit_decode(model, info, head.raw_claim.shape, head.options, self._settings).pixels
-        check_length(request, head.raw_claim, self._settings)
+        options = head.decode_options
+        if options is not None and head.shape is not None and not head.body_is_json:
+            pixels = fit_decode(model, info, head.shape, head.scaling, options, self._settings).pixels
+        check_length(request, head, self._settings)
         seconds = min(head.timeout_seconds or self._settings.request_seconds, self._settings.request_seconds)
         call = Call(model, info, head, record, request.scope.get(CLIENT), arrived + seconds)
         self._engine.check(model, pixels=pixels, client=call.client, seconds=call.seconds)
@@ -129,25 +131,25 @@ class Endpoints:
         head, parse = call.head, wire.parse_decode
         message = await asyncio.to_thread(parse, head, body) if head.body_is_json else parse(head, body)
         job = decode_job(call.model, call.info, message, self._settings)
-        return await self._run(call, job, message.form, message.options.quality)
+        return await self._run(call, job, message.format, message.options)
 
     async def _encode(self, call: Call, body: Buffer) -> Response:
         message = wire.parse_encode(call.head, body)
         job = await asyncio.to_thread(encode_job, call.model, call.info, message, self._settings)
-        return await self._run(call, job, message.form, DEFAULT_QUALITY)
+        return await self._run(call, job, message.format, NO_OPTIONS)
 
-    async def _run(self, call: Call, job: Job, form: Form, quality: int) -> Response:
+    async def _run(self, call: Call, job: Job, asked: Format, options: DecodeOptions) -> Response:
         with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
             outcome = await self._engine.run(permit)
             started = time.perf_counter()
-            if form is Form.BINARY:
-                payload = write_payload(outcome, form, quality)
+            if asked.is_tensor:
+                payload = write_payload(outcome, asked, options)
             else:
-                payload = await asyncio.to_thread(write_payload, outcome, form, quality)
+                payload = await asyncio.to_thread(write_payload, outcome, asked, options)
             stages = {**outcome.seconds, "media": time.perf_counter() - started}
             call.record.plan, call.record.stages = outcome.plan, stages
-            note = "; ".join(filter(None, (outcome.note, _left_out(job, form))))
-            reply = Reply(payload, form, _provenance(call, outcome, stages, note))
+            note = "; ".join(filter(None, (outcome.note, _left_out(job, asked))))
+            reply = Reply(payload, asked, _provenance(call, outcome, stages, note))
             status, headers, body = render_reply(reply)
             return TrackedResponse(bytes(body), status, dict(headers), on_sent=permit.release)
 
@@ -199,9 +201,9 @@ class Endpoints:
         return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
 
 
-def _left_out(job: Job, form: Form) -> str:
+def _left_out(job: Job, asked: Format) -> str:
     """A picture is of one latent; who has sent several should know that there are more."""
-    if form.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
+    if asked.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
         return f"the first of {job.fit.batch} pictures; a tensor has them all"
     return ""
 

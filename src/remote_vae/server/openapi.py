@@ -1,12 +1,12 @@
 """The API's description, from the same table that reads the parameters."""
 
 import html
-from collections.abc import Mapping
 from typing import Any
 
 from remote_vae.errors import RequestError, ServerError, all_errors
-from remote_vae.protocol import parameters, wire
-from remote_vae.protocol.messages import Form
+from remote_vae.protocol import options, wire
+from remote_vae.protocol.options import Rows
+from remote_vae.values import FORMATS
 
 Document = dict[str, Any]
 BINARY: Document = {"type": "string", "format": "binary"}
@@ -35,8 +35,8 @@ def document(version: str, models: list[str]) -> Document:
     }
     for name in models:
         paths[f"/{name}"] = {"post": _post("Decode or encode", "By content type and query.")}
-        paths[f"/{name}/decode"] = {"post": _operation("Latent to picture or video", parameters.DECODE, LATENT_BODY)}
-        paths[f"/{name}/encode"] = {"post": _operation("Picture to latent", parameters.ENCODE, PICTURE_BODY)}
+        paths[f"/{name}/decode"] = {"post": _operation("Latent to picture or video", options.DECODE, LATENT_BODY)}
+        paths[f"/{name}/encode"] = {"post": _operation("Picture to latent", options.ENCODE, PICTURE_BODY)}
     about = {
         "/health": "The server answers.",
         "/live": "The server answers.",
@@ -56,16 +56,16 @@ def _get(text: str) -> Document:
 
 
 def _post(summary: str, text: str) -> Document:
-    both = {**parameters.ENCODE, **parameters.DECODE}
+    both = {**options.ENCODE, **options.DECODE}
     return {**_operation(summary, both, {**LATENT_BODY, **PICTURE_BODY}), "description": text}
 
 
-def _operation(summary: str, known: Mapping[str, parameters.Parameter], body: Document) -> Document:
+def _operation(summary: str, rows: Rows, body: Document) -> Document:
     return {
         "summary": summary,
         "parameters": [
-            {"name": name, "in": "query", "description": item.doc, "schema": dict(item.schema)}
-            for name, item in known.items()
+            {"name": name, "in": "query", "description": row.doc, "schema": dict(row.kind.schema)}
+            for name, row in rows.items()
         ],
         "requestBody": {"required": True, "content": body},
         "responses": {"200": _ok(), **_errors()},
@@ -73,8 +73,7 @@ def _operation(summary: str, known: Mapping[str, parameters.Parameter], body: Do
 
 
 def _ok() -> Document:
-    content = {form.value: {"schema": BINARY} for form in Form if form is not Form.BASE64}
-    content[Form.BASE64.value] = {"schema": BASE64}
+    content = {row.media_type: {"schema": BASE64 if row.name == "base64" else BINARY} for row in FORMATS.values()}
     return {
         "description": "The picture, video or tensor; raw tensors name their shape and dtype in headers.",
         "content": content,

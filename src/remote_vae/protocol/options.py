@@ -1,0 +1,151 @@
+"""The options of a request, a row for each.
+
+A row says an option's name, its type, its default and what a person should know about it. From the rows come the
+parsing and rendering of queries, the client's keywords, the OpenAPI description, the flags of the command line and the
+test of the documentation's table.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypedDict, get_type_hints
+
+from remote_vae.protocol.kinds import LARGEST_SEED, Boolean, Choice, Integer, Kind, Real, Shape, Text
+from remote_vae.values import IMAGE_FORMATS, Posterior
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """`default` None stands for an option that is absent.
+
+    `always` options are rendered even if they have their default, as diffusers' own client does. `flag` options are
+    flags of the command line.
+    """
+
+    kind: Kind
+    doc: str
+    default: object = None
+    always: bool = False
+    flag: bool = False
+
+
+PLAN: Final = Option(Text(), "How to run the VAE; plans that approximate run only when named.", flag=True)
+OLD_HINT: Final = Option(Text(), "A hint that old clients send; not needed.")
+
+
+class TensorOptions(TypedDict, total=False):
+    """What the body's bytes are; both are needed for a tensor."""
+
+    shape: Annotated[
+        tuple[int, ...], Option(Shape(), "Sizes of the tensor in the body: repeated, or one list like 1,4,64,64.")
+    ]
+    dtype: Annotated[
+        str, Option(Text(), "Type of the tensor in the body: float16, float32 or bfloat16; uint8 for pictures.")
+    ]
+
+
+class ScalingOptions(TypedDict, total=False):
+    """Who normalises the latent: the model's own constants, the caller's factors, or nobody."""
+
+    do_scaling: Annotated[
+        bool, Option(Boolean(), "True: the model's own normalisation. False, or nothing about scaling: none.")
+    ]
+    scaling_factor: Annotated[
+        float | None,
+        Option(
+            Real(divides=True),
+            "decode: z / scaling_factor + shift_factor; encode: (z - shift_factor) * scaling_factor.",
+        ),
+    ]
+    shift_factor: Annotated[float | None, Option(Real(), "See scaling_factor.")]
+
+
+class DecodeOptions(TypedDict, total=False):
+    """What a decode may be asked for."""
+
+    output_type: Annotated[
+        str,
+        Option(
+            Choice(("pil", "pt", "mp4")),
+            "pil: a picture; pt: the VAE's raw output; mp4: a video.",
+            "pil",
+            always=True,
+        ),
+    ]
+    partial_postprocess: Annotated[
+        bool, Option(Boolean(), "With pt: uint8 pixels, channels last.", default=False, always=True)
+    ]
+    quality: Annotated[int | None, Option(Integer(1, 100), "Of JPEG and WebP, 1 to 100.", 95, flag=True)]
+    image_format: Annotated[str | None, Option(Choice(IMAGE_FORMATS), "How a picture is written.")]
+    height: Annotated[int | None, Option(Integer(1), "Height of the picture in pixels; for packed latents.", flag=True)]
+    width: Annotated[int | None, Option(Integer(1), "Width of the picture in pixels; for packed latents.", flag=True)]
+    plan: Annotated[str | None, PLAN]
+
+
+class EncodeOptions(TypedDict, total=False):
+    """What an encode may be asked for."""
+
+    posterior: Annotated[
+        str | None,
+        Option(Choice(tuple(Posterior)), "A sample, the mode, or the parameters (mean and log-variance).", flag=True),
+    ]
+    seed: Annotated[int | None, Option(Integer(0, LARGEST_SEED), "Of the sample.", flag=True)]
+    plan: Annotated[str | None, PLAN]
+
+
+class Hints(TypedDict, total=False):
+    """Names that old clients send and nothing needs."""
+
+    input_tensor_type: Annotated[str, OLD_HINT]
+    output_tensor_type: Annotated[str, OLD_HINT]
+    return_type: Annotated[str, OLD_HINT]
+
+
+class DecodeArguments(ScalingOptions, DecodeOptions, total=False):
+    """The keywords of a client's decode."""
+
+    model: str | None
+
+
+class EncodeArguments(ScalingOptions, EncodeOptions, total=False):
+    """The keywords of a client's encode."""
+
+    model: str | None
+
+
+Rows = Mapping[str, Option]
+
+
+def _rows(*groups: Any) -> Iterator[tuple[str, Option]]:
+    for group in groups:
+        for name, hint in get_type_hints(group, include_extras=True).items():
+            yield name, hint.__metadata__[0]
+
+
+SCALING_ROWS: Final[Rows] = dict(_rows(ScalingOptions))
+DECODE_ROWS: Final[Rows] = dict(_rows(DecodeOptions))
+ENCODE_ROWS: Final[Rows] = dict(_rows(EncodeOptions))
+# All that a query may say, by operation.
+DECODE: Final[Rows] = dict(_rows(TensorOptions, ScalingOptions, DecodeOptions, Hints))
+ENCODE: Final[Rows] = dict(_rows(TensorOptions, ScalingOptions, EncodeOptions, Hints))
+# On an address that takes both operations, one of these names means a decode.
+MARKS_DECODE: Final = (DECODE_ROWS.keys() - ENCODE_ROWS.keys() - {"quality"}) | {"do_scaling", "input_tensor_type"}
+
+
+def complete(values: Mapping[str, object], rows: Rows) -> Any:
+    """The options of these rows, each with its value or its default."""
+    return {name: values.get(name, row.default) for name, row in rows.items()}
+
+
+def checked(arguments: Mapping[str, object], rows: Rows) -> dict[str, object]:
+    """A program's keywords, judged by the rules of the wire; None means absent, and a text is read as in a query.
+
+    *Raises* TypeError for a keyword that no row has, MalformedRequest, InvalidValue.
+    """
+    for name in arguments:
+        if name not in rows:
+            raise TypeError(f"unexpected keyword argument {name!r}; expected some of {', '.join(rows)}")
+    return {
+        name: rows[name].kind.read(name, value) if isinstance(value, str) else rows[name].kind.check(name, value)
+        for name, value in arguments.items()
+        if value is not None
+    }
