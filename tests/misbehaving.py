@@ -25,7 +25,9 @@ class CopyVAE:
     dtype = torch.float32
     device = torch.device("cpu")
     decoder = encoder = None
-    info = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True)
+    info = VAEInfo(
+        3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, config={"_class_name": "AutoencoderKL"}
+    )
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         firsts = latent.flatten(1)[:, 0].tolist()  # of every latent
@@ -62,9 +64,9 @@ def leak(nbytes: int) -> None:
     kept: list[bytearray] = []
     report = RequestRecorder._report
 
-    def report_and_keep(self: RequestRecorder, record: Any) -> None:
+    def report_and_keep(self: RequestRecorder, record: Any, **trace: Any) -> None:
         kept.append(bytearray(b"x" * nbytes))
-        report(self, record)
+        report(self, record, **trace)
 
     RequestRecorder._report = report_and_keep  # type: ignore[method-assign]
 
@@ -74,6 +76,10 @@ if __name__ == "__main__":
 
     if nbytes := int(os.environ.pop("REMOTE_VAE_LEAK", "0")):
         leak(nbytes)
+    if os.environ.pop("REMOTE_VAE_FAULTS", ""):
+        import faulty
+
+        faulty.install()
     replicas = int(os.environ.get("TEST_RAY_REPLICAS", "0"))
     if replicas:
         from remote_vae.deploy.ray_local import Scale, serve

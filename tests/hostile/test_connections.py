@@ -203,6 +203,18 @@ def test_a_wish_to_upgrade_in_pieces(raw: Any, expected: bytes) -> None:
     assert (answer.status, answer.body) == (200, expected)
 
 
+def test_a_wish_to_upgrade_behind_a_body(raw: Any, expected: bytes) -> None:
+    """A request that asks for another protocol is served, also if it comes in one packet with the body before it."""
+    with raw.connect() as connection:
+        connection.sendall(head("content-length: 1024", "expect: 100-continue"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        get = b"GET /live HTTP/1.1\r\nhost: a\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n"
+        connection.sendall(LATENT + get + b"GET /live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert data.count(b"HTTP/1.1 200 ") == 3
+    assert data.count(expected) == 1
+
+
 @pytest.mark.parametrize("sent", ["nothing", "half a head", "half a body", "a chunk's start", "a request"])
 @pytest.mark.parametrize("way", ["closed", "reset"])
 def test_a_client_that_goes_away(live: Any, raw: Any, good: Any, sent: str, way: str) -> None:

@@ -1,6 +1,7 @@
 """What costs the server time, memory or secrets: stalled clients, gone clients, floods, and the log."""
 
 import base64
+import contextlib
 import http.client
 import io
 import os
@@ -203,6 +204,23 @@ def test_a_flood_leaves_nothing_behind(patient: Any) -> None:
     assert SECRET not in log
     assert base64.b64encode(SECRET)[:20] not in log
     assert log == b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_announced_body_costs_no_memory(patient: Any) -> None:
+    """Three hundred connections that announce 64 MiB and send one byte cost less than 40 MB in all."""
+    server = patient.server
+    announced = f"POST {TOLERATED} HTTP/1.1\r\nhost: a\r\ncontent-length: {64 * 2**20}\r\nexpect: 100-continue\r\n\r\n"
+    assert server.decode().status_code == 200
+    before = resident_bytes(server.process.pid)
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(patient.raw.connect()) for _ in range(300)]
+        for connection in connections:
+            connection.sendall(announced.encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # now the body is read
+            connection.sendall(b"x")
+        assert server.decode().status_code == 200
+        assert resident_bytes(server.process.pid) - before < 40e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

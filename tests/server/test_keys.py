@@ -7,6 +7,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -355,6 +356,20 @@ def test_rates_forget() -> None:
         now[0] += 0.1
         rates.take(str(number))
     assert len(rates._due) <= 100
+
+
+def test_rates_of_very_many_clients() -> None:
+    """More active clients than the table holds are no reason to grow it, or to look through it at each request."""
+    now = [0.0]
+    rates = Rates(0.001, clock=lambda: now[0], most=10_000)
+    began = time.process_time()
+    for number in range(60_000):
+        now[0] += 1e-6
+        rates.take(str(number))
+    assert len(rates._due) == 10_000
+    assert time.process_time() - began < 5  # looking through the table each time takes a minute
+    with pytest.raises(TooManyRequests):
+        rates.take("59999")
 
 
 def test_too_many_requests(start: Any) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import requests
+import torch
 from typer.testing import CliRunner
 
+from remote_vae import RemoteVAE
 from remote_vae.cli.main import app
 from remote_vae.server.settings import Settings
 
@@ -142,12 +144,26 @@ def test_while_loading(start: Any) -> None:
     """While a model loads the server is live but not ready: 503 with Retry-After, for pages and for work."""
     with start("slow-to-load", ready=False) as server:
         assert requests.get(server.url + "/health", timeout=10).status_code == 200
-        for reply in (requests.get(server.url + "/ready", timeout=10), server.decode()):
+        pages = [requests.get(server.url + path, timeout=10) for path in ("/ready", "/models")]
+        for reply in (*pages, server.decode()):
             assert reply.status_code == 503
             assert int(reply.headers["retry-after"]) >= 1
             assert reply.json()["error_type"] == "not_ready"
         server.wait_until_live()
         assert server.decode().status_code == 200
+
+
+def test_loaded_models_while_others_load(start: Any) -> None:
+    """A loaded model works and has its card while another one loads, and can be wrapped by RemoteVAE; /ready waits."""
+    with start("copy", "never-loads", lazy=False, ready=False) as server:
+        server.wait_until(lambda: requests.get(server.url + "/models", timeout=10).status_code == 200, seconds=120)
+        document = requests.get(server.url + "/models", timeout=10).json()
+        assert [card["name"] for card in document["models"]] == ["copy"]
+        assert (document["default"], document["unknown"], document["loading"]) == ("copy", [], ["never-loads"])
+        assert RemoteVAE(f"{server.url}/copy").decode(torch.zeros(1, 3, 8, 8)).sample.shape == (1, 3, 8, 8)
+        assert server.decode(path="/copy").status_code == 200
+        for reply in (requests.get(server.url + "/ready", timeout=10), server.decode(path="/never-loads")):
+            assert (reply.status_code, reply.json()["error_type"]) == (503, "not_ready")
 
 
 @pytest.mark.parametrize("model", ["copy", "never-loads"])

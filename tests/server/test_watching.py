@@ -1,11 +1,13 @@
 """What a server says about itself: metrics, request ids, times, logs and traces."""
 
+import asyncio
 import http.client
 import json
 import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +18,9 @@ import pytest
 import requests
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import Response
+
+from remote_vae.server.metrics_listener import MetricsListener
 
 RAW = {"content-type": "tensor/binary"}
 COPY = "shape=1,3,8,8&dtype=float32&output_type=pt"
@@ -167,6 +172,51 @@ def test_metrics_at_their_own_address(start: Any, free_address: tuple[str, int])
         assert requests.get(f"{server.url}/metrics", headers=mine, timeout=10).status_code == 404
         assert requests.get(f"{server.url}/models", headers=mine, timeout=10).status_code == 200
         assert "/metrics" not in requests.get(f"{server.url}/", headers=mine, timeout=10).json()["see"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a second loopback address")
+def test_metrics_at_the_same_port(start: Any, free_address: tuple[str, int]) -> None:
+    """The metrics may have the server's port at another address: each address answers what belongs to it."""
+    url, port = free_address
+    with start("copy", port=port, metrics_address=f"127.0.0.2:{port}") as server:
+        assert server.decode().status_code == 200
+        assert requests.get(f"{url}/metrics", timeout=10).status_code == 404
+        there = f"http://127.0.0.2:{port}"
+        assert "remote_vae_model_ready" in requests.get(f"{there}/metrics", timeout=10).text
+        assert requests.get(f"{there}/models", timeout=10).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("listens", "came_to", "metrics_only"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "10.0.0.5", False),
+        ("localhost", "127.0.0.1", True),
+        ("0.0.0.0", "10.0.0.5", True),
+        ("::", "::ffff:10.0.0.5", True),
+        ("fe80::1", "fe80:0::1%eth0", True),
+        ("::1", "fe80::1", False),
+        ("127.0.0.1", "a name of a host that lent its connection", False),
+    ],
+)
+def test_which_address_a_connection_came_to(listens: str, came_to: str, metrics_only: bool) -> None:
+    """An address is compared as an address, in whatever spelling; that of every interface is each of them."""
+    answered = []
+
+    async def rest(scope: Any, receive: Any, send: Any) -> None:
+        answered.append(scope)
+
+    async def page(request: Any) -> Response:
+        return Response("")
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    app = MetricsListener(rest, address=(listens, 8000), path="/metrics", page=page)
+    for port in (8000, 8001):
+        scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "server": (came_to, port)}
+        asyncio.run(app(scope, nothing, nothing))
+    assert [scope["server"][1] for scope in answered] == ([8001] if metrics_only else [8000, 8001])
 
 
 def test_a_picture_of_several_says_so(chatty: Any) -> None:

@@ -1,53 +1,27 @@
-"""What is noted of every request: its id, its time, its bytes and its fate, for metrics, log and traces."""
+"""The outermost layer of the application: it records every request, and answers the errors that nothing else caught."""
 
 import logging
 import time
-import uuid
-from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from remote_vae.errors import InternalError
 from remote_vae.protocol.replies import request_id_of
+from remote_vae.server.error_responses import on_error
 from remote_vae.server.metrics import Metrics
+from remote_vae.server.record import Record, record_of
 from remote_vae.server.tracing import Tracing
 
 LOG: Final = logging.getLogger("remote_vae.server")
-RECORD: Final = "remote_vae.record"  # in the scope
-
-
-@dataclass(slots=True)
-class Record:
-    """One request; whoever answers it fills in what it learns. `stages` are seconds by name."""
-
-    request_id: str
-    method: str
-    route: str = "other"
-    model: str = ""
-    plan: str = ""
-    error: str = ""
-    status: int = 0
-    received: int = 0
-    sent: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        """Since the request's head was complete."""
-        return time.perf_counter() - self.started
-
-
-def record_of(scope: Scope) -> Record:
-    found: Record = scope[RECORD]
-    return found
 
 
 class RequestRecorder:
-    """Pure ASGI, around everything else: gives each request its record, and reports it when it is over.
+    """Pure ASGI, around all other layers: gives each request its record, and reports it when the request is over.
 
-    The request's id is the caller's own where that is harmless; it and the time taken are said in every reply.
+    The request's id is the caller's own id if that is harmless. Every reply has the id and the time that it took.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing | None) -> None:
@@ -59,9 +33,7 @@ class RequestRecorder:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        record = Record(request_id_of(headers) or uuid.uuid4().hex, scope["method"])
-        began = time.time_ns()
+        began, record = time.time_ns(), record_of(scope)
 
         async def counting_receive() -> Message:
             message = await receive()
@@ -70,25 +42,35 @@ class RequestRecorder:
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
+                _add_headers(message, record)
                 record.status = message["status"]
-                fields = MutableHeaders(scope=message)
-                fields["x-request-id"] = record.request_id
-                fields.setdefault("cache-control", "no-store")
-                stages = fields.get("server-timing")
-                total = f"total;dur={record.seconds * 1000:.2f}"
-                fields["server-timing"] = f"{stages}, {total}" if stages else total
             record.sent += len(message.get("body", b""))
             await send(message)
 
         self._metrics.begin()
         try:
-            await self._app({**scope, RECORD: record}, counting_receive, counting_send)
+            await self._answer(scope, counting_receive, counting_send)
         finally:
-            self._report(record)
-            if self._tracing is not None:
-                self._tracing.span(record, began_ns=began, parent=headers.get("traceparent"))
+            try:
+                self._report(record, began_ns=began, parent=Headers(scope=scope).get("traceparent"))
+            except Exception as exc:  # boundary: the reply is on its way already, and is not the worse for this
+                LOG.error("a request was not reported", extra={"request_id": record.request_id}, exc_info=exc)
 
-    def _report(self, record: Record) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An unforeseen error is answered with our JSON, or ends the connection if the reply has begun already."""
+        record = record_of(scope)
+        try:
+            record.request_id = request_id_of(Headers(scope=scope)) or record.request_id
+            await self._app(scope, receive, send)
+        except Exception as exc:  # boundary: a fault of any route or layer
+            if record.status:
+                record.error = InternalError.code
+                LOG.error("a reply broke off", extra={"request_id": record.request_id}, exc_info=exc)
+                raise  # the HTTP server closes the connection, by which the client sees that the reply is not whole
+            record.status = InternalError.status
+            await (await on_error(Request(scope), exc))(scope, receive, send)
+
+    def _report(self, record: Record, *, began_ns: int, parent: str | None) -> None:
         self._metrics.end(
             model=record.model,
             route=record.route,
@@ -99,7 +81,7 @@ class RequestRecorder:
         )
         if "media" in record.stages:
             self._metrics.stage(record.model, "media", record.stages["media"])
-        info = {
+        fields = {
             "request_id": record.request_id,
             "method": record.method,
             "route": record.route,
@@ -111,4 +93,16 @@ class RequestRecorder:
             "bytes_in": record.received,
             "bytes_out": record.sent,
         }
-        LOG.info("request", extra={name: value for name, value in info.items() if value != ""})
+        LOG.info("request", extra={name: value for name, value in fields.items() if value != ""})
+        if self._tracing is not None:
+            self._tracing.span(record, began_ns=began_ns, parent=parent)
+
+
+def _add_headers(start: Message, record: Record) -> None:
+    """Adds the request's id and time to the head of its reply, and keeps the reply out of caches."""
+    headers = MutableHeaders(scope=start)
+    headers["x-request-id"] = record.request_id
+    headers.setdefault("cache-control", "no-store")
+    stages = headers.get("server-timing")
+    total = f"total;dur={record.seconds * 1000:.2f}"
+    headers["server-timing"] = f"{stages}, {total}" if stages else total

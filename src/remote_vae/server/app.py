@@ -47,7 +47,7 @@ def build_app(
     metrics, tracing = Metrics(), tracing_from_environment()
     engine = _engine(settings, loader, metrics)
     metrics.watch(engine.state)
-    at = Endpoints(engine, settings, metrics)
+    endpoints = Endpoints(engine, settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -62,8 +62,8 @@ def build_app(
                 await asyncio.to_thread(tracing.close)
 
     app = Starlette(
-        routes=_routes(at, metrics_too=settings.metrics_address is None),
-        middleware=[Middleware(RequestRecorder, metrics=metrics, tracing=tracing), *_doors(settings, at)],
+        routes=_routes(endpoints, metrics_too=settings.metrics_address is None),
+        middleware=[Middleware(RequestRecorder, metrics=metrics, tracing=tracing), *_middleware(settings, endpoints)],
         exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
         lifespan=lifespan,
     )
@@ -72,35 +72,38 @@ def build_app(
     return app
 
 
-def _doors(settings: Settings, at: Endpoints) -> list[Middleware]:
-    """What a request passes before its route is looked for."""
+def _middleware(settings: Settings, endpoints: Endpoints) -> list[Middleware]:
+    """The layers that a request passes before its route is looked for."""
     rate = settings.client_requests_per_second
     gate = Middleware(Gate, keys=read_keys(settings.keys, settings.keys_file), rates=Rates(rate) if rate else None)
     if settings.metrics_address is None:
         return [gate]
-    return [Middleware(MetricsListener, port=settings.metrics_address[1], path="/metrics", page=at.metrics), gate]
+    return [
+        Middleware(MetricsListener, address=settings.metrics_address, path="/metrics", page=endpoints.metrics),
+        gate,
+    ]
 
 
-def _routes(at: Endpoints, *, metrics_too: bool) -> list[Route]:
-    """Each page with and without a trailing slash: a redirect would turn POST into GET in most clients."""
+def _routes(endpoints: Endpoints, *, metrics_too: bool) -> list[Route]:
+    """Each page, with and without a trailing slash: a redirect would turn POST into GET in most clients."""
     pages = {
-        "health": at.live,
-        "live": at.live,
-        "ready": at.ready,
-        "models": at.models,
-        "openapi.json": at.openapi,
-        "docs": at.docs,
-        **({"metrics": at.metrics} if metrics_too else {}),
+        "health": endpoints.live,
+        "live": endpoints.live,
+        "ready": endpoints.ready,
+        "models": endpoints.models,
+        "openapi.json": endpoints.openapi,
+        "docs": endpoints.docs,
+        **({"metrics": endpoints.metrics} if metrics_too else {}),
     }
     return [
-        Route("/", named("home", at.home), methods=["GET"]),
-        Route("/page/{name}", named("page", page_only(at.browser.part)), methods=METHODS),
+        Route("/", named("home", endpoints.home), methods=["GET"]),
+        Route("/page/{name}", named("page", page_only(endpoints.browser.part)), methods=METHODS),
         *(
             Route(path, named(name, page_only(page)), methods=METHODS)
             for name, page in pages.items()
             for path in (f"/{name}", f"/{name}/")
         ),
-        Route("/{path:path}", at.post, methods=METHODS),
+        Route("/{path:path}", endpoints.post, methods=METHODS),
     ]
 
 
@@ -151,10 +154,10 @@ def _served(settings: Settings) -> list[Served]:
             raise ConfigurationError(f"model name {name!r} cannot be a route; use letters, digits, '.', '_' and '-'")
         if names.count(name) > 1:
             raise ConfigurationError(f"model name {name!r} is given twice")
-    return [_one(spec, names, settings) for spec in specs]
+    return [_served_model(spec, names, settings) for spec in specs]
 
 
-def _one(spec: ModelSpec, names: list[str], settings: Settings) -> Served:
+def _served_model(spec: ModelSpec, names: list[str], settings: Settings) -> Served:
     """The model with a replica, or several, on each of its devices."""
     copies = [replace(spec, device=device) for device in spec.device.split(",") for _ in range(settings.replicas)]
     return Served(

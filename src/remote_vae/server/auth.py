@@ -1,4 +1,4 @@
-"""Who may come in, and how often."""
+"""API keys and rate limits: which requests the server takes, and how many of one client."""
 
 import base64
 import binascii
@@ -6,6 +6,7 @@ import ipaddress
 import math
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -18,14 +19,19 @@ from remote_vae.server.endpoints import CLIENT
 from remote_vae.server.error_responses import on_error
 from remote_vae.server.keys import Keys
 
-OPEN_PATHS: Final = (b"/live", b"/ready", b"/health")  # for probes, which carry no keys; they tell nothing but "yes"
-PAGE_PART: Final = re.compile(rb"/page/[a-z]+\.[a-z]+")  # the page's own files, which are the same everywhere
+OPEN_PATHS: Final = (
+    b"/live",
+    b"/ready",
+    b"/health",
+)  # for probes, which send no keys; the answer is only "yes" or "no"
+PAGE_PART: Final = re.compile(rb"/page/[a-z]+\.[a-z]+")  # the page's files, which are the same on every server
 
 
 class Rates:
-    """At most so many requests a second for each client, and as many at once as a second allows.
+    """Allows each client a number of requests a second, and at most that number at once.
 
-    *Source*: the virtual scheduling algorithm of ITU-T I.371, which needs one number for each client.
+    The table has one number for each client, and at most `most` clients: those that have not asked for longest are
+    forgotten first. *Source*: the virtual scheduling algorithm of ITU-T I.371.
     """
 
     def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic, most: int = 10_000) -> None:
@@ -33,7 +39,7 @@ class Rates:
         self._ahead = max(1 - self._interval, 0.0)  # seconds that a client may be ahead of its schedule
         self._clock = clock
         self._most = most
-        self._due: dict[str, float] = {}
+        self._due: OrderedDict[str, float] = OrderedDict()  # in the order in which the clients last had a turn
 
     def take(self, client: str) -> None:
         """Counts one request; *raises* TooManyRequests with the time to wait."""
@@ -43,16 +49,17 @@ class Rates:
         if wait > 1e-9:
             text = f"at most {1 / self._interval:g} requests a second are served to one client"
             raise TooManyRequests(text, retry_after=max(1, math.ceil(wait)))
-        if len(self._due) >= self._most:  # who has not asked for a while is not known any more
-            self._due = {name: at for name, at in self._due.items() if at > now}
         self._due[client] = due + self._interval
+        self._due.move_to_end(client)
+        if len(self._due) > self._most:
+            self._due.popitem(last=False)
 
 
 class Gate:
-    """Pure ASGI: lets in who has a key, where keys are set, and nobody too often.
+    """Pure ASGI: if keys are set, a request needs one; if a rate is set, each client has that rate.
 
-    It judges the path's bytes as they came: what is not one of the open paths letter for letter needs a key, however
-    the rest of the server would read it. A key in the path is taken off, so that nothing behind the gate sees it.
+    The gate judges the path's bytes as they came: a path that is not one of the open paths letter for letter needs a
+    key, however the rest of the server would read it. A key in the path is taken off, so that no other layer sees it.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Keys, rates: Rates | None) -> None:
@@ -97,7 +104,7 @@ def _raw_path(scope: Scope) -> bytes:
 
 
 def _is_open(scope: Scope) -> bool:
-    """The probes' paths and the page: a browser has the page first, and the user gives the page a key."""
+    """Whether a request needs no key: probes, and the page, into which the user then enters a key."""
     if scope["method"] not in ("GET", "HEAD"):
         return False
     path = _raw_path(scope)
@@ -107,7 +114,7 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _credential(scope: Scope) -> str:
-    """What the request's only Authorization header holds; nothing for two of them."""
+    """The key in the request's Authorization header; empty if there are two such headers."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     scheme, _, rest = values[0].decode("latin-1").partition(" ") if len(values) == 1 else ("", "", "")
     if scheme.lower() == "bearer":
@@ -121,12 +128,12 @@ def _credential(scope: Scope) -> str:
 
 
 def _without(scope: Scope, first: str) -> Scope:
-    """The scope as if the path had begun after its first part."""
-    length = len(first) + 1  # a key has no character that could be escaped, so it is as long in both spellings
+    """The scope as if the path had begun after its first part, which is a key."""
+    length = len(first) + 1  # a key has no character that could be escaped, so both spellings have the same length
     return {**scope, "path": scope["path"][length:] or "/", "raw_path": _raw_path(scope)[length:] or b"/"}
 
 
 def _network(scope: Scope) -> str:
-    """Whose connection it is; one holder of IPv6 addresses has at least 2^64 of them."""
+    """The client's address, or its /64 network: one holder of IPv6 addresses has at least 2^64 of them."""
     host = scope["client"][0] if scope.get("client") else ""
     return str(ipaddress.ip_network((host, 64), strict=False)) if ":" in host else host

@@ -1,4 +1,4 @@
-"""What comes from the client: its body, within the limit and the time, and the news that it has gone."""
+"""What comes from the client: the body, within the limit and the time, and the news that the client has gone."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def check_length(request: Request, head: Head, settings: Settings) -> None:
-    """The announced length, judged before a byte of the body is read.
+    """Judges the announced length before a byte of the body is read.
 
     *Raises* TooLarge, WrongByteCount, MalformedRequest.
     """
@@ -38,35 +38,32 @@ def _announced(request: Request) -> int | None:
 async def read_body(request: Request, head: Head, settings: Settings) -> bytearray:
     """The whole body, which ends at the latest where the promised tensor does.
 
-    *Raises* TooLarge, WrongByteCount, RequestTimeout, MalformedRequest when the client goes away or the body is not the
-    one whose digest was announced.
+    *Raises* TooLarge, WrongByteCount, RequestTimeout, and MalformedRequest if the client goes away or the body is not
+    the one whose digest was announced.
     """
-    body = bytearray(_announced(request) or 0)
-    filled = 0
+    body = bytearray()  # grows with what has come: an announced length costs the client nothing, so it gets no memory
     try:
         async with asyncio.timeout(settings.body_seconds):
             async for chunk in request.stream():
-                end = filled + len(chunk)
-                if end > settings.max_body_bytes:
+                size = len(body) + len(chunk)
+                if size > settings.max_body_bytes:
                     raise _too_large(settings)
-                if head.body_bytes is not None and end > head.body_bytes:
-                    head.check_body(end)
-                body[filled:end] = chunk
-                filled = end
+                if head.body_bytes is not None and size > head.body_bytes:
+                    head.check_body(size)
+                body += chunk
     except TimeoutError:
         raise RequestTimeout(
             f"the body did not arrive within {settings.body_seconds:g} s", seconds=settings.body_seconds
         ) from None
     except ClientDisconnect:
         raise MalformedRequest("the client went away before its body was complete") from None
-    del body[filled:]
     if digest := ",".join(request.headers.getlist("content-digest")):
         await asyncio.to_thread(check_digest, digest, body)
     return body
 
 
 async def while_wanted(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; it is cancelled when the client goes away, since nobody would read the answer.
+    """The result of `work`, which is cancelled when the client goes away, since nobody would read the answer.
 
     *Raises* MalformedRequest when the client goes away.
     """

@@ -1,12 +1,15 @@
-"""One TCP connection: uvicorn's HTTP/1.1, with a bound on the size and the time of what comes before a body.
+"""One TCP connection: uvicorn's HTTP/1.1, with bounds on the size and the time of what comes before a body.
 
-Whatever is refused here never reaches the application, and is answered in the same JSON form as all other errors.
+What is refused here never reaches the application, and is answered in the same JSON form as every other error. The
+class overrides private methods of uvicorn, whose versions are therefore bounded in pyproject.toml.
 """
 
 import asyncio
 import re
 import sys
 import uuid
+from collections.abc import Callable
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
@@ -28,156 +31,157 @@ from remote_vae.server.metrics import Metrics
 from remote_vae.server.settings import Settings
 
 METHODS: Final = ["GET", "HEAD", "POST"]
-SLICE: Final = 16_384  # bytes that the parser gets at once where their framing is counted
+SLICE: Final = 16_384  # bytes that the parser gets at once while what is not body is counted
 MOST_CHUNKS: Final = 65_536  # of one body
-FAIR_FRAMING: Final = 16  # bytes around each chunk that are nobody's fault
+CHUNK_BYTES: Final = 16  # around each chunk, which are not counted: its size and its line ends
+METHOD: Final = re.compile(rb"(\r\n)*[A-Z]{1,32} /")  # a first line of the right form
+HTTP_09: Final = re.compile(rb"[\r\n]*GET (?![^\n]* HTTP/)[^\n]*\n")  # a first line after which no headers come
 
 
-_METHOD = re.compile(rb"(\r\n)*[A-Z]{1,32} /")
+class Part(Enum):
+    """What the client sends next."""
+
+    NOTHING = auto()  # it may begin a request
+    HEAD = auto()
+    CHUNKS = auto()
+    BODY = auto()  # of a known length, so that nothing about it has to be counted
 
 
 def connection_class(settings: Settings, metrics: Metrics) -> type["Connection"]:
-    """The protocol class for uvicorn, which builds it itself and knows nothing of ours."""
+    """The protocol class for uvicorn, which builds the connections itself."""
     return type("BoundConnection", (Connection,), {"settings": settings, "metrics": metrics})
 
 
+class Timer:
+    """Calls a function after some seconds, unless it is stopped before."""
+
+    def __init__(self) -> None:
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float, function: Callable[..., object], *arguments: object) -> None:
+        self.stop()
+        self._handle = asyncio.get_running_loop().call_later(seconds, function, *arguments)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+
+
 class Connection(HttpToolsProtocol):
-    """Counts a request's head and its chunks while they arrive, and closes what is neither read nor written in time."""
+    """Counts what comes that is not body, and closes when nothing is read or written in time."""
 
     settings: ClassVar[Settings]
     metrics: ClassVar[Metrics]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._deadline: asyncio.TimerHandle | None = None
-        self._head_bytes = 0  # of the head that is arriving; 0 between requests
-        self._body_arriving = False
-        self._chunks = self._framing = 0  # of the body that is arriving: its chunks, and bytes that are not its own
-        self._counted = False  # whether that body comes in chunks
-        self._fed = self._again = b""  # what the parser has got last, and what it is to get next
-        self._ignoring_upgrade = False
-        self._refusal: RemoteVAEError | None = None
-        self._began = 0.0  # of the head that is arriving, by the loop's clock
-        self._unsent: asyncio.TimerHandle | None = None
+        self._part = Part.NOTHING
+        self._began = self.loop.time()  # of the request
+        self._extra_bytes = self._chunks = 0  # of the head or the chunked body: bytes that are not body, and chunks
+        self._fed = self._rest = b""  # what the parser got last, and what it gets next
+        self._refusal: RemoteVAEError | None = None  # why a callback has stopped the parser
+        self._reading, self._writing = Timer(), Timer()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._began = self.loop.time()
         self._expect_head_within(self.settings.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_deadline()
-        self._sent()
+        self._reading.stop()
+        self._writing.stop()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._unsent is None:
-            self._unsent = self.loop.call_later(self.settings.reply_seconds, self.transport.abort)
+        self._writing.start(self.settings.reply_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._sent()
+        self._writing.stop()
         super().resume_writing()
 
-    def _sent(self) -> None:
-        if self._unsent is not None:
-            self._unsent.cancel()
-            self._unsent = None
-
     def data_received(self, data: bytes) -> None:
-        if not self._head_bytes and not self._body_arriving and _is_of_the_first_age(data):
+        if self._part is Part.NOTHING and HTTP_09.match(data):
             self._refuse(MalformedRequest("the request's first line has no version of HTTP; expected HTTP/1.1"))
             return
-        if self._body_arriving and not self._counted:
-            super().data_received(data)  # the bytes of a body whose length is known: nothing is to be counted
-            return
-        for start in range(0, len(data), SLICE):
-            self._again = data[start : start + SLICE]
-            while self._again and not self.transport.is_closing():
-                self._feed(self._again)
+        step = len(data) if self._part is Part.BODY else SLICE
+        for start in range(0, len(data), step):
+            self._rest = data[start : start + step]
+            while self._rest and not self.transport.is_closing():
+                self._fed, self._rest = self._rest, b""
+                self._extra_bytes += len(self._fed)
+                super().data_received(self._fed)
+                self._check_extra_bytes()
 
-    def _feed(self, data: bytes) -> None:
-        self._fed, self._again = data, b""
-        if self._head_bytes:
-            self._head_bytes += len(data)  # a line without an end reaches no callback of the parser
-        if self._head_bytes > self.settings.max_head_bytes:
+    def _check_extra_bytes(self) -> None:
+        """Bounds what no callback of the parser shows: a line without an end, the extensions of chunks."""
+        limit = self.settings.max_head_bytes
+        if self._part is Part.HEAD and self._extra_bytes > limit:
             self._refuse(self._too_large())
-            return
-        if self._body_arriving:
-            self._framing += len(data)
-        super().data_received(data)
-        if self._body_arriving and self._framing - FAIR_FRAMING * self._chunks > self.settings.max_head_bytes:
-            limit = self.settings.max_head_bytes
+        elif self._part is Part.CHUNKS and self._extra_bytes - CHUNK_BYTES * self._chunks > limit:
             self._refuse(MalformedRequest(f"the chunks' extensions and trailers are over {limit} bytes", limit=limit))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes, self._began = 1, self.loop.time()
-        self._chunks = self._framing = 0
-        self._counted = False
+        self._part, self._began = Part.HEAD, self.loop.time()
+        self._extra_bytes = self._chunks = 0
 
     def on_headers_complete(self) -> None:
-        try:
-            self._check_head()
-        except RemoteVAEError as exc:
-            self._refusal = exc  # the parser stops at any exception; send_400_response then says this one
-            raise
-        self._cancel_deadline()
+        self._check_head()
+        self._reading.stop()
         if self.parser.should_upgrade():
-            self._ignoring_upgrade = True  # the parser stops here, and `_unsupported_upgrade_warning` is called
-            return
-        self._head_bytes, self._body_arriving = 0, True
-        self._counted = any(name == b"transfer-encoding" for name, _ in self.headers)
+            return  # the parser stops here, and uvicorn calls `_unsupported_upgrade_warning`
+        chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+        self._part, self._extra_bytes = Part.CHUNKS if chunked else Part.BODY, 0
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
         """Called by the parser."""
         self._chunks += 1
         if self._chunks > MOST_CHUNKS:
-            self._refusal = MalformedRequest(
-                f"the body has over {MOST_CHUNKS} chunks; send larger ones", limit=MOST_CHUNKS
-            )
-            raise self._refusal
+            raise MalformedRequest(f"the body has over {MOST_CHUNKS} chunks; send larger ones", limit=MOST_CHUNKS)
 
     def on_body(self, body: bytes) -> None:
-        self._framing -= len(body)
+        self._extra_bytes -= len(body)
         super().on_body(body)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Called by uvicorn where a request would change the protocol; the parser then leaves its body unread.
+    def on_message_complete(self) -> None:
+        if self._part is not Part.HEAD:  # otherwise it asks for another protocol, and is parsed again
+            self._part = Part.NOTHING
+            super().on_message_complete()
 
-        A server may ignore such a wish, and must then serve the request as it is: it is parsed again without it.
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called by uvicorn if a request asks for another protocol, in which case the parser does not read its body.
+
+        A server may ignore that wish and must then serve the request, so it is parsed again without the wish.
         *Source*: RFC 9110, 7.8.
         """
         stopped = sys.exception()
         rest = self._fed[stopped.args[0] :] if isinstance(stopped, httptools.HttpParserUpgrade) else b""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
-        self._ignoring_upgrade, self._head_bytes = False, 0
         self.parser = httptools.HttpRequestParser(self)
-        self._again = b"\r\n".join(lines) + b"\r\n\r\n" + rest
-
-    def on_message_complete(self) -> None:
-        if not self._ignoring_upgrade:
-            self._body_arriving = False
-            super().on_message_complete()
+        self._rest = b"\r\n".join(lines) + b"\r\n\r\n" + rest
 
     def on_response_complete(self) -> None:
         another = bool(self.pipeline)
         super().on_response_complete()
         if not another and not self.transport.is_closing():
-            # A body that was refused unread is still read away, or its sender would never see the answer.
-            self._expect_head_within(self.settings.body_seconds if self._body_arriving else self.settings.head_seconds)
+            # A body that was refused unread is still read away: otherwise its sender would never see the answer.
+            unread = self._part in (Part.CHUNKS, Part.BODY)
+            self._expect_head_within(self.settings.body_seconds if unread else self.settings.head_seconds)
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for what its parser refuses."""
-        waiting = self.cycle is not None and not self.cycle.response_complete
-        if waiting and not self._body_arriving:
-            # What came before is whole and will be answered. Nothing after it can be: where it would begin is unknown.
-            self.cycle.keep_alive = False
-            self.flow.pause_reading()
-            return
-        self._refuse(self._refusal or _meaning_of(sys.exception(), self._fed))
+        """Called by uvicorn when its parser has stopped, be it at an error of a callback above."""
+        stopped = sys.exception()
+        if stopped is not None and isinstance(stopped.__context__, RemoteVAEError):
+            self._refuse(stopped.__context__)
+        elif isinstance(stopped, httptools.HttpParserInvalidMethodError) and METHOD.match(self._fed):
+            text = "the request's method is not one of HTTP's; expected GET, HEAD or POST"
+            self._refuse(UnknownMethod(text, allowed=METHODS))
+        elif "HTTP version" in str(stopped):
+            self._refuse(_wrong_version())
+        else:
+            self._refuse(MalformedRequest("this is not a valid HTTP/1.1 request"))
 
     def _check_head(self) -> None:
         settings, version, method = self.settings, self.parser.get_http_version(), self.parser.get_method()
@@ -197,66 +201,49 @@ class Connection(HttpToolsProtocol):
 
     def _too_large(self) -> RemoteVAEError:
         settings = self.settings
-        if len(self.url) > settings.max_query_bytes:
-            return UriTooLong(
-                f"the URL is over the limit of {settings.max_query_bytes} bytes", limit=settings.max_query_bytes
-            )
-        return HeadTooLarge(
-            f"the URL and headers are over the limit of {settings.max_head_bytes} bytes and "
-            f"{settings.max_headers} headers",
-            max_headers=settings.max_headers,
-            limit=settings.max_head_bytes,
-        )
+        url_bytes, head_bytes, headers = settings.max_query_bytes, settings.max_head_bytes, settings.max_headers
+        if len(self.url) > url_bytes:
+            return UriTooLong(f"the URL is over the limit of {url_bytes} bytes", limit=url_bytes)
+        text = f"the URL and headers are over the limit of {head_bytes} bytes and {headers} headers"
+        return HeadTooLarge(text, max_headers=headers, limit=head_bytes)
 
     def _refuse(self, error: RemoteVAEError) -> None:
         """Answers, unless an answer is under way already, and closes."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            error.request_id = uuid.uuid4().hex
-            status, headers, body = render_error(error)
-            if isinstance(error, MethodNotAllowed):
-                headers.append(("allow", ", ".join(METHODS)))
-            took = (self.loop.time() - self._began) * 1000
-            headers += [
-                ("server-timing", f"total;dur={took:.2f}"),
-                ("content-length", str(len(body))),
-                ("connection", "close"),
-            ]
-            head = "".join(f"{name}: {value}\r\n" for name, value in headers)
-            self.metrics.refused(status)
-            self.transport.write(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode() + body)
+        waiting = self.cycle is not None and not self.cycle.response_complete
+        if waiting and self._part in (Part.NOTHING, Part.HEAD):
+            # The request before this one is whole and will be answered. What follows cannot be found any more.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if not (waiting and self.cycle.response_started):
+            self.transport.write(self._render(error))
+            self.metrics.refused(error.status)
         self.transport.close()
 
+    def _render(self, error: RemoteVAEError) -> bytes:
+        error.request_id = uuid.uuid4().hex
+        status, headers, body = render_error(error)
+        if isinstance(error, MethodNotAllowed):
+            headers.append(("allow", ", ".join(METHODS)))
+        took = (self.loop.time() - self._began) * 1000
+        headers += [
+            ("server-timing", f"total;dur={took:.2f}"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode() + body
+
     def _expect_head_within(self, seconds: float) -> None:
-        self._cancel_deadline()
-        self._deadline = self.loop.call_later(seconds, self._head_is_late, seconds)
+        self._reading.start(seconds, self._head_is_late, seconds)
 
     def _head_is_late(self, seconds: float) -> None:
-        if self._head_bytes:
+        if self._part is Part.HEAD:
             self._refuse(RequestTimeout(f"the headers did not arrive within {seconds:g} s", seconds=seconds))
         else:
             self.transport.close()
-
-    def _cancel_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-
-def _is_of_the_first_age(data: bytes) -> bool:
-    """Whether a request's first line is there and names no version, after which no headers would come."""
-    line, end, _ = data.lstrip(b"\r\n").partition(b"\n")
-    return bool(end) and line.startswith(b"GET ") and b" HTTP/" not in line
-
-
-def _meaning_of(stopped: BaseException | None, data: bytes) -> RemoteVAEError:
-    """What made the parser stop."""
-    if isinstance(stopped, httptools.HttpParserInvalidMethodError) and _METHOD.match(data):
-        return UnknownMethod("the request's method is not one of HTTP's; expected GET, HEAD or POST", allowed=METHODS)
-    if stopped is not None and "HTTP version" in str(stopped):
-        return _wrong_version()
-    return MalformedRequest("this is not a valid HTTP/1.1 request")
 
 
 def _wrong_version() -> UnsupportedVersion:

@@ -1,11 +1,11 @@
-"""What each route does. `Endpoints.post` is the road: parse, to a job, await the engine, to bytes, render."""
+"""What each route does. `Endpoints.post` parses a request, makes a job of it, awaits the engine and renders a reply."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -18,20 +18,23 @@ from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
 from remote_vae.protocol import wire
 from remote_vae.protocol.messages import Operation, Provenance, Reply
 from remote_vae.protocol.options import DECODE_ROWS, DecodeOptions, complete
-from remote_vae.protocol.replies import render_reply
+from remote_vae.protocol.replies import Headers, render_reply
 from remote_vae.server import openapi
-from remote_vae.server.access_log import Record, record_of
 from remote_vae.server.adapt import decode_job, encode_job, fit_decode, model_info, write_payload
 from remote_vae.server.body import check_length, read_body, while_wanted
 from remote_vae.server.browser import BrowserPage, wants_page
 from remote_vae.server.metrics import Metrics
+from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
 from remote_vae.server.tracked_response import TrackedResponse
 from remote_vae.values import Buffer, Format, clip
 
 NO_OPTIONS: Final[DecodeOptions] = complete({}, DECODE_ROWS)  # an encode gives a tensor, which takes none
-CLIENT = "remote_vae.client"  # in the scope: an opaque id of whoever asks
+CLIENT = "remote_vae.client"  # the name in the scope of an opaque id of the client
 VERSION = version("remote-vae")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Call:
 
     @property
     def seconds(self) -> float:
-        """That are left for an answer."""
+        """The seconds left before the deadline."""
         return max(0.0, self.until - time.monotonic())
 
 
@@ -66,7 +69,7 @@ def page_only(page: Page) -> Page:
 
 
 def named(name: str, page: Page) -> Page:
-    """The page, under whose name its requests are counted."""
+    """The page; its requests are counted under this name."""
 
     async def answer(request: Request) -> Response:
         record_of(request.scope).route = name
@@ -97,7 +100,7 @@ class Endpoints:
         return await while_wanted(request, run(call, body))
 
     async def _accept(self, request: Request) -> Call:
-        """Judges all that can be judged before the body is read, whether there is room for it included."""
+        """Judges a request before its body is read: its form, its size, and whether the engine would take it now."""
         arrived = time.monotonic()
         record = record_of(request.scope)
         head = self._head(request)
@@ -128,30 +131,22 @@ class Endpoints:
         return wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
 
     async def _decode(self, call: Call, body: Buffer) -> Response:
-        head, parse = call.head, wire.parse_decode
-        message = await asyncio.to_thread(parse, head, body) if head.body_is_json else parse(head, body)
+        message = await _in_thread_if(call.head.body_is_json, wire.parse_decode, call.head, body)
         job = decode_job(call.model, call.info, message, self._settings)
         return await self._run(call, job, message.format, message.options)
 
     async def _encode(self, call: Call, body: Buffer) -> Response:
-        message = wire.parse_encode(call.head, body)
+        message = await _in_thread_if(call.head.body_is_json, wire.parse_encode, call.head, body)
         job = await asyncio.to_thread(encode_job, call.model, call.info, message, self._settings)
         return await self._run(call, job, message.format, NO_OPTIONS)
 
     async def _run(self, call: Call, job: Job, asked: Format, options: DecodeOptions) -> Response:
         with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
             outcome = await self._engine.run(permit)
-            started = time.perf_counter()
-            if asked.is_tensor:
-                payload = write_payload(outcome, asked, options)
-            else:
-                payload = await asyncio.to_thread(write_payload, outcome, asked, options)
-            stages = {**outcome.seconds, "media": time.perf_counter() - started}
-            call.record.plan, call.record.stages = outcome.plan, stages
-            note = "; ".join(filter(None, (outcome.note, _left_out(job, asked))))
-            reply = Reply(payload, asked, _provenance(call, outcome, stages, note))
-            status, headers, body = render_reply(reply)
-            return TrackedResponse(bytes(body), status, dict(headers), on_sent=permit.release)
+            status, headers, body = await _in_thread_if(
+                asked.name != "binary", _render, call, job, outcome, asked, options
+            )
+            return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
 
     async def home(self, request: Request) -> Response:
         """GET /: what this is and where to look; for a browser, the page."""
@@ -170,7 +165,7 @@ class Endpoints:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """GET /ready: every model that should be loaded is, and all its processes live; 503 with Retry-After else."""
+        """GET /ready: 200 if every model that is not lazy is loaded and all its processes live; otherwise 503."""
         if self._engine.draining:
             raise NotReady("the server is shutting down")
         if not self._engine.ready:
@@ -183,26 +178,51 @@ class Endpoints:
         return Response(body, media_type=media)
 
     async def models(self, request: Request) -> Response:
-        """GET /models: the cards of the models; `unknown` are lazy ones that nobody has asked for yet."""
-        cards, unknown = [], []
+        """GET /models: the cards of the loaded models. `unknown` and `loading` name those that have no card yet.
+
+        `unknown` models are loaded when they are first asked for. *Raises* NotReady while the default model is loading:
+        a client that names no model would take another model's card for its card.
+        """
+        cards: list[dict[str, object]] = []
+        unknown: list[str] = []
+        loading: list[str] = []
         for model in self._engine.models.values():
-            if model.lazy and self._engine.known(model) is None:
-                unknown.append(model.name)
+            if (info := self._engine.known(model)) is not None:
+                cards.append(model_info(model, info, self._settings).to_json())
             else:
-                cards.append(model_info(model, await self._engine.info(model), self._settings).to_json())
-        return JSONResponse({"default": self._engine.default, "models": cards, "unknown": unknown})
+                (unknown if model.lazy else loading).append(model.name)
+        if self._engine.default in loading:
+            raise NotReady(f"model {self._engine.default!r} is still loading; try again in a moment")
+        return JSONResponse({"default": self._engine.default, "models": cards, "unknown": unknown, "loading": loading})
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
         return JSONResponse(openapi.document(VERSION, list(self._engine.models)))
 
     async def docs(self, request: Request) -> Response:
-        """GET /docs: the same, for people; one file, nothing fetched from elsewhere."""
+        """GET /docs: the same description for people, as one file that fetches nothing."""
         return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
 
 
+async def _in_thread_if(slow: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `work`. What takes time runs in a thread, so that other clients are served meanwhile."""
+    return await asyncio.to_thread(work, *args, **kwargs) if slow else work(*args, **kwargs)
+
+
+def _render(
+    call: Call, job: Job, outcome: Outcome, asked: Format, options: DecodeOptions
+) -> tuple[int, Headers, Buffer]:
+    """Status, headers and body of the reply, in which the picture or video is written here."""
+    started = time.perf_counter()
+    payload = write_payload(outcome, asked, options)
+    stages = {**outcome.seconds, "media": time.perf_counter() - started}
+    call.record.plan, call.record.stages = outcome.plan, stages
+    note = "; ".join(filter(None, (outcome.note, _left_out(job, asked))))
+    return render_reply(Reply(payload, asked, _provenance(call, outcome, stages, note)))
+
+
 def _left_out(job: Job, asked: Format) -> str:
-    """A picture is of one latent; who has sent several should know that there are more."""
+    """A note for a client that sent several latents and asked for a picture, which shows only the first."""
     if asked.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
         return f"the first of {job.fit.batch} pictures; a tensor has them all"
     return ""

@@ -17,13 +17,13 @@ from remote_vae.errors import (
     UnknownRoute,
 )
 from remote_vae.protocol.replies import render_error
-from remote_vae.server.access_log import record_of
+from remote_vae.server.record import record_of
 
 LOG: Final = logging.getLogger("remote_vae.server")
 
 
 async def on_error(request: Request, exc: Exception) -> Response:
-    """Starlette's handler for our own errors, its own, and everything else."""
+    """The reply to an error of ours, of Starlette's, or any other exception, which is logged with its frames."""
     error = _as_ours(exc)
     record = record_of(request.scope)
     error.request_id, record.error = record.request_id, error.code
@@ -41,7 +41,7 @@ async def on_error(request: Request, exc: Exception) -> Response:
 
 
 def _challenge(request: Request) -> str:
-    """Who comes with Bearer is asked for Bearer alone: a browser asked for Basic would open a box of its own."""
+    """A client that tried Bearer is asked for Bearer alone: if asked for Basic, a browser would open a dialogue."""
     tried_bearer = request.headers.get("authorization", "").lower().startswith("bearer")
     return 'Bearer realm="remote-vae"' if tried_bearer else 'Bearer realm="remote-vae", Basic realm="remote-vae"'
 

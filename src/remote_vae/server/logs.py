@@ -1,4 +1,4 @@
-"""Logs as lines of JSON on stderr, made of fields that are known to hold nothing of a request's content."""
+"""The log: lines of JSON on stderr, made of fields that are known to hold nothing of a request's content."""
 
 import json
 import logging
@@ -6,7 +6,6 @@ import sys
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 FIELDS: Final = (
@@ -23,14 +22,15 @@ FIELDS: Final = (
     "cause",
 )  # what a record of ours may add
 OURS: Final = ("remote_vae", "uvicorn")  # loggers whose messages are constant text until their values are put in
-FRAMES: Final = 8
+MOST_FRAMES: Final = 8  # of each exception
+MOST_CAUSES: Final = 4
 
 
 class JsonLines(logging.Formatter):
-    """One object a line.
+    """Writes one object a line.
 
-    Of a message it writes the text before any value is put in, of other libraries' not even that, since it might hold
-    an address; of an exception its type and where it came from, but not what it says.
+    Of a message it writes the text before any value is put in. Of other libraries' messages it does not write even
+    that, since the text might hold an address. Of an exception it writes the type and the frames, not the message.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -41,19 +41,38 @@ class JsonLines(logging.Formatter):
             "event": str(record.msg).strip() if ours else f"a message of {record.name}",
         }
         line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
-        if record.exc_info and record.exc_info[0] is not None:
-            line |= {"exception": record.exc_info[0].__name__, "frames": _frames(record.exc_info[2])}
+        if record.exc_info and record.exc_info[1] is not None:
+            line |= _describe(record.exc_info[1])
         return json.dumps(line)
 
 
-def _frames(trace: TracebackType | None) -> list[str]:
-    found = traceback.extract_tb(trace)[-FRAMES:]
-    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in found]
+class JsonHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Says of a line that cannot be written why not, in the same form and without the line's own words."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        failure = sys.exception()
+        line = {"level": "error", "event": "a line of the log could not be written"}
+        self.stream.write(json.dumps(line | (_describe(failure) if failure else {})) + self.terminator)
+
+
+def _describe(exc: BaseException) -> dict[str, object]:
+    """The type and frames of an exception, followed by those of the exceptions that led to it."""
+    frames: list[str] = []
+    link: BaseException | None = exc
+    for _ in range(MOST_CAUSES):
+        if link is None:
+            break
+        if link is not exc:
+            frames.append(f"caused by {type(link).__name__}")
+        trace = traceback.extract_tb(link.__traceback__)[-MOST_FRAMES:]
+        frames += [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in trace]
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return {"exception": type(exc).__name__, "frames": frames}
 
 
 def set_up_logs(*, requests: bool) -> None:
-    """For the whole process, other libraries' loggers too; `requests` adds a line for each request."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Sets the whole process' log up, other libraries' loggers too; `requests` adds a line for each request."""
+    handler = JsonHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.ERROR, force=True)
     for name in OURS:

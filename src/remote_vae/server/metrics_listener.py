@@ -1,24 +1,30 @@
 """The metrics at an address of their own."""
 
+import ipaddress
+import socket
+
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from remote_vae.errors import RemoteVAEError, UnknownRoute
+from remote_vae.errors import ConfigurationError, RemoteVAEError, UnknownRoute
 from remote_vae.server.endpoints import Page, page_only
 from remote_vae.server.error_responses import on_error
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 class MetricsListener:
-    """Pure ASGI: what comes in at this port gets one page, without a key, and nothing else of the application."""
+    """Pure ASGI: a request that comes in at this address gets one page, without a key, and nothing besides."""
 
-    def __init__(self, app: ASGIApp, *, port: int, path: str, page: Page) -> None:
+    def __init__(self, app: ASGIApp, *, address: tuple[str, int], path: str, page: Page) -> None:
+        """*Raises* ConfigurationError for a host name that means no address."""
         self._app = app
-        self._port = port
+        self._host, self._port = _resolve(address[0]), address[1]
         self._path = path
         self._page = page_only(page)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["server"][1] != self._port:
+        if scope["type"] != "http" or not self._is_addressed(scope):
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
@@ -29,3 +35,25 @@ class MetricsListener:
         except RemoteVAEError as exc:
             response = await on_error(request, exc)
         await response(scope, receive, send)
+
+    def _is_addressed(self, scope: Scope) -> bool:
+        """Whether the connection was made to this address; the application may have the same port at another one."""
+        host, port = scope.get("server") or ("", None)
+        return port == self._port and (self._host.is_unspecified or _address_of(host) == self._host)
+
+
+def _resolve(host: str) -> Address:
+    try:
+        address = _address_of(host if ":" in host else socket.gethostbyname(host))
+    except OSError:
+        address = None
+    if address is None:
+        raise ConfigurationError(f"the metrics cannot be at {host!r}, which is no address of this machine")
+    return address
+
+
+def _address_of(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None

@@ -1,27 +1,15 @@
-"""OpenTelemetry traces, where the operator has named a collector in the variables that OpenTelemetry defines."""
+"""OpenTelemetry traces, if the operator has named a collector in the variables that OpenTelemetry defines."""
 
 import os
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from remote_vae.errors import ConfigurationError
+from remote_vae.server.record import Record
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-
-
-class Finished(Protocol):
-    """What a span is made of; none of it comes from a request's content."""
-
-    request_id: str
-    method: str
-    route: str
-    model: str
-    plan: str
-    error: str
-    status: int
-    stages: dict[str, float]
 
 
 class Tracing:
@@ -31,8 +19,8 @@ class Tracing:
         self._provider = provider
         self._tracer = provider.get_tracer("remote_vae")
 
-    def span(self, record: Finished, *, began_ns: int, parent: str | None) -> None:
-        """`parent` is the caller's traceparent header; what else it sends along is left out."""
+    def span(self, record: Record, *, began_ns: int, parent: str | None) -> None:
+        """Sends what is known of a request; `parent` is the caller's traceparent header."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -55,20 +43,20 @@ class Tracing:
         )
         if record.status >= 500:
             span.set_status(Status(StatusCode.ERROR))
-        at = began_ns
+        stage_ns = began_ns
         for stage, seconds in record.stages.items():
-            child = self._tracer.start_span(stage, set_span_in_context(span), start_time=at)
-            at += int(seconds * 1e9)
-            child.end(at)
+            child = self._tracer.start_span(stage, set_span_in_context(span), start_time=stage_ns)
+            stage_ns += int(seconds * 1e9)
+            child.end(stage_ns)
         span.end()
 
     def close(self) -> None:
-        """Sends what has not been sent."""
+        """Sends the spans that have not been sent yet."""
         self._provider.shutdown()
 
 
 def tracing_from_environment() -> Tracing | None:
-    """None where no collector is named. *Raises* ConfigurationError where OpenTelemetry is not installed."""
+    """None if no collector is named. *Raises* ConfigurationError if OpenTelemetry is not installed."""
     if not any(os.environ.get(name) for name in VARIABLES):
         return None
     try:
