@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remote_vae.engine import cores
+from remote_vae.engine import container
 from remote_vae.engine.admission import Limits
 from remote_vae.errors import (
     InternalError,
@@ -68,16 +68,16 @@ def test_a_container_with_fewer_cores(
     limit: str, expected: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A container's limit on the time of its processors counts as so many cores, if there are more."""
-    monkeypatch.setattr(cores, "CGROUP", tmp_path)
-    assert cores.cores_here() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(container, "CGROUP", tmp_path)
+    assert container.available_cores() == len(os.sched_getaffinity(0))
     (tmp_path / "cpu.max").write_text(limit + "\n")
-    assert cores.cores_here() == (expected or len(os.sched_getaffinity(0)))
+    assert container.available_cores() == (expected or len(os.sched_getaffinity(0)))
 
 
 async def test_a_replica_keeps_to_its_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A replica in a container takes no more threads than that has cores."""
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    monkeypatch.setattr(container, "CGROUP", tmp_path)
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     async with running("tell its cores") as engine:
         outcome = await run(engine, job())

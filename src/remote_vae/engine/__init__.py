@@ -1,1 +1,4 @@
-"""Many requests, few devices; knows no HTTP. Free of torch but for `worker`, which runs in the replica's process."""
+"""Brings many requests to few devices; knows no HTTP.
+
+Only `child` and `memory`, which run in a replica's own process, import torch.
+"""

@@ -5,7 +5,7 @@ from typing import Final
 import psutil
 import torch
 
-from remote_vae.engine.cores import CGROUP
+from remote_vae.engine.container import container_bytes
 from remote_vae.errors import ConfigurationError
 
 SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody announces
@@ -46,17 +46,9 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "mps":
         return int((torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) * SPARE)
     if device.type == "cpu":
-        return int(min([psutil.virtual_memory().available, *_of_container()]) * SPARE_ON_CPU)
+        available, left = psutil.virtual_memory().available, container_bytes()
+        return int((available if left is None else min(available, left)) * SPARE_ON_CPU)
     return None
-
-
-def _of_container() -> list[int]:
-    """What is left of a container's limit, which the machine's own figures do not show."""
-    try:
-        most, used = (CGROUP / "memory.max").read_text().strip(), int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return []
-    return [max(0, int(most) - used)] if most.isdigit() else []
 
 
 def held_bytes(device: torch.device) -> int | None:

@@ -8,7 +8,7 @@ from typing import Final
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.admission import InHand
-from remote_vae.engine.cores import cores_here
+from remote_vae.engine.container import available_cores
 from remote_vae.engine.job import Outcome, op_of
 from remote_vae.engine.observer import ModelState, Observer, Ran
 from remote_vae.engine.poison import DEATHS, Poison, poisoned
@@ -117,7 +117,7 @@ class Pool:
                         self.model.name,
                         loader=self._loader,
                         spec=spec,
-                        cores=max(1, cores_here() // len(self.model.specs)),
+                        cores=max(1, available_cores() // len(self.model.specs)),
                         on_lost=self.queue.wake,
                     )
                     self.replicas.append(replica)

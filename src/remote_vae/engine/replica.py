@@ -16,7 +16,7 @@ import psutil
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
 from remote_vae.engine.job import Job, Outcome, op_of, tensor_of, to_message
-from remote_vae.engine.shared_memory import Memory, StopWord
+from remote_vae.engine.shared_memory import Segments, StopWord
 from remote_vae.errors import RemoteVAEError, ReplicaFailed, from_json
 from remote_vae.values import Tensor
 
@@ -58,7 +58,7 @@ class Replica:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None  # None while there is no process that has loaded the model
         self._answer: asyncio.Future[dict[str, Any]] | None = None
-        self._memory, self._stop_word, self._serial = Memory(), StopWord(), 0
+        self._segments, self._stop_word, self._serial = Segments(), StopWord(), 0
         self._shrinking: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
 
@@ -83,7 +83,7 @@ class Replica:
     @property
     def segments(self) -> list[str]:
         """The names of its shared memory."""
-        return [*self._memory.names, self._stop_word.name]
+        return [*self._segments.names, self._stop_word.name]
 
     async def load(self) -> VAEInfo:
         """Starts a process and waits until it has loaded the model; *raises* whatever the loader said."""
@@ -101,8 +101,8 @@ class Replica:
         """
         self._serial += 1  # first, since `abandon` may come while the tensor is copied
         block = memoryview(tensor_of(job).buffer).cast("B")
-        name = await self._copy(block.nbytes, self._memory.fill, block)
-        out = self._memory.room(job.reply_bytes)
+        name = await self._copy(block.nbytes, self._segments.fill, block)
+        out = self._segments.room(job.reply_bytes)
         told = await self._ask({"serial": self._serial, "in": name, "out": out, **to_message(job)})
         self.device_bytes = told["device_bytes"]
         answer = await self._outcome(job, told)
@@ -135,7 +135,7 @@ class Replica:
         self.kill()
         if self._shrinking is not None:
             self._shrinking.cancel()
-        self._memory.free()
+        self._segments.free()
         self._stop_word.free()
         self._thread.shutdown(wait=False)
 
@@ -150,7 +150,7 @@ class Replica:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = self._process = context.Process(
-            target=_enter_worker,
+            target=_enter_child,
             args=(theirs, self._stop_word.name, self._loader, self._spec, self._cores),
             name=f"remote-vae-{self.name}",
             daemon=True,
@@ -171,12 +171,12 @@ class Replica:
         if "error" in message:
             ours.close()
             raise from_json(message["error"], status=0)
-        return ours, VAEInfo.from_json(message["facts"])
+        return ours, VAEInfo.from_json(message["info"])
 
     async def _outcome(self, job: Job, told: dict[str, Any]) -> Answer:
         if "error" in told:
             return from_json(told["error"], status=0)
-        found = await self._copy(told["nbytes"], self._memory.read, told["nbytes"])
+        found = await self._copy(told["nbytes"], self._segments.read, told["nbytes"])
         return Outcome(
             Tensor(told["dtype"], tuple(told["shape"]), found),
             told["plan"],
@@ -226,7 +226,7 @@ class Replica:
 
     def _shrink(self) -> None:
         if self._answer is None:
-            self._memory.shrink()
+            self._segments.shrink()
             malloc.give_back()
 
     def _end(self, patience: float) -> None:
@@ -238,12 +238,12 @@ class Replica:
         self._process = None
 
 
-def _enter_worker(pipe: Connection, stop_word: str, loader: str, spec: dict[str, object], cores: int) -> None:
+def _enter_child(pipe: Connection, stop_word: str, loader: str, spec: dict[str, object], cores: int) -> None:
     """Torch is imported here, in the child, and never in the server's own process."""
     # OpenMP's threads would spin between two regions, on cores that the server and the other replicas need: then one
     # waits for a whole time slice for another that does not run. Both are read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
-    from remote_vae.engine.worker import main
+    from remote_vae.engine.child import main
 
     main(pipe, stop_word, loader, spec)

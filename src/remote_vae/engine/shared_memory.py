@@ -20,7 +20,7 @@ def opened(segment: SharedMemory) -> memoryview:
     return segment.buf
 
 
-class Memory:
+class Segments:
     """The parent's side, which owns the segments: one on the way in, one on the way out, kept for the next job."""
 
     def __init__(self) -> None:

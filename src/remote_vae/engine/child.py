@@ -1,8 +1,14 @@
-"""What a replica does with a job: from shared memory through the core and back."""
+"""The replica's own process: it loads one VAE, then answers jobs one at a time until its pipe closes."""
 
+import importlib
+import json
 import os
+import resource
+import signal
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any, Final
 
 import torch
@@ -28,12 +34,53 @@ from remote_vae.values import Output, Posterior, Scaling, ScalingMode
 
 BROKEN_DEVICE: Final = 70  # the exit code of a process whose device answers nothing but errors any more
 WARM_SIDE: Final = 8  # of the first latent, in latent pixels
+IDLE_SECONDS: Final = 10.0  # after which the process lets go of shared memory that only a large job needed
 
 Message = dict[str, Any]
+Loaded = tuple[VAE, Recipe]
 
 
-class Bench:
-    """A loaded VAE and what it needs to work."""
+def main(pipe: Connection, stop_word: str, loader: str, spec: Message) -> None:
+    """The process's body. `loader` is `module:function`; called with the spec, it returns a VAE and its recipe."""
+    malloc.keep_freed()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would keep what was sent
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may come to the whole group; the parent says when to stop
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        module, _, name = loader.partition(":")
+        load: Callable[[Message], Loaded] = getattr(importlib.import_module(module), name)
+        vae, recipe = load(spec)
+        budget = Budget(vae.device, limit_bytes=spec.get("memory_budget"), weights_bytes=vae.info.weight_bytes)
+        runner = JobRunner(vae, recipe, budget, Views(), StopWord(stop_word))
+        runner.warm_up()
+    except RemoteVAEError as exc:
+        _send(pipe, {"error": to_json(exc)})
+        return
+    _send(pipe, {"info": vae.info.to_json()})
+    while True:
+        _send(pipe, runner.work(_next(pipe, runner)))
+
+
+def _next(pipe: Connection, runner: "JobRunner") -> Message:
+    try:
+        while not pipe.poll(IDLE_SECONDS):
+            runner.rest()
+            malloc.give_back()
+        message: Message = json.loads(pipe.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(0)  # nothing is left to save, and taking torch down in good order takes a second of work
+    return message
+
+
+def _send(pipe: Connection, message: Message) -> None:
+    try:
+        pipe.send_bytes(json.dumps(message).encode())
+    except OSError:
+        sys.exit(0)  # the parent is gone, and nobody waits for this answer
+
+
+class JobRunner:
+    """A loaded VAE and what it needs to run jobs."""
 
     def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, views: Views, stop_word: StopWord) -> None:
         self._vae, self._recipe, self._budget = vae, recipe, budget
