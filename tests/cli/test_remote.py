@@ -199,7 +199,7 @@ WRONG = {
     "broken safetensors": (["decode", "broken.safetensors", "-o", "out.png"], "broken.safetensors cannot be read"),
     "two tensors": (["decode", "two.safetensors", "-o", "out.png"], "two.safetensors holds a, b"),
     "an unknown suffix": (["decode", "latents.pt", "-o", "out.png"], "latents are read from .safetensors and .npy"),
-    "an unknown output": (["decode", "good.npy", "-o", "out.gif"], "out.gif has suffix '.gif'; expected one of .png"),
+    "an unknown output": (["decode", "good.npy", "-o", "out.gif"], "out.gif has suffix '.gif'; expected one of .jpg"),
     "a latent as picture": (["encode", "photo.png", "-o", "out.png"], "expected one of .safetensors, .npy"),
     "no output folder": (["decode", "good.npy", "-o", "none/out.png"], "none/out.png cannot be written: there is no"),
     "no URL": (["models", "--url", "localhost:8000"], "the endpoint is not an http or https URL"),

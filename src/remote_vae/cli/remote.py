@@ -1,7 +1,7 @@
 """`remote-vae encode | decode | models | verify`: the client at the command line."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -9,11 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from remote_vae.cli.files import TENSORS, array_of, check_output, read_file, read_latents, write_file, write_tensor
+from remote_vae.cli.flags import with_flags
 from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.errors import ConfigurationError, InvalidReply
 from remote_vae.protocol.messages import Reply
-from remote_vae.values import Tensor
+from remote_vae.protocol.options import DECODE_ROWS, ENCODE_ROWS
+from remote_vae.values import FORMATS, Tensor
 
 Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server.")]
 Token = Annotated[str | None, typer.Option(envvar="REMOTE_VAE_API_KEY", show_envvar=True, help="Bearer token.")]
@@ -25,62 +27,59 @@ Scaled = Annotated[
 Side = Annotated[int | None, typer.Option(help="Of the picture in pixels; packed latents need it.")]
 Key = Annotated[str | None, typer.Option(help="Name of the tensor in a .safetensors file.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
-PICTURES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-DECODED = ".png .jpg .webp: the first picture of a batch or video; .mp4; .safetensors .npy: the VAE's raw output."
+WRITTEN = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
+PICTURES = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_image)
+DECODED = f"{PICTURES}: the first picture of a batch or video; .mp4; .safetensors .npy: the VAE's raw output."
 
 
+@with_flags(ENCODE_ROWS)
 def encode(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP.")],
     output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors or .npy")],
     url: Url = DEFAULT_URL,
     model: Model = None,
-    posterior: Annotated[
-        str | None, typer.Option(help="sample, mode or parameters.", show_default="the family's")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sample.")] = None,
     scaling: Scaled = True,
     token: Token = None,
     timeout: Timeout = 300.0,
+    **options: Any,
 ) -> None:
     """Turn a picture into a latent."""
     check_output(output, TENSORS)
     picture = read_file(image)
     with Client(url, token=token, timeout=timeout) as client, working(f"encoding {image.name}"):
-        own = scaling and posterior != "parameters"
-        reply = client.encode_reply(picture, model=model, posterior=posterior, seed=seed, do_scaling=own)
+        own = scaling and options["posterior"] != "parameters"
+        reply = client.encode_reply(picture, model=model, do_scaling=own, **options)
     if not isinstance(reply.payload, Tensor):
         raise InvalidReply("the server did not send a tensor")
     write_tensor(output, array_of(reply.payload))
     _report(output, reply, f"{reply.payload.dtype} {list(reply.payload.shape)}")
 
 
+@with_flags(DECODE_ROWS)
 def decode(
     latents: Annotated[Path, typer.Argument(help=".safetensors or .npy")],
     output: Annotated[Path, typer.Option("--output", "-o", help=DECODED)],
     url: Url = DEFAULT_URL,
     model: Model = None,
-    height: Side = None,
-    width: Side = None,
-    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
     scaling: Scaled = True,
     key: Key = None,
     token: Token = None,
     timeout: Timeout = 300.0,
+    **options: Any,
 ) -> None:
     """Turn a latent into a picture, a video, or the VAE's raw output."""
-    check_output(output, (*PICTURES, ".mp4", *TENSORS))
-    frame, suffix = read_latents(latents, key=key), output.suffix.lower()
-    kind = "pil" if suffix in PICTURES else "mp4" if suffix == ".mp4" else "pt"
+    check_output(output, (*WRITTEN, *TENSORS))
+    frame, asked = read_latents(latents, key=key), WRITTEN.get(output.suffix.lower())
+    image_format = asked.name if asked is not None and asked.is_image else None
+    output_type = "pt" if asked is None else "pil" if asked.is_image else asked.name
     with Client(url, token=token, timeout=timeout) as client, working(f"decoding {list(frame.shape)}"):
         reply = client.decode_reply(
             frame,
             model=model,
             do_scaling=scaling,
-            output_type=kind,
-            image_format=PICTURES.get(suffix),
-            height=height,
-            width=width,
-            quality=quality,
+            output_type=output_type,
+            image_format=image_format,
+            **options,
         )
     if isinstance(reply.payload, Tensor):
         write_tensor(output, array_of(reply.payload))

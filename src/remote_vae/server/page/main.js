@@ -8,7 +8,6 @@ import { showResult } from "./result.js";
 import { drawSample } from "./sample.js";
 import { Failure, bytes, getJson, hasKey, post, useKey } from "./server.js";
 
-const MEDIA = { png: "image/png", jpg: "image/jpeg", webp: "image/webp" };
 const $ = (id) => document.getElementById(id);
 
 let cards = [];
@@ -140,7 +139,7 @@ function jobOf() {
   const options = { ...(latent ? { do_scaling: $("scaling").checked ? "True" : undefined } : {}), ...size, plan: $("plan").value || undefined };
   const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
   const format = $("format").value;
-  return { origin: base, name: chosen.file.name, model: card().name, tensor: latent, options, video, format, accept: video ? "video/mp4" : MEDIA[format], hasKey: hasKey() };
+  return { origin: base, name: chosen.file.name, model: card().name, tensor: latent, options, video, format, accept: video ? "video/mp4" : $("format").selectedOptions[0].dataset.media, hasKey: hasKey() };
 }
 
 function checkSize(body) {
