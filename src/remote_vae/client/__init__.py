@@ -1,13 +1,12 @@
-"""The client: light, without torch, for any Remote VAE server; but for RemoteVAE, which is a part for diffusers."""
+"""The client of any Remote VAE server. It does not import torch; only RemoteVAE, a part for diffusers, does."""
 
 from typing import TYPE_CHECKING
 
-from remote_vae.client.aio import AsyncClient
 from remote_vae.client.aio_queue import AsyncDecodeQueue
+from remote_vae.client.clients import AsyncClient, Client
 from remote_vae.client.functions import remote_decode, remote_encode
 from remote_vae.client.preview import preview_callback
 from remote_vae.client.queue import DecodeQueue
-from remote_vae.client.sync import Client
 
 if TYPE_CHECKING:
     from remote_vae.client.pipeline import RemoteVAE

@@ -1,4 +1,4 @@
-"""AsyncDecodeQueue: the next latent is generated while the last ones are decoded."""
+"""AsyncDecodeQueue: latents are decoded in the background while the next ones are generated."""
 
 import asyncio
 import inspect
@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, Unpack
 
-from remote_vae.client.aio import AsyncClient
+from remote_vae.client.clients import AsyncClient
 from remote_vae.client.latents import AnyTensor, copy_of
 from remote_vae.errors import InvalidValue
 from remote_vae.protocol.options import DecodeArguments
@@ -17,13 +17,13 @@ from remote_vae.protocol.options import DecodeArguments
 if TYPE_CHECKING:
     from remote_vae.client.progress import Bar
 
-TRIES: Final = 10_000  # an item's tries end with its time-out, so that a server may start anew in between
+TRIES: Final = 10_000  # in effect without limit: an item's tries end with its time-out
 END: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What became of the latent that was put as number `index`, from 0: a value, or the error in its place."""
+    """The result of the latent that was put as number `index`, from 0: a value, or an error in its place."""
 
     index: int
     value: Any = None
@@ -37,20 +37,21 @@ class Item:
 
 
 class Progress(Protocol):
-    """What a progress bar must have; tqdm's have it."""
+    """A progress bar, such as one of tqdm."""
 
     def update(self, n: int) -> object: ...
 
 
 class AsyncDecodeQueue:
-    """Decodes latents in the background, several at a time, and hands the results out in the order of the puts.
+    """Decodes latents in the background, several at a time, and returns the results in the order of the puts.
 
-    At most `size` items are waiting, on their way, or held back by an earlier one; `put` waits for room. `in_flight`
-    of them are on their way to the server. An item is sent again until `timeout` is over, so a server may start anew
-    in between; what fails for good stays with its item. `on_done` gets every `Item`, in order: awaited when it is a
-    coroutine function, else in a thread; what it raises is raised by `close`. `progress` is True for a bar, or an
-    object with `update(n)`. `options` are those of `AsyncClient.decode`, for every latent.
-    *Units*: timeout in seconds, per item. *Raises* InvalidValue, ConfigurationError.
+    At most `size` items are in the queue: they wait, are decoded, or are held back by an earlier item. `put` waits for
+    room. At most `in_flight` items are at the server. If the connection is lost or the server refuses an item for now,
+    the item is sent again until its `timeout` is over, so the server may be restarted; any other error stays with its
+    item. `on_done` is called with every `Item`, in order: awaited if it is a coroutine function, otherwise in a
+    thread; `close` raises its first exception. `progress` is True for a bar, or an object with `update(n)`. `options`
+    are those of `Client.decode`, for every latent.
+    *Units*: timeout in seconds, for each item. *Raises* InvalidValue, ConfigurationError.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class AsyncDecodeQueue:
             await self.close()
             return
         self.cancel()
-        with suppress(Exception):  # boundary: what is under way is raised, and not what on_done says of its end
+        with suppress(Exception):  # boundary: the block's own exception counts, not that of on_done
             await self.close()
 
     async def put(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> asyncio.Task[Any]:
-        """The decode as a task, to be awaited or cancelled, or left to `on_done`; waits while there is no room.
+        """The decode as a task, which may be awaited, cancelled, or left to `on_done`; waits while there is no room.
 
-        The latent is copied, so that it may change at once. *Raises* RuntimeError after `close`.
+        The latent is copied, so the caller may change it at once. *Raises* RuntimeError after `close`.
         """
         return (await self.enqueue(latent, options))[1]
 
@@ -122,7 +123,7 @@ class AsyncDecodeQueue:
     ) -> AsyncIterator[Item]:
         """An item for each latent, in order, while the next latents are made; an ordinary iterable runs in a thread.
 
-        What is left when the iteration is abandoned is cancelled.
+        If the iteration is abandoned, the remaining items are cancelled.
         """
         waiting = deque[tuple[int, asyncio.Task[Any]]]()
         try:
@@ -137,22 +138,29 @@ class AsyncDecodeQueue:
                 task.cancel()
 
     def cancel(self) -> None:
-        """Cancels what is not done; the server stops work on what is under way."""
+        """Cancels all unfinished items; the server stops its work on them."""
         for task in tuple(self._tasks):
             task.cancel()
 
     async def close(self) -> None:
-        """Waits for what was put, then ends the queue; *raises* the first error that `on_done` raised."""
-        if not self._closed:
-            self._closed = True
-            self._order.put_nowait(None)
+        """Waits for all items, then ends the queue; *raises* the first exception of `on_done`.
+
+        If this wait is cancelled, the items are cancelled too.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._order.put_nowait(None)
+        try:
             if self._delivery is not None:
                 await self._delivery
+        finally:
+            self.cancel()
             await self._client.close()
             if self._bar is not None:
                 self._bar.close()
-            if self._failure is not None:
-                raise self._failure
+        if self._failure is not None:
+            raise self._failure
 
     def _check_open(self) -> None:
         if self._closed:
@@ -163,7 +171,7 @@ class AsyncDecodeQueue:
             return await self._client.decode(latent, **options)
 
     async def _deliver(self) -> None:
-        """One item after the other, as they were put, whatever becomes of each; then there is room for another."""
+        """Hands out one item after the other, in the order of the puts; each makes room for another."""
         index = 0
         while (task := await self._order.get()) is not None:
             item = await _settled(index, task)
@@ -180,12 +188,12 @@ class AsyncDecodeQueue:
                 await on_done(item)
             else:
                 await asyncio.to_thread(on_done, item)
-        except Exception as exc:  # noqa: BLE001  # boundary: the caller's own code; the other items go on
+        except Exception as exc:  # noqa: BLE001  # boundary: the caller's own code must not stop the other items
             self._failure = self._failure or exc
 
 
 async def _settled(index: int, task: asyncio.Task[Any]) -> Item:
-    """The task's item; the task is not cancelled with whoever waits here."""
+    """The task's item; if this wait is cancelled, the task goes on."""
     await asyncio.wait([task])
     if task.cancelled():
         return Item(index, error=CancelledError("the item was cancelled"))
@@ -194,7 +202,7 @@ async def _settled(index: int, task: asyncio.Task[Any]) -> Item:
 
 
 def _bar() -> "Bar":
-    """Imported when it is asked for: it takes longer than the client itself."""
+    """Imports the bar only if there is one, because its import takes longer than that of the client."""
     from remote_vae.client.progress import Bar
 
     return Bar()

@@ -1,46 +1,79 @@
-"""A sync httpx2 transport that keeps a deadline over a whole exchange.
+"""A blocking httpx2 transport whose time-outs hold for a whole request.
 
-httpx2's time-outs start anew with every read, so a server that sends a byte now and then could hold a call for ever.
-Here each single read and write gets no more than what is left. Async needs none of this: a task can be cancelled.
+httpx2 gives every single read and write the whole time-out, so a server that sends a byte now and then could hold a
+call without end. In this transport all reads of a request together take no longer than its read time-out, and all
+writes no longer than its write time-out. Asynchronous code does not need this: a task can be cancelled.
 """
 
 import ssl
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Final
 
 import httpcore2
 import httpx2
 
-from remote_vae.client.exchange import Deadline
-
-WRITE_BYTES: Final = 256 * 1024  # at most this much is handed over before the clock is read again
-
-_current: ContextVar[Deadline | None] = ContextVar("remote_vae_deadline", default=None)
-
-
-@contextmanager
-def enforced(deadline: Deadline) -> Iterator[None]:
-    """Within the block, connections of a DeadlineTransport keep the deadline."""
-    token = _current.set(deadline)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+WRITE_BYTES: Final = 256 * 1024  # the most that is written before the clock is read again
+LIBRARY_ERRORS: Final = (
+    httpcore2.TimeoutException,
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.ProxyError,
+    httpcore2.UnsupportedProtocol,
+)
 
 
-class DeadlineTransport(httpx2.HTTPTransport):
-    """httpx2's own transport over connections that know `enforced`."""
+class DeadlineTransport(httpx2.BaseTransport):
+    """Connections of a client, which its threads share; an idle one is kept for 5 seconds."""
 
-    def __init__(self, *, verify: ssl.SSLContext | bool = True, proxy: str | None = None) -> None:
-        super().__init__(verify=verify, trust_env=False, proxy=proxy)
-        # The pool takes a backend only when it is built, and httpx2 builds it without a way to pass one.
-        self._pool._network_backend = _Backend()
+    def __init__(self, *, verify: ssl.SSLContext, proxy: httpx2.Proxy | None = None) -> None:
+        self._pool = httpcore2.ConnectionPool(
+            verify,
+            proxy=None if proxy is None else httpcore2.Proxy(str(proxy.url), auth=proxy.raw_auth),
+            max_connections=None,
+            max_keepalive_connections=20,
+            keepalive_expiry=5.0,
+            network_backend=_Backend(),
+        )
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        now, url = time.monotonic(), request.url
+        # The pool passes these numbers to the connections, for which they are moments; see `_left`.
+        moments = {name: now + seconds for name, seconds in request.extensions["timeout"].items() if name != "pool"}
+        target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        with _errors_of_httpx2():
+            found = self._pool.handle_request(
+                httpcore2.Request(
+                    request.method,
+                    target,
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions={"timeout": moments},
+                )
+            )
+        return httpx2.Response(found.status, headers=found.headers, stream=_Body(found.stream))
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Body(httpx2.SyncByteStream):
+    """The body of a reply, with the errors of httpx2."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _errors_of_httpx2():
+            yield from self._stream
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class _Backend(httpcore2.SyncBackend):
-    """Opens connections that keep the deadline."""
+    """Opens connections whose time-outs are moments."""
 
     def connect_tcp(
         self,
@@ -55,7 +88,7 @@ class _Backend(httpcore2.SyncBackend):
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection whose every operation gets what is left of the deadline."""
+    """A connection; each `timeout` is a moment on the monotonic clock."""
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
@@ -65,11 +98,7 @@ class _Stream(httpcore2.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), WRITE_BYTES):
-            piece = buffer[start : start + WRITE_BYTES]
-            self._stream.write(piece, _left(timeout, httpcore2.WriteTimeout))
-
-    def close(self) -> None:
-        self._stream.close()
+            self._stream.write(buffer[start : start + WRITE_BYTES], _left(timeout, httpcore2.WriteTimeout))
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -77,15 +106,27 @@ class _Stream(httpcore2.NetworkStream):
         left = _left(timeout, httpcore2.ConnectTimeout)
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, left))
 
+    def close(self) -> None:
+        self._stream.close()
+
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
-def _left(timeout: float | None, error: type[httpcore2.TimeoutException]) -> float | None:
-    deadline = _current.get()
-    if deadline is None:
-        return timeout
-    left = deadline.left
+def _left(moment: float | None, error: type[httpcore2.TimeoutException]) -> float | None:
+    """Seconds until the moment; *raises* `error` if it has passed."""
+    if moment is None:  # httpcore2 speaks to SOCKS proxies without time-outs
+        return None
+    left = moment - time.monotonic()
     if left <= 0:
         raise error("the deadline has passed")
-    return left if timeout is None else min(timeout, left)
+    return left
+
+
+@contextmanager
+def _errors_of_httpx2() -> Iterator[None]:
+    """httpx2 and httpcore2 have errors of the same names."""
+    try:
+        yield
+    except LIBRARY_ERRORS as exc:
+        raise getattr(httpx2, type(exc).__name__)(str(exc)) from exc

@@ -15,7 +15,8 @@ from remote_vae.client.calls import Answer, decode_request, encode_request, read
 from remote_vae.client.endpoint import read_endpoint
 from remote_vae.client.exchange import HttpReply
 from remote_vae.client.latents import AnyTensor, is_torch
-from remote_vae.client.transport import Bounds, Transport
+from remote_vae.client.network import BlockingNetwork, run
+from remote_vae.client.retry import Bounds, send
 from remote_vae.errors import InvalidValue
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
 from remote_vae.protocol.options import DecodeArguments
@@ -153,8 +154,9 @@ def _send(endpoint: str, request: DecodeRequest | EncodeRequest, *, timeout: flo
         del headers["content-type"]
     elif request.format.accepts[:1] == ("text/plain",):
         headers["accept"] = "text/plain"  # as diffusers' own client asks for a video
-    transport = Transport(target.url, bounds=Bounds(timeout=timeout))
+    network = BlockingNetwork(target.url)
     try:
-        return transport.send(target.request("POST", "", query=query, headers=headers, body=bytes(body)))
+        call = target.request("POST", "", query=query, headers=headers, body=bytes(body))
+        return run(send(network, call, Bounds(timeout=timeout)))
     finally:
-        transport.close()
+        run(network.close())

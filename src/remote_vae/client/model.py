@@ -5,8 +5,8 @@ import weakref
 from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
+from remote_vae.client.clients import Client
 from remote_vae.client.latents import AnyTensor
-from remote_vae.client.sync import Client
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, UnknownModel
 
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")

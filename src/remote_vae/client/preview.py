@@ -8,8 +8,8 @@ from typing import Any, Final, Self, Unpack
 
 from PIL import Image
 
+from remote_vae.client.clients import Client
 from remote_vae.client.latents import AnyTensor, copy_of, is_torch
-from remote_vae.client.sync import Client
 from remote_vae.protocol.options import DecodeArguments
 
 SHARE: Final = 0.02  # of one core, at most, so that the pipeline hardly feels it

@@ -1,7 +1,8 @@
-"""DecodeQueue: the asynchronous queue on an event loop in a thread of its own, for code that waits."""
+"""DecodeQueue: AsyncDecodeQueue for code that blocks, on an event loop in a thread."""
 
 import asyncio
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -16,9 +17,10 @@ T = TypeVar("T")
 
 
 class DecodeQueue:
-    """Decodes latents in the background, several at a time, and hands the results out in the order of the puts.
+    """Decodes latents in the background, several at a time, and returns the results in the order of the puts.
 
-    `AsyncDecodeQueue` for code that waits, with the same arguments; `on_done` is called in a thread.
+    `AsyncDecodeQueue` for code that blocks, with the same arguments; `on_done` is called in a thread. A forked process
+    needs a queue of its own.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class DecodeQueue:
         self._thread = threading.Thread(target=_run_loop, args=(started,), name="remote-vae-queue", daemon=True)
         self._thread.start()
         self._loop = started.result()
+        # Also at the interpreter's end, which would otherwise destroy tasks that wait and complain about them.
+        self._end = weakref.finalize(self._thread, _end_thread, self._thread, self._loop)
 
     def __enter__(self) -> Self:
         return self
@@ -56,20 +60,20 @@ class DecodeQueue:
             self.close()
             return
         self.cancel()
-        with suppress(Exception):  # boundary: what is under way is raised, and not what on_done says of its end
+        with suppress(Exception):  # boundary: the block's own exception counts, not that of on_done
             self.close()
 
     def put(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Future[Any]:
-        """The decode as a future, to be waited for or cancelled, or left to `on_done`; waits while there is no room.
+        """The decode as a future: wait for it, cancel it, or leave it to `on_done`; waits while there is no room.
 
-        The latent is copied, so that it may change at once. *Raises* RuntimeError after `close`.
+        The latent is copied, so the caller may change it at once. *Raises* RuntimeError after `close`.
         """
         return self._put(latent, options)[1]
 
     def map(self, latents: Iterable[AnyTensor], **options: Unpack[DecodeArguments]) -> Iterator[Item]:
         """An item for each latent, in order; the next latents are made while the last ones are decoded.
 
-        What is left when the iteration is abandoned is cancelled.
+        If the iteration is abandoned, the remaining items are cancelled.
         """
         waiting = deque[tuple[int, Future[Any]]]()
         try:
@@ -84,34 +88,26 @@ class DecodeQueue:
                 future.cancel()
 
     def cancel(self) -> None:
-        """Cancels what is not done; the server stops work on what is under way."""
+        """Cancels all unfinished items; the server stops its work on them."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._queue.cancel)
 
     def close(self) -> None:
-        """Waits for what was put, then ends the queue and its thread; *raises* the first error of `on_done`."""
+        """Waits for all items, then ends the queue and its thread; *raises* the first exception of `on_done`."""
         if self._thread.is_alive():
             try:
                 self._call(self._queue.close())
             finally:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
+                self._end()
 
     def _put(self, latent: AnyTensor, options: DecodeArguments) -> tuple[int, Future[Any]]:
         if not self._thread.is_alive():
             raise RuntimeError("the queue is closed; nothing more can be put into it")
         index, task = self._call(self._queue.enqueue(latent, options))
-        future: Future[Any] = Future()
-        self._loop.call_soon_threadsafe(task.add_done_callback, lambda done: _copy(done, future))
-        future.add_done_callback(lambda done: self._abandon(task) if done.cancelled() else None)
-        return index, future
-
-    def _abandon(self, task: asyncio.Task[Any]) -> None:
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(task.cancel)
+        return index, asyncio.run_coroutine_threadsafe(_result(task), self._loop)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the coroutine gives on the loop; it is cancelled when the wait is interrupted."""
+        """The coroutine's result; if the wait is interrupted, the coroutine is cancelled."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -121,23 +117,22 @@ class DecodeQueue:
 
 
 def _run_loop(started: Future[asyncio.AbstractEventLoop]) -> None:
-    with asyncio.Runner() as runner:
+    # At the interpreter's end no thread can be started, not even the one with which a loop ends its executor.
+    with suppress(RuntimeError), asyncio.Runner() as runner:
         loop = runner.get_loop()
         started.set_result(loop)
         loop.run_forever()
 
 
-def _copy(task: asyncio.Task[Any], future: Future[Any]) -> None:
-    """The task's end becomes the future's, unless somebody has cancelled that."""
-    if task.cancelled():
-        future.cancel()
-    if not future.set_running_or_notify_cancel():
-        return
-    error = task.exception()
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(task.result())
+def _end_thread(thread: threading.Thread, loop: asyncio.AbstractEventLoop) -> None:
+    if thread.is_alive():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+async def _result(task: asyncio.Task[Any]) -> Any:
+    """The task's result; cancelling this wait cancels the task."""
+    return await task
 
 
 def _item(index: int, future: Future[Any]) -> Item:

@@ -1,59 +1,118 @@
-"""When to try again, and after how long; decides only, so that sync and async share it and sleep themselves.
+"""A call: a request that is sent again, within bounds, until there is a reply.
 
-Decoding and encoding leave nothing behind on the server, so sending a request twice does no harm.
+Decoding and encoding change nothing on the server, so sending a request twice does no harm.
 """
 
+import json
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from remote_vae.client.exchange import Deadline, Failure, Outcome
+from remote_vae.client.exchange import Deadline, Failure, HttpReply, HttpRequest, Outcome, settle
+from remote_vae.client.network import Network
+from remote_vae.errors import InvalidValue
 
+GIB: Final = 1024**3
+LONGEST_TIMEOUT: Final = 86400.0
+PROBE_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.5  # seconds, doubled for every further try
 LONGEST_PAUSE: Final = 8.0
 LONGEST_RETRY_AFTER: Final = 60.0
-RETRIED_STATUSES: Final = (429, 503)
+REFUSED: Final = (429, 503)  # the server says that a later try may succeed
+BAD_GATEWAY, GATEWAY_TIMEOUT = 502, 504
+MOST_GATEWAY_TIMEOUTS: Final = 3  # each may have cost the server a whole decode
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that one call may take: seconds over all its tries, tries, and bytes of the reply.
+
+    *Raises* InvalidValue for bounds that cannot be kept.
+    """
+
+    timeout: float = 300.0
+    tries: int = 3
+    max_reply_bytes: int = GIB
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise InvalidValue(f"timeout={self.timeout} must be above 0 and at most {LONGEST_TIMEOUT:.0f} seconds")
+        if self.tries < 1:
+            raise InvalidValue(f"retries={self.tries} must be at least 1: the first try counts")
+        if self.max_reply_bytes < 1:
+            raise InvalidValue(f"max_reply_bytes={self.max_reply_bytes} must be at least 1")
+
+    def of_probe(self) -> "Bounds":
+        """The bounds of a question whose answer is only of use if it comes soon."""
+        return replace(self, timeout=min(self.timeout, PROBE_SECONDS), tries=1)
+
+
+async def send(network: Network, request: HttpRequest, bounds: Bounds) -> HttpReply:
+    """The reply, which has status 200 or that of an error; *raises* ConnectionFailed, ClientTimeout, InvalidReply."""
+    tries = Tries(most=bounds.tries, budget=bounds.timeout)
+    while True:
+        outcome = await network.exchange(request, tries.deadline, bounds.max_reply_bytes)
+        pause = tries.pause_after(outcome)
+        if pause is None:
+            return settle(outcome)
+        await network.sleep(pause)
 
 
 class Tries:
-    """The tries of one call, all within one time budget; *units*: seconds."""
+    """The tries of one call, all within one budget of time; *units*: seconds."""
 
     def __init__(self, *, most: int, budget: float) -> None:
         self.deadline = Deadline.after(budget)
         self._most = most
         self._done = 0
+        self._gateway_timeouts = 0
 
     def pause_after(self, outcome: Outcome) -> float | None:
-        """How long to wait before the next try; None when the outcome is final."""
+        """How long to wait before the next try; None if the outcome is final."""
         self._done += 1
-        if self._done >= self._most or not _may_pass(outcome):
+        if self._done >= self._most or not self._may_pass(outcome):
             return None
         asked = None if isinstance(outcome, Failure) else retry_after(outcome.headers)
-        pause = self._backoff() if asked is None else asked
         if asked is not None and asked > LONGEST_RETRY_AFTER:
             return None
+        # The longer of the two, so that a server that always says "in a second" is asked less and less often.
+        pause = max(asked or 0.0, self._backoff())
         return pause if pause < self.deadline.left else None
+
+    def _may_pass(self, outcome: Outcome) -> bool:
+        if isinstance(outcome, Failure):
+            return outcome.passing
+        if outcome.status not in (BAD_GATEWAY, GATEWAY_TIMEOUT):
+            return outcome.status in REFUSED
+        self._gateway_timeouts += outcome.status == GATEWAY_TIMEOUT
+        return not _is_from_server(outcome) and self._gateway_timeouts < MOST_GATEWAY_TIMEOUTS
 
     def _backoff(self) -> float:
         longest: float = min(FIRST_PAUSE * 2 ** (self._done - 1), LONGEST_PAUSE)
         return random.uniform(longest / 2, longest)
 
 
-def _may_pass(outcome: Outcome) -> bool:
-    return outcome.passing if isinstance(outcome, Failure) else outcome.status in RETRIED_STATUSES
+def _is_from_server(reply: HttpReply) -> bool:
+    """Whether a Remote VAE server wrote this error, and not a proxy in front of it."""
+    try:
+        document = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "error_type" in document
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, from a number or an HTTP date; None when it asks nothing readable."""
+    """Seconds that the server asks to wait, from a number or an HTTP date; None if there is nothing readable."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdecimal() and len(text) <= 9:
         return float(text)
     at = _read_date(text)
     if at is None:
         return None
-    # The server's own clock, where it tells the time, so that a wrong clock on either side does no harm.
+    # If the server tells its own time, that counts, so that a wrong clock on either side does no harm.
     now = _read_date(headers.get("date", "")) or datetime.now(UTC)
     return max(0.0, (at - now).total_seconds())
 
