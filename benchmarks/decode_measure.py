@@ -19,7 +19,8 @@ from remote_vae.cli.terminal import psnr_db
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import InvalidValue, NonFiniteOutput, RemoteVAEError, SetupError
-from remote_vae.models.loader import open_model, resolve_device
+from remote_vae.models.fast_import import open_model
+from remote_vae.models.loader import resolve_device
 from remote_vae.models.vae import DiffusersVAE
 
 SEED = 0
@@ -66,7 +67,7 @@ def measure(case: Case) -> dict[str, Any]:
 def make_input(vae: DiffusersVAE, recipe: Recipe, case: Case) -> torch.Tensor:
     """The same seeded latent, or smooth picture in [0, 1], for every variant. *Raises* InvalidValue, SetupError."""
     ratio = vae.info.spatial_compression_ratio
-    if recipe.kind == "video":
+    if recipe.has_frames:
         raise SetupError("video models are not benchmarked; only those of single pictures")
     if case.size % ratio:
         raise InvalidValue(f"size {case.size} is not a multiple of {ratio}, this model's ratio", name="sizes")

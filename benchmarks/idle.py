@@ -5,6 +5,7 @@ import torch
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.models.spec import ModelSpec
+from remote_vae.values import Frames
 
 SMALL_LATENT, SMALL_PIXELS = (1, 4, 64, 64), (1, 3, 256, 256)  # float32: 64 KiB in, 768 KiB out
 WIDE_LATENT, WIDE_PIXELS = (1, 800, 128, 128), (1, 3, 128, 128)  # float32: 50 MiB in, 192 KiB out
@@ -19,7 +20,7 @@ class IdleVAE:
 
     def __init__(self, channels: int, ratio: int, pixels: tuple[int, ...]) -> None:
         config = {"_class_name": "AutoencoderKL", "latent_channels": channels, "block_out_channels": [1, 1, 1]}
-        self.info = VAEInfo(channels, ratio, 1, Constants(), "float32", deterministic=True, config=config)
+        self.info = VAEInfo(channels, ratio, Frames(), Constants(), "float32", deterministic=True, config=config)
         self._pixels = torch.zeros(pixels)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch
 
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae_info import VAEInfo
-from remote_vae.models.recipes import RECIPES
+from remote_vae.models.families import find_recipe
+from remote_vae.values import Frames
 
 DIE, SLEEP, RAISE, HANG = 7.0, 8.0, 9.0, 10.0
 SLEEP_SECONDS = 1.0
@@ -26,7 +27,13 @@ class CopyVAE:
     device = torch.device("cpu")
     decoder = encoder = None
     info = VAEInfo(
-        3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, config={"_class_name": "AutoencoderKL"}
+        3,
+        1,
+        Frames(),
+        Constants(scaling_factor=0.5),
+        "float32",
+        deterministic=True,
+        config={"_class_name": "AutoencoderKL"},
     )
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
@@ -54,7 +61,7 @@ def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
         time.sleep(3)
     if spec["name"] == "never-loads":
         time.sleep(300)
-    return CopyVAE(), RECIPES["sd1"]
+    return CopyVAE(), find_recipe("sd1")
 
 
 def leak(nbytes: int) -> None:

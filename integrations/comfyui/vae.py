@@ -46,7 +46,7 @@ class RemoteComfyVAE:
     extra_1d_channel = size = None
 
     def __init__(self, model: RemoteModel) -> None:
-        if model.card["config"].get("_class_name") == "AutoencoderKLFlux2":
+        if "batch_norm_eps" in model.card["config"]:
             raise LatentMismatch(
                 f"model {model.name!r} is FLUX.2's VAE, whose latents in ComfyUI are patches of {4 * model.channels} "
                 "channels; these nodes do not take them yet",

@@ -9,25 +9,26 @@ from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Constants
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
-from remote_vae.models.recipes import RECIPES
+from remote_vae.models.families import find_recipe
+from remote_vae.values import Frames
 
-IMAGE = {channels: VAEInfo(channels, 8, 1, Constants(), "float32", deterministic=False) for channels in (4, 16)}
-VIDEO = VAEInfo(16, 8, 4, Constants(), "float32", deterministic=False)
+IMAGE = {channels: VAEInfo(channels, 8, Frames(), Constants(), "float32", deterministic=False) for channels in (4, 16)}
+VIDEO = VAEInfo(16, 8, Frames(group=4), Constants(), "float32", deterministic=False)
 
 
 def fit(
     shape: tuple[int, ...], *, channels: int = 16, height: int | None = None, width: int | None = None
 ) -> MatchedLayout:
-    return fit_latent(RECIPES["flux1"], IMAGE[channels], shape, model="m", height=height, width=width)
+    return fit_latent(find_recipe("flux1"), IMAGE[channels], shape, model="m", height=height, width=width)
 
 
 def fit_video(shape: tuple[int, ...], **sizes: int | None) -> MatchedLayout:
-    return fit_latent(RECIPES["hunyuanvideo"], VIDEO, shape, model="m", **{"height": None, "width": None, **sizes})
+    return fit_latent(find_recipe("hunyuanvideo"), VIDEO, shape, model="m", **{"height": None, "width": None, **sizes})
 
 
 def fit_flux2(shape: tuple[int, ...], **sizes: int | None) -> MatchedLayout:
-    info = VAEInfo(32, 8, 1, Constants(), "float32", deterministic=False)
-    return fit_latent(RECIPES["flux2"], info, shape, model="m", **{"height": None, "width": None, **sizes})
+    info = VAEInfo(32, 8, Frames(), Constants(), "float32", deterministic=False)
+    return fit_latent(find_recipe("flux2"), info, shape, model="m", **{"height": None, "width": None, **sizes})
 
 
 def size(found: MatchedLayout) -> tuple[int, int, int, int]:
@@ -155,5 +156,5 @@ def test_what_does_not_fit_a_video(shape: tuple[int, ...]) -> None:
 
 def test_frames_and_back() -> None:
     """A video's length in frames gives the latent's length that gives it; frames beyond a whole group are dropped."""
-    assert [VIDEO.frames_out(count) for count in (1, 2, 7)] == [1, 5, 25]
-    assert [VIDEO.latent_frames(count) for count in (1, 4, 5, 8, 25)] == [1, 1, 2, 2, 7]
+    assert [VIDEO.frames.of_latent(count) for count in (1, 2, 7)] == [1, 5, 25]
+    assert [VIDEO.frames.latent(count) for count in (1, 4, 5, 8, 25)] == [1, 1, 2, 2, 7]

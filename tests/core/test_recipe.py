@@ -13,7 +13,7 @@ from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.recipe import Affine, Constants, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import NonFiniteInput
-from remote_vae.values import Output, Posterior, Scaling, ScalingMode
+from remote_vae.values import Frames, Output, Posterior, Scaling, ScalingMode
 
 OWN = Constants(0.31, 0.17, (-0.7, 0.4, 0.2), (1.7, 0.6, 1.3))
 ALL = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -68,7 +68,7 @@ class StepVAE:
     dtype = torch.float32
     device = torch.device("cpu")
     decoder = encoder = None
-    info = VAEInfo(3, 1, 1, OWN, "float32", deterministic=True)
+    info = VAEInfo(3, 1, Frames(), OWN, "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         return latent * 2 + 1
@@ -86,7 +86,7 @@ FIT = MatchedLayout(GRID.pattern, {"b": 2, "c": 3, "h": 4, "w": 6}, 2, 1, 4, 6)
 
 
 def recipe(*ops: object) -> Recipe:
-    return Recipe("test", "image", (GRID,), ops, posterior="mode")  # type: ignore[arg-type]
+    return Recipe("test", (GRID,), ops, posterior="mode")  # type: ignore[arg-type]
 
 
 def test_a_recipe_runs_backwards() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from remote_vae.models.registry import find_row
+from remote_vae.models.families import find_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -136,7 +136,7 @@ def test_sdnext_is_sent_here() -> None:
     for url in (url for table in tables for url in table.values()):
         base, _, model = url.rpartition("/")
         assert base == "http://127.0.0.1:8000"
-        assert find_row(model) is not None
+        assert find_model(model) is not None
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)

@@ -12,9 +12,7 @@ import typer.main
 
 from remote_vae.cli.main import app
 from remote_vae.errors import all_errors
-from remote_vae.models.loader import CLASSES
-from remote_vae.models.recipes import RECIPES
-from remote_vae.models.registry import REGISTRY
+from remote_vae.models.families import MODELS, family_of
 from remote_vae.protocol import options
 from remote_vae.protocol.messages import Provenance, Reply
 from remote_vae.protocol.replies import render_reply
@@ -91,8 +89,8 @@ def test_every_reply_form_is_named() -> None:
 def test_every_model_has_a_row() -> None:
     """docs/models.md has each row of the registry, with its aliases, weights, factors and precision."""
     table = {row[0]: row for row in rows("models.md", first="name")}
-    assert set(table) == set(REGISTRY)
-    for name, model in REGISTRY.items():
+    assert set(table) == set(MODELS)
+    for name, model in MODELS.items():
         _, aliases, weights, channels, scaling, shift, precision = table[name]
         assert tuple(filter(None, aliases.split(", "))) == model.aliases
         assert weights == (model.repository or "in the package")
@@ -143,13 +141,14 @@ def test_every_setting_has_a_row() -> None:
 
 def facts(name: str) -> tuple[str, str, str]:
     """Channels, scaling and shift as a table has them."""
-    model, recipe = REGISTRY[name], RECIPES[REGISTRY[name].recipe]
-    if not model.config and not model.cls.endswith("Tiny"):
-        signature = inspect.signature(CLASSES[model.cls].__init__)
+    model, recipe = MODELS[name], MODELS[name].recipe
+    cls = family_of(model).load_class()
+    if not model.config:
+        signature = inspect.signature(cls.__init__)
         config = {item.name: item.default for item in signature.parameters.values()}
     else:
         config = dict(model.config)
-    if model.cls == "AutoencoderKLFlux2":
+    if cls.__name__ == "AutoencoderKLFlux2":
         return str(config["latent_channels"]), "by channel" if recipe.name == "flux2" else "", ""
     literal = getattr(recipe.ops[0], "literal", None)
     scaling = literal.scaling_factor if literal else config["scaling_factor"]

@@ -14,11 +14,11 @@ import torch
 from remote_vae.core.recipe import Affine, Constants, Decode, PixelAffine, Rearrange, Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import ModelLoadError
+from remote_vae.values import Frames
 
 WEIGHT = 1000
 RECIPE = Recipe(
     "test",
-    "image",
     (Rearrange("b c h w -> b c h w"),),
     (Affine(("scaling_factor",)), Decode(), PixelAffine()),
     posterior="mode",
@@ -54,7 +54,9 @@ class CopyVAE:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.misbehaviour = spec.get("misbehaviour", "")
-        self.info = VAEInfo(3, 1, 1, Constants(scaling_factor=0.5), "float32", deterministic=True, weight_bytes=WEIGHT)
+        self.info = VAEInfo(
+            3, 1, Frames(), Constants(scaling_factor=0.5), "float32", deterministic=True, weight_bytes=WEIGHT
+        )
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         if self.misbehaviour == "tell its cores":

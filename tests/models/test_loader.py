@@ -16,9 +16,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file, save_file
 
 from remote_vae.errors import ModelLoadError
-from remote_vae.models import loader
-from remote_vae.models.loader import load, open_model
-from remote_vae.models.registry import REGISTRY, Row
+from remote_vae.models.families import MODELS, find_recipe
+from remote_vae.models.family import Model
+from remote_vae.models.fast_import import open_model
+from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 TINY: dict[str, Any] = {
@@ -46,15 +47,15 @@ def folder(module: AutoencoderKL, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_row(monkeypatch: pytest.MonkeyPatch) -> Row:
-    """sd1 with the tiny architecture, since a single file does not say its own."""
-    row = Row("sd1", (), "some/where", "vae", "sd1", "AutoencoderKL", {**TINY, "latent_channels": 4}, "float16")
-    monkeypatch.setitem(REGISTRY, "sd1", row)
+def tiny_row(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """sd3 with the tiny architecture, since a single file does not say its own."""
+    row = Model("sd3", find_recipe("sd3"), "some/where", "float16", config={**TINY, "latent_channels": 4})
+    monkeypatch.setitem(MODELS, "sd3", row)
     return row
 
 
 def weights_of(source: Path, **options: Any) -> dict[str, torch.Tensor]:
-    return dict(load(ModelSpec("mine", str(source), recipe="sd1", **options)).module.state_dict())
+    return dict(load(ModelSpec("mine", str(source), recipe="sd3", **options)).module.state_dict())
 
 
 def assert_same(found: dict[str, torch.Tensor], module: torch.nn.Module) -> None:
@@ -77,7 +78,7 @@ def test_facts_come_from_the_model(folder: Path) -> None:
     assert recipe.name == "sd3"
 
 
-def test_a_file_with_diffusers_names(module: AutoencoderKL, folder: Path, tiny_row: Row) -> None:
+def test_a_file_with_diffusers_names(module: AutoencoderKL, folder: Path, tiny_row: Model) -> None:
     """A single file with diffusers' names is loaded into its row's architecture."""
     assert_same(weights_of(folder / WEIGHTS), module)
 
@@ -91,8 +92,8 @@ def test_a_file_with_the_original_names(
     torch.manual_seed(3)
     config = {**TINY, "latent_channels": 4, "use_quant_conv": quant, "use_post_quant_conv": quant}
     module = AutoencoderKL(**config)
-    row = Row("sd1", (), "some/where", "vae", "sd1", "AutoencoderKL", config, "float16")
-    monkeypatch.setitem(REGISTRY, "sd1", row)
+    row = Model("sd3", find_recipe("sd3"), "some/where", "float16", config=config)
+    monkeypatch.setitem(MODELS, "sd3", row)
     original = {prefix + name: tensor for name, tensor in to_original(module.state_dict()).items()}
     if prefix:
         original["model.diffusion_model.out.weight"] = torch.zeros(3)
@@ -208,22 +209,22 @@ def test_refusals(folder: Path, name: str) -> None:
     """A folder or file that is not what it should be is refused in one sentence that says why."""
     harm, why = HARMS[name]
     with pytest.raises(ModelLoadError, match=why) as caught:
-        load(ModelSpec("mine", str(harm(folder)), recipe="sd1"))
+        load(ModelSpec("mine", str(harm(folder)), recipe="sd3"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("single", [False, True])
-def test_digests(folder: Path, tiny_row: Row, single: bool) -> None:
+def test_digests(folder: Path, tiny_row: Model, single: bool) -> None:
     """Weights with the digest that was asked for are loaded; one bit that is another is refused, naming the place."""
     file = folder / WEIGHTS
     source, data = file if single else folder, bytearray(file.read_bytes())
     digest = hashlib.sha256(data).hexdigest()
-    load(ModelSpec("mine", str(source), recipe="sd1", sha256=digest.upper()))
+    load(ModelSpec("mine", str(source), recipe="sd3", sha256=digest.upper()))
     data[-5] ^= 1
     file.write_bytes(data)
-    load(ModelSpec("mine", str(source), recipe="sd1"))
+    load(ModelSpec("mine", str(source), recipe="sd3"))
     with pytest.raises(ModelLoadError, match=f"'{source}' have sha256 .*, not {digest}"):
-        load(ModelSpec("mine", str(source), recipe="sd1", sha256=digest))
+        load(ModelSpec("mine", str(source), recipe="sd3", sha256=digest))
 
 
 @pytest.mark.parametrize("known_by", ["a file beside it", "its name in the hub's cache"])
@@ -238,18 +239,18 @@ def test_known_digests(folder: Path, known_by: str, tmp_path: Path) -> None:
         blob = tmp_path / digest
         file.rename(blob)
         file.symlink_to(blob)
-    load(ModelSpec("mine", str(folder), recipe="sd1"))
+    load(ModelSpec("mine", str(folder), recipe="sd3"))
     data[-5] ^= 1
     file.write_bytes(data)
     with pytest.raises(ModelLoadError, match=f"{WEIGHTS}' have sha256 .*, not {digest}"):
-        load(ModelSpec("mine", str(folder), recipe="sd1"))
+        load(ModelSpec("mine", str(folder), recipe="sd3"))
 
 
 def test_a_digest_that_is_none(folder: Path) -> None:
     """An empty file where a digest should be is no reason to believe the weights."""
     (folder / f"{WEIGHTS}.sha256").write_text("")
     with pytest.raises(ModelLoadError, match="have sha256 "):
-        load(ModelSpec("mine", str(folder), recipe="sd1"))
+        load(ModelSpec("mine", str(folder), recipe="sd3"))
 
 
 def test_the_embedded_models_digest_is_known() -> None:
@@ -260,17 +261,17 @@ def test_the_embedded_models_digest_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["a tensor too few", "a tensor too many", "a tensor of another shape", "half a file"])
-def test_refusals_of_single_files(folder: Path, tiny_row: Row, name: str) -> None:
+def test_refusals_of_single_files(folder: Path, tiny_row: Model, name: str) -> None:
     """A single file is judged as a folder is."""
     harm, why = HARMS[name]
     with pytest.raises(ModelLoadError, match=why):
-        load(ModelSpec("mine", str(harm(folder) / WEIGHTS), recipe="sd1"))
+        load(ModelSpec("mine", str(harm(folder) / WEIGHTS), recipe="sd3"))
 
 
 def test_code_beside_the_weights_is_left_alone(folder: Path) -> None:
     """A Python file that comes with a model is not run, whatever its config says."""
     (folder / "mine.py").write_text("raise SystemExit('this must not run')")
-    load(ModelSpec("mine", str(with_config(auto_map={"AutoModel": "mine.Mine"})(folder)), recipe="sd1"))
+    load(ModelSpec("mine", str(with_config(auto_map={"AutoModel": "mine.Mine"})(folder)), recipe="sd3"))
 
 
 def test_a_pickle_beside_the_weights_is_not_opened(module: AutoencoderKL, folder: Path) -> None:
@@ -285,11 +286,11 @@ def test_an_unnamed_architecture(folder: Path) -> None:
         load(ModelSpec("demo", str(folder / WEIGHTS)))
 
 
-def test_random_weights_are_the_same_every_time(tiny_row: Row) -> None:
+def test_random_weights_are_the_same_every_time(tiny_row: Model) -> None:
     """Random weights are seeded, and drawing them leaves the caller's own randomness alone."""
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first, second = (load(ModelSpec("sd1", random_weights=True)) for _ in range(2))
+    first, second = (load(ModelSpec("sd3", random_weights=True)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert_same(dict(first.module.state_dict()), second.module)
     assert float(first.module.state_dict()[KEY].std()) > 0
@@ -337,7 +338,7 @@ def test_every_class_can_be_loaded(tmp_path: Path) -> None:
     )
     tiny.save_pretrained(tmp_path)
     vae = load(ModelSpec("taesd", str(tmp_path)))
-    assert isinstance(vae.module, loader.CLASSES["AutoencoderTiny"])
+    assert isinstance(vae.module, AutoencoderTiny)
     assert vae.info.deterministic
     assert vae.info.spatial_compression_ratio == 8
 
@@ -345,4 +346,4 @@ def test_every_class_can_be_loaded(tmp_path: Path) -> None:
 def test_an_absent_device(folder: Path) -> None:
     """A device that is not there is refused by name."""
     with pytest.raises(ModelLoadError, match="nosuch"):
-        load(ModelSpec("mine", str(folder), recipe="sd1", device="nosuch"))
+        load(ModelSpec("mine", str(folder), recipe="sd3", device="nosuch"))

@@ -12,9 +12,9 @@ from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.layout import fit_latent
 from remote_vae.errors import NonFiniteOutput
-from remote_vae.models.loader import load, open_model, resolve_dtype
-from remote_vae.models.recipes import RECIPES
-from remote_vae.models.registry import find_row
+from remote_vae.models.families import find_model, find_recipe
+from remote_vae.models.fast_import import open_model
+from remote_vae.models.loader import load, resolve_dtype
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.values import Output, Posterior, Scaling, ScalingMode
@@ -49,13 +49,13 @@ OVERFLOWS = 1e5  # beyond float16's 65504, well within bfloat16's and float32's 
 def test_policy_on_a_gpu(name: str, asked: str | None, force_upcast: bool, expected: torch.dtype) -> None:
     """On a GPU a family runs in its own precision or the one asked for; SDXL's float16 weights in float32."""
     spec = ModelSpec(name, dtype=asked)
-    assert resolve_dtype(spec, find_row(name), torch.device("cuda"), force_upcast=force_upcast) is expected
+    assert resolve_dtype(spec, find_model(name), torch.device("cuda"), force_upcast=force_upcast) is expected
 
 
 @pytest.mark.parametrize("name", ["sd1", "flux1", "demo"])
 def test_policy_on_a_cpu(name: str) -> None:
     """On a CPU a model runs in float32 unless something else is asked for."""
-    row, cpu = find_row(name), torch.device("cpu")
+    row, cpu = find_model(name), torch.device("cpu")
     assert resolve_dtype(ModelSpec(name), row, cpu, force_upcast=False) is torch.float32
     assert resolve_dtype(ModelSpec(name, dtype="bfloat16"), row, cpu, force_upcast=False) is torch.bfloat16
 
@@ -81,7 +81,7 @@ def test_a_recipe_brings_its_familys_policy(tmp_path: Path) -> None:
 
 
 def run(vae: DiffusersVAE) -> Any:
-    latent, recipe = torch.randn((1, 4, 6, 8), generator=torch.Generator().manual_seed(1)), RECIPES["sd1"]
+    latent, recipe = torch.randn((1, 4, 6, 8), generator=torch.Generator().manual_seed(1)), find_recipe("sd1")
     fit = fit_latent(recipe, vae.info, tuple(latent.shape), **FIT)
     return decode(vae, recipe, latent, fit=fit, scaling=Scaling(ScalingMode.MODEL), output=Output.RAW)
 
@@ -110,7 +110,7 @@ def test_an_overflowing_encode_is_redone(tmp_path: Path) -> None:
     folder = save(tmp_path, force_upcast=False, overflow="encoder")
     vae = load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float16"))
     image = torch.rand((1, 3, 48, 64), generator=torch.Generator().manual_seed(1))
-    done = encode(vae, RECIPES["sd1"], image, scaling=Scaling(ScalingMode.MODEL), posterior=Posterior.MODE)
+    done = encode(vae, find_recipe("sd1"), image, scaling=Scaling(ScalingMode.MODEL), posterior=Posterior.MODE)
     assert (done.dtype, vae.dtype) == (torch.float32, torch.float16)
     assert "redone in float32" in done.note
     assert torch.isfinite(done.latent).all()

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from remote_vae.errors import ConfigurationError
-from remote_vae.models.loader import CLASSES
-from remote_vae.models.recipes import RECIPES
-from remote_vae.models.registry import ALIASES, REGISTRY, find_recipe, find_row
+from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, find_recipe
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
@@ -52,37 +50,37 @@ CONSTANTS = {
 def test_promised_names(name: str) -> None:
     """Every name and alias that is promised leads to its row, in any case."""
     for spelling in (name, *PROMISED[name]):
-        assert find_row(spelling) is REGISTRY[name]
-        assert find_row(spelling.upper()) is REGISTRY[name]
-        assert find_recipe(spelling) is RECIPES[REGISTRY[name].recipe]
+        assert find_model(spelling) is MODELS[name]
+        assert find_model(spelling.upper()) is MODELS[name]
+        assert find_recipe(spelling) is MODELS[name].recipe
 
 
 def test_no_name_means_two_things() -> None:
     """An alias is no other row's name, and no two rows share one."""
-    spellings = [*REGISTRY, *(alias for row in REGISTRY.values() for alias in row.aliases)]
+    spellings = [*MODELS, *(alias for row in MODELS.values() for alias in row.aliases)]
     assert len(spellings) == len(set(spellings))
-    assert set(ALIASES.values()) <= set(REGISTRY)
+    assert set(ALIASES.values()) <= set(MODELS)
     assert all(spelling == spelling.lower() for spelling in spellings)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_architectures(name: str) -> None:
     """A row's architecture has the parameters of the published model, counted without allocating any."""
-    row = REGISTRY[name]
+    row = MODELS[name]
     with torch.device("meta"):
-        module = CLASSES[row.cls](**row.config)
+        module = family_of(row).load_class()(**row.config)
     assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[name]
 
 
 def test_every_row_has_a_known_size() -> None:
     """Every row but the embedded one, whose weights are at hand, is counted above."""
-    assert set(PARAMETERS) == set(REGISTRY) - {"demo"}
+    assert set(PARAMETERS) == set(MODELS) - {"demo"}
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants(name: str) -> None:
     """A row's constants are the published ones, so that random weights are scaled as the real ones are."""
-    config = REGISTRY[name].config
+    config = MODELS[name].config
     assert (config.get("scaling_factor"), config.get("shift_factor")) == CONSTANTS[name]
 
 
@@ -92,7 +90,7 @@ def test_a_spec_is_read() -> None:
     assert spec == ModelSpec(
         "mine", "owner/repo", recipe="sdxl", dtype="float16", revision="abc", subfolder="vae", device="cpu"
     )
-    assert spec.resolve_recipe() is RECIPES["sdxl"]
+    assert spec.resolve_recipe() is find_recipe("sdxl")
 
 
 def test_a_models_own_options_win() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from safetensors.torch import save_file
 
-from remote_vae.models.recipes import RECIPES
+from remote_vae.models.families import find_recipe
 
 from .conftest import PHONE, Visit
 
@@ -161,7 +161,7 @@ def test_patches_as_channels(live: Any, visit: Visit, shape: list[int], suits: b
     card = {
         "kind": "image",
         "latent_channels": 32,
-        "latent_layouts": [layout.wire for layout in RECIPES["flux2"].layouts],
+        "latent_layouts": [layout.wire for layout in find_recipe("flux2").layouts],
     }
     script = "import('/page/models.js').then(({ suits, packed }) => [suits(card, shape), packed(card, shape)])"
     assert visit(live.url).evaluate(f"([card, shape]) => {script}", [card, shape]) == [suits, packed]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import requests
 
-from remote_vae.models.registry import REGISTRY
+from remote_vae.models.families import MODELS
 from remote_vae.protocol import options
 from remote_vae.server.openapi import document
 
@@ -117,7 +117,7 @@ def test_nothing_there(copy: Any, path: str, code: str, text: str, method: str) 
 def test_home_lists_models_and_pages(copy: Any) -> None:
     """The home page names the models with their aliases, and pages that exist."""
     found = ask(copy, "GET", "/").json()
-    assert found["models"] == {"copy": [], "flux1": list(REGISTRY["flux1"].aliases)}
+    assert found["models"] == {"copy": [], "flux1": list(MODELS["flux1"].aliases)}
     assert all(ask(copy, "GET", page).status_code == 200 for page in found["see"])
 
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.plan import ProblemSize, predict
 from remote_vae.core.strips import StripPlan, run
-from remote_vae.models.registry import find_row
+from remote_vae.models.families import find_model
 from remote_vae.models.stages import describe_decoder
 
 STRIP_BYTES = 2**28  # larger than the planner's own, for fewer steps
@@ -17,7 +17,7 @@ MACHINE = 24e9
 @pytest.fixture(scope="module")
 def model() -> AutoencoderKL:
     """Stable Diffusion's widths, in bfloat16."""
-    row = find_row("sd1")
+    row = find_model("sd1")
     assert row is not None
     with torch.device("meta"):
         module = AutoencoderKL(**row.config)

@@ -15,7 +15,7 @@ from remote_vae.core.plan import WHOLE_BYTES, ProblemSize, choose, is_light, pre
 from remote_vae.core.strips import StripPlan, run
 from remote_vae.engine.memory import Budget
 from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
-from remote_vae.models.recipes import RECIPES
+from remote_vae.models.families import find_recipe
 from remote_vae.models.stages import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.values import Output, Posterior, Scaling
@@ -165,8 +165,8 @@ def test_who_runs_a_model(vae: DiffusersVAE) -> None:
     assert (vae.info.executor, vae.info.plans) == ("strips", ("strips", "whole", "strips-recompute", "tiles"))
     assert (other.info.executor, other.info.plans) == ("diffusers", ("whole", "tiles"))
     z = torch.randn(1, 4, 64, 64)
-    fit = fit_latent(RECIPES["sd1"], other.info, tuple(z.shape), model="sd1", height=None, width=None)
-    found = decode(other, RECIPES["sd1"], z, fit=fit, scaling=Scaling(), output=Output.RAW)
+    fit = fit_latent(find_recipe("sd1"), other.info, tuple(z.shape), model="sd1", height=None, width=None)
+    found = decode(other, find_recipe("sd1"), z, fit=fit, scaling=Scaling(), output=Output.RAW)
     assert found.plan == "whole"
     assert torch.equal(found.pixels, unknown.decode(z).sample)
 
@@ -184,8 +184,8 @@ def test_nothing_fits(vae: DiffusersVAE) -> None:
 def through(
     vae: DiffusersVAE, z: torch.Tensor, output: Output = Output.RAW, options: RunOptions = RUN_OPTIONS
 ) -> torch.Tensor:
-    fit = fit_latent(RECIPES["sd1"], vae.info, tuple(z.shape), model="sd1", height=None, width=None)
-    return decode(vae, RECIPES["sd1"], z, fit=fit, scaling=Scaling(), output=output, options=options).pixels
+    fit = fit_latent(find_recipe("sd1"), vae.info, tuple(z.shape), model="sd1", height=None, width=None)
+    return decode(vae, find_recipe("sd1"), z, fit=fit, scaling=Scaling(), output=output, options=options).pixels
 
 
 @pytest.mark.parametrize("output", list(Output))
@@ -202,7 +202,7 @@ def test_encode_by_plan(vae: DiffusersVAE) -> None:
     """A batch of pictures is encoded in strips as without, and the reply names the plan."""
     picture = torch.rand(2, 3, 48, 40)
     found = [
-        encode(vae, RECIPES["sd1"], picture, scaling=Scaling(), posterior=Posterior.PARAMETERS, options=options)
+        encode(vae, find_recipe("sd1"), picture, scaling=Scaling(), posterior=Posterior.PARAMETERS, options=options)
         for options in (RunOptions("strips-recompute"), RunOptions())
     ]
     assert [item.plan for item in found] == ["strips-recompute", "whole"]

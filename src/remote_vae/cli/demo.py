@@ -28,7 +28,6 @@ from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
 from remote_vae.protocol.replies import parse_reply
 from remote_vae.values import Tensor
 
-RECIPE_OF_CLASS = {"AutoencoderTiny": "taesd", "AutoencoderKLHunyuanVideo": "hunyuanvideo"}
 JPEG_AGREES_DB = 30.0  # JPEG at quality 95 against the lossless picture
 
 
@@ -90,23 +89,24 @@ def _spec_text(model: str) -> str:
 
     A round trip undoes its own normalisation, so of the recipes only the layout and the constants' names matter.
     """
-    from remote_vae.models.registry import REGISTRY, find_row
+    from remote_vae.models.families import MODELS, find_model, recipes_for
 
     source, comma, options = model.partition(",")
-    if "=" in source or find_row(source) is not None:
+    if "=" in source or find_model(source) is not None:
         return model
-    known = next((row.recipe for row in REGISTRY.values() if row.repository == source), None)
-    recipe = known or RECIPE_OF_CLASS.get(_class_in(Path(source)), "sd3")
+    of_repository = (name for name, known in MODELS.items() if known.repository == source)
+    config = _config_in(Path(source))
+    recipe = next(iter((*of_repository, *(recipes_for(config) if config else ()), "sd3")))
     return f"model={source},recipe={recipe}{comma}{options}"
 
 
-def _class_in(folder: Path) -> str:
-    """The VAE's class in a folder of diffusers' layout; empty when there is no such folder, as for a hub id."""
+def _config_in(folder: Path) -> dict[str, object]:
+    """The config of the VAE in a folder of diffusers' layout; empty if there is no such folder, as for a hub id."""
     for place in (folder / "config.json", folder / "vae" / "config.json"):
         if place.is_file():
             with contextlib.suppress(ValueError, AttributeError):  # the server says what is wrong with it
-                return str(json.loads(read_file(place)).get("_class_name"))
-    return ""
+                return dict(json.loads(read_file(place)).items())
+    return {}
 
 
 def _photograph(path: Path | None) -> Image.Image:

@@ -114,7 +114,7 @@ def models(
     for card in cards:
         names = ", ".join(card["aliases"])
         ratio = f"{card['spatial_compression_ratio']}x" + (
-            f", {card['temporal_compression_ratio']} frames" if card["kind"] == "video" else ""
+            f", {card['temporal_compression_ratio']} frames" if card["temporal_compression_ratio"] > 1 else ""
         )
         factors = (str(card[name] if card[name] is not None else "-") for name in ("scaling_factor", "shift_factor"))
         channels = str(card["latent_channels"])
@@ -174,7 +174,7 @@ def _decode_locally(
 
         from remote_vae.core.decode import decode as run
         from remote_vae.core.layout import fit_latent
-        from remote_vae.models.loader import open_model
+        from remote_vae.models.fast_import import open_model
         from remote_vae.models.spec import parse_spec
         from remote_vae.values import Output, Scaling, ScalingMode
     except ImportError as exc:

@@ -61,7 +61,8 @@ class RemoteModel:
 
     @property
     def is_video(self) -> bool:
-        return bool(self.card["kind"] == "video")
+        """Whether its latents have an axis of frames."""
+        return any("f" in layout.split() for layout in self.card.get("latent_layouts", ()))
 
     def decode(self, latent: AnyTensor, *, do_scaling: bool = False) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.

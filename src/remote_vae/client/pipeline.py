@@ -23,8 +23,8 @@ from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFaile
 
 T = TypeVar("T")
 
-PATCHED: Final = "AutoencoderKLFlux2"  # whose pipelines read statistics of the latents from a batch norm
-PREVIEW: Final = "AutoencoderTiny"  # gives a latent, not a distribution, and works on normalised latents
+PREVIEW_KEY: Final = "latent_magnitude"  # that only the configs of tiny VAEs have
+NORM_KEY: Final = "batch_norm_eps"  # of a VAE whose pipelines read statistics of the latents from a batch norm
 
 
 class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
@@ -60,8 +60,9 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         self._remote: RemoteModel | None = None
         # Past the module, which would take it for weights of its own.
         object.__setattr__(self, "_fallback", fallback)
-        config, norm = self._ask(_config_and_norm, lambda local: (local.config, getattr(local, "bn", None)))
-        self._is_preview = config.get("_class_name", type(fallback).__name__) == PREVIEW
+        config, norm, self._is_preview = self._ask(
+            _facts, lambda local: (local.config, getattr(local, "bn", None), PREVIEW_KEY in local.config)
+        )
         shown = {name: value for name, value in config.items() if not name.startswith("_")}
         if norm is not None:
             self.bn = _without_weights(norm)
@@ -192,15 +193,19 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         return found
 
 
-def _config_and_norm(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.BatchNorm2d | None]:
-    """The VAE's config, and where its pipelines read one, the batch norm with the statistics that the card has."""
+def _facts(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.BatchNorm2d | None, bool]:
+    """The VAE's config, the batch norm with the card's statistics if its pipelines read one, whether it is a preview.
+
+    A preview gives a latent and not a distribution, and works on normalised latents.
+    """
     config = remote.card["config"]
-    if config.get("_class_name") != PATCHED:
-        return config, None
+    preview = bool(remote.card.get("normalised", PREVIEW_KEY in config))  # older servers do not say
+    if NORM_KEY not in config:
+        return config, None, preview
     mean, std = (torch.tensor(remote.card[name], dtype=torch.float64) for name in ("latents_mean", "latents_std"))
     norm = torch.nn.BatchNorm2d(len(mean), eps=config["batch_norm_eps"], affine=False)
     norm.running_mean, norm.running_var = mean.float(), (std.square() - norm.eps).float()
-    return config, norm
+    return config, norm, preview
 
 
 def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:

@@ -50,7 +50,7 @@ def encode(
     *Raises* NonFiniteInput, InvalidValue, TooLarge when no plan fits, NonFiniteOutput.
     """
     pixels = prepare(image, ratio=vae.info.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
-    if recipe.kind == "video" and pixels.ndim == 4:
+    if recipe.has_frames and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     try:
         return _encode(vae, recipe, pixels, scaling, posterior, seed, options)

@@ -100,7 +100,7 @@ def _fit(
         pattern=layout.pattern,
         sizes=sizes,
         batch=sizes.get("b", 1),
-        frames=info.frames_out(sizes.get("f", 1)),
+        frames=info.frames.of_latent(sizes.get("f", 1)),
         height=sizes["h"] * sizes.get("i", 1) * ratio,
         width=sizes["w"] * sizes.get("j", 1) * ratio,
     )

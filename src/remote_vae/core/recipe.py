@@ -4,6 +4,7 @@ Decoding runs the list forwards, encoding runs it backwards. *Source*: every `va
 diffusers 0.42 reduces to these operations.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -87,19 +88,32 @@ Op = Rearrange | Select | Affine | NoiseBlend | Decode | PixelAffine
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One row per way that latents travel.
+    """One way in which latents travel.
 
     `layouts` are the forms in which the latent may arrive, the first that fits wins; all lead to the axes of
     `ops`. `posterior` is what the family's pipelines take when they encode. `patch` is the number of latent cells
     per side that the pipelines handle as one, so picture sides are floored to ratio x patch before encoding.
+    `channels` are the latent channels that weights for this recipe have; empty if any do. `ignores` names constants
+    that the pipelines do not use although the weights' config may have them.
     """
 
     name: str
-    kind: str  # "image" or "video"
     layouts: tuple[Rearrange, ...]
     ops: tuple[Op, ...]
     posterior: str
     patch: int = 1
+    channels: tuple[int, ...] = ()
+    ignores: tuple[str, ...] = ()
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether its latents have an axis of frames, so that they decode to videos."""
+        return any("f" in re.findall(r"\w+", layout.wire) for layout in self.layouts)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the VAE itself works on normalised latents, as previews do."""
+        return any(isinstance(op, Affine) and op.literal is not None for op in self.ops)
 
     @property
     def pixel_affine(self) -> PixelAffine:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from remote_vae.core.recipe import Constants
+from remote_vae.values import Frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +13,7 @@ class VAEInfo:
 
     latent_channels: int
     spatial_compression_ratio: int
-    temporal_compression_ratio: int
+    frames: Frames
     constants: Constants
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
@@ -23,6 +24,11 @@ class VAEInfo:
     revision: str = ""
     config: Mapping[str, object] = field(default_factory=dict)  # as its class in diffusers was built
 
+    @property
+    def temporal_compression_ratio(self) -> int:
+        """Frames for each latent frame after the first; 1 for pictures."""
+        return self.frames.group
+
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
@@ -31,13 +37,6 @@ class VAEInfo:
         constants = dict(found["constants"])  # type: ignore[call-overload]  # written by to_json
         for name in ("latents_mean", "latents_std"):
             constants[name] = tuple(constants[name]) if constants[name] is not None else None
-        values = {**found, "constants": Constants(**constants), "plans": tuple(found["plans"])}  # type: ignore[arg-type]
+        frames = Frames(**found["frames"])  # type: ignore[arg-type]
+        values = {**found, "constants": Constants(**constants), "frames": frames, "plans": tuple(found["plans"])}  # type: ignore[arg-type]
         return VAEInfo(**values)  # type: ignore[arg-type]
-
-    def frames_out(self, latent_frames: int) -> int:
-        """Pixel frames that a causal video VAE gives for this many latent frames."""
-        return (latent_frames - 1) * self.temporal_compression_ratio + 1
-
-    def latent_frames(self, frames: int) -> int:
-        """The inverse of `frames_out`; frames beyond the last full group are dropped by the VAE."""
-        return 1 + (frames - 1) // self.temporal_compression_ratio

@@ -93,7 +93,7 @@ class JobRunner:
         *Raises* ModelLoadError when the weights cannot even do that.
         """
         info = self._vae.info
-        frames = (1,) if self._recipe.kind == "video" else ()
+        frames = (1,) if self._recipe.has_frames else ()
         shape = (1, info.latent_channels, *frames, WARM_SIDE, WARM_SIDE)
         fit = fit_latent(self._recipe, info, shape, model=info.source, height=None, width=None)
         try:

@@ -1,1 +1,1 @@
-"""Real VAEs: the only room that imports diffusers. `recipes` and `registry` are plain data."""
+"""Real VAEs: the only room that imports diffusers. `families` are plain data and small functions."""

@@ -5,11 +5,21 @@ the time until a model is served, or served again after its process has died, an
 them.
 """
 
+import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from remote_vae.core.recipe import Recipe
+from remote_vae.models.families import family_of
+from remote_vae.models.family import Family
+from remote_vae.models.spec import ModelSpec
+from remote_vae.models.weights import find_weights
+
+if TYPE_CHECKING:
+    from remote_vae.models.vae import DiffusersVAE
 
 
 def _unchanged(function: Any = None, *_: object, **__: object) -> Any:
@@ -37,10 +47,23 @@ def _in_place_of(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
             del sys.modules[name]
 
 
-try:
-    with _in_place_of(UNUSED):
-        from remote_vae.models.loader import open_model
-except (ImportError, AttributeError, RuntimeError):  # a diffusers that does need them: slower, and served all the same
-    from remote_vae.models.loader import open_model
+def open_model(found: dict[str, object]) -> "tuple[DiffusersVAE, Recipe]":
+    """A VAE and its recipe, for a spec as JSON values: what a replica calls.
 
-__all__ = ["open_model"]
+    Weights for which the recipe is wrong are refused before diffusers is imported. *Raises* ModelLoadError.
+    """
+    spec = ModelSpec.from_json(found)
+    weights = find_weights(spec)
+    opened: tuple[DiffusersVAE, Recipe] = _import_loader(family_of(spec.recipe_model)).open_model(spec, weights)
+    return opened
+
+
+def _import_loader(family: Family) -> ModuleType:
+    """The loader and the family's class, without what no VAE needs; with it if this diffusers does need it."""
+    try:
+        with _in_place_of(UNUSED):
+            loader = importlib.import_module("remote_vae.models.loader")
+            family.load_class()
+    except (ImportError, AttributeError, RuntimeError):
+        loader = importlib.import_module("remote_vae.models.loader")
+    return loader

@@ -5,7 +5,8 @@ from typing import Any
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError
-from remote_vae.models.registry import REGISTRY, find_recipe, find_row
+from remote_vae.models.families import MODELS, find_model, find_recipe
+from remote_vae.models.family import Model
 
 DTYPES = ("float32", "float16", "bfloat16")
 _OPTIONS = ("recipe", "dtype", "revision", "subfolder", "device", "sha256", "lazy", "pinned")
@@ -38,13 +39,13 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}", dtype=self.dtype)
-        if find_row(self.name) is None and self.source is None:
+        if find_model(self.name) is None and self.source is None:
             raise ConfigurationError(
                 f"model {self.name!r} is not in the registry; name its weights as {self.name}=SOURCE, or take one of "
-                f"{', '.join(REGISTRY)}",
+                f"{', '.join(MODELS)}",
                 model=self.name,
             )
-        if find_row(self.name) is None and self.recipe is None:
+        if find_model(self.name) is None and self.recipe is None:
             raise ConfigurationError(
                 f"model {self.name!r} is not in the registry, so its recipe cannot be known; add ,recipe=NAME",
                 model=self.name,
@@ -53,6 +54,13 @@ class ModelSpec:
 
     def resolve_recipe(self) -> Recipe:
         return find_recipe(self.recipe or self.name)
+
+    @property
+    def recipe_model(self) -> Model:
+        """The model whose recipe, precision policy and, for a single file, architecture apply."""
+        found = find_model(self.recipe or self.name)
+        assert found is not None  # checked when the spec was made
+        return found
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

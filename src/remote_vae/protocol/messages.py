@@ -81,6 +81,8 @@ class ModelInfo:
     revision: str
     limits: Mapping[str, int] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)  # what diffusers' pipelines read of a VAE
+    deterministic: bool = False  # the encoder gives a latent and not a distribution
+    normalised: bool = False  # the VAE itself takes normalised latents, as previews do
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

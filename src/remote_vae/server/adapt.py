@@ -22,7 +22,7 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         name=model.name,
         aliases=model.aliases,
         recipe=model.recipe.name,
-        kind=model.recipe.kind,
+        kind="video" if model.recipe.has_frames else "image",
         latent_channels=info.latent_channels,
         spatial_compression_ratio=info.spatial_compression_ratio,
         temporal_compression_ratio=info.temporal_compression_ratio,
@@ -39,6 +39,8 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         revision=info.revision,
         limits={name: value for name, value in settings.model_dump().items() if name.startswith("max_")},
         config=info.config,
+        deterministic=info.deterministic,
+        normalised=model.recipe.normalised,
     )
 
 
@@ -61,7 +63,7 @@ def fit_decode(
     _check_limits(settings, batch=fit.batch, frames=fit.frames, height=fit.height, width=fit.width)
     _check_plan(options["plan"], info, model)
     _check_factors(scaling, model)
-    video = model.recipe.kind == "video"
+    video = model.recipe.has_frames
     output_type = options["output_type"]
     if output_type == "mp4" and not video:
         raise UnsupportedOutput(
@@ -131,7 +133,7 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
         posterior,
         request.options["seed"],
         pixels=batch * frames * height * width,
-        latent_values=batch * info.latent_channels * info.latent_frames(frames) * cells,
+        latent_values=batch * info.latent_channels * info.frames.latent(frames) * cells,
     )
 
 
@@ -156,7 +158,7 @@ def _read_picture(data: Buffer, multiple: int, settings: Settings) -> Tensor:
 def _read_tensor(model: Served, frame: Tensor) -> tuple[Tensor, int, int, int]:
     """The tensor with its batch axis, and its frames, height and width in pixels."""
     shape = frame.shape
-    video = model.recipe.kind == "video"
+    video = model.recipe.has_frames
     if len(shape) == 3 or (video and len(shape) == 4 and shape[0] == 3 and shape[1] != 3):
         shape = (1, *shape)
     picture = Tensor(frame.dtype, shape, frame.buffer)

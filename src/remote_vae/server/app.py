@@ -16,7 +16,7 @@ from remote_vae.engine.engine import Engine
 from remote_vae.engine.observer import Observer
 from remote_vae.engine.pool import Rules, Served
 from remote_vae.errors import ConfigurationError, RemoteVAEError
-from remote_vae.models.registry import find_row
+from remote_vae.models.families import find_model
 from remote_vae.models.spec import ModelSpec, parse_spec
 from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
 from remote_vae.server.access_log import RequestRecorder
@@ -172,7 +172,5 @@ def _served_model(spec: ModelSpec, names: list[str], settings: Settings) -> Serv
 
 def _aliases(spec: ModelSpec, names: list[str]) -> tuple[str, ...]:
     """The registry's other names for a model, unless another model here goes by them."""
-    row = find_row(spec.name)
-    if row is None:
-        return ()
-    return tuple(name for name in (row.name, *row.aliases) if name not in names)
+    known = find_model(spec.name)
+    return tuple(name for name in (known.name, *known.aliases) if name not in names) if known else ()

@@ -3,7 +3,7 @@
 import { codeOf } from "./code.js";
 import { lookInto, payloadOf } from "./files.js";
 import { startLive } from "./live.js";
-import { cardRow, limitsText, packed, suits } from "./models.js";
+import { hasFrames, cardRow, limitsText, packed, suits } from "./models.js";
 import { showResult } from "./result.js";
 import { drawSample } from "./sample.js";
 import { Failure, bytes, getJson, hasKey, post, useKey } from "./server.js";
@@ -134,7 +134,7 @@ async function run() {
 
 function jobOf() {
   const latent = tensor();
-  const video = latent !== undefined && card().kind === "video";
+  const video = latent !== undefined && hasFrames(card());
   const size = $("size-fields").hidden ? {} : { height: Number($("height").value), width: Number($("width").value) };
   const options = { ...(latent ? { do_scaling: $("scaling").checked ? "True" : undefined } : {}), ...size, plan: $("plan").value || undefined };
   const base = new URL(".", document.baseURI).href.replace(/\/$/, "");

@@ -11,27 +11,31 @@ const LIMITS = {
 
 export const limitsText = (limits) => `Limits: ${Object.entries(LIMITS).filter(([name]) => name in limits).map(([name, say]) => say(limits[name])).join(", ")}.`;
 
+/** Whether its latents have an axis of frames, so that they decode to videos. */
+export const hasFrames = ({ latent_layouts: layouts }) => layouts.some((layout) => layout.split(" ").includes("f"));
+
 /** Whether a latent of this shape fits by its channels. */
 export const suits = (card, shape) => grid(card, shape) || packed(card, shape);
 
 /** Whether the shape shows height and width: of cells, or of patches of 2 by 2 cells where a model has those as channels. */
-const grid = ({ kind, latent_channels: channels, latent_layouts: layouts }, shape) =>
-  (shape.length === (kind === "video" ? 5 : 4) && (shape[1] === channels || (shape[1] === 4 * channels && layouts.includes("b (c i j) h w")))) ||
-  (shape.length === (kind === "video" ? 4 : 3) && shape[0] === channels);
+const grid = (card, shape) => {
+  const { latent_channels: channels, latent_layouts: layouts } = card, axes = hasFrames(card) ? 5 : 4;
+  return (shape.length === axes && (shape[1] === channels || (shape[1] === 4 * channels && layouts.includes("b (c i j) h w")))) || (shape.length === axes - 1 && shape[0] === channels);
+};
 
 /** Whether the latent is packed, patches of 2 by 2 in a row, and so does not say its height and width. */
 export function packed(card, shape) {
-  const { kind, latent_channels: channels, latent_layouts: layouts } = card;
-  return kind === "image" && !grid(card, shape) && shape[shape.length === 4 && shape[3] === 1 ? 2 : shape.length - 1] === 4 * channels && layouts.some((layout) => layout.includes("("));
+  const { latent_channels: channels, latent_layouts: layouts } = card;
+  return !hasFrames(card) && !grid(card, shape) && shape[shape.length === 4 && shape[3] === 1 ? 2 : shape.length - 1] === 4 * channels && layouts.some((layout) => layout.includes("("));
 }
 
 export function cardRow(card, first) {
   const row = document.createElement("tr");
-  const ratio = card.kind === "video" ? `${card.spatial_compression_ratio}x, ${card.temporal_compression_ratio} frames` : `${card.spatial_compression_ratio}x`;
+  const ratio = hasFrames(card) ? `${card.spatial_compression_ratio}x, ${card.temporal_compression_ratio} frames` : `${card.spatial_compression_ratio}x`;
   const names = [first ? "the first, at /" : "", card.aliases.length ? `also ${card.aliases.join(", ")}` : ""].filter(Boolean).join("; ");
   const cells = [
     [card.name, names],
-    [card.kind === "video" ? "video" : "pictures"],
+    [hasFrames(card) ? "video" : "pictures"],
     [card.latent_channels],
     [ratio],
     factor(card, "scaling_factor"),

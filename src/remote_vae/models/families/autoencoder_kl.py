@@ -1,0 +1,118 @@
+"""The VAE of Stable Diffusion 1 to 3, SDXL, FLUX.1 and many others: one class, several constants."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from remote_vae.core.recipe import Affine
+from remote_vae.models.family import Family, Model, Weights
+from remote_vae.models.layouts import recipe
+
+_SD: Final[Mapping[str, object]] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+_SIXTEEN: Final[Mapping[str, object]] = {
+    **_SD,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "force_upcast": False,
+    "latent_channels": 16,
+    "sample_size": 1024,
+}
+_SDXL_CONFIG: Final = {**_SD, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
+_COGVIEW: Final[Mapping[str, object]] = {
+    **_SIXTEEN,
+    "block_out_channels": (128, 512, 1024, 1024),
+    "layers_per_block": 3,
+    "mid_block_add_attention": False,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+    "force_upcast": True,
+}
+
+SD1: Final = recipe("sd1", Affine(("scaling_factor",)))
+SDXL: Final = recipe("sdxl", Affine(("scaling_factor", "latents_mean", "latents_std")), channels=(4,))
+SD3: Final = recipe("sd3", Affine(("scaling_factor", "shift_factor")))
+FLUX1: Final = recipe("flux1", Affine(("scaling_factor", "shift_factor")), patch=2)
+COGVIEW4: Final = replace(SD1, ignores=("shift_factor",))
+
+
+def from_original_names(weights: Weights, module: Any) -> Weights:
+    """The tensors of a file with the names of the latent diffusion code, alone or in a whole checkpoint."""
+    prefix = "first_stage_model."
+    if any(key.startswith(prefix) for key in weights):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    if "encoder.down.0.block.0.conv1.weight" not in weights:
+        return weights
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    converted: Weights = convert_ldm_vae_checkpoint(weights, module.config)
+    return converted
+
+
+_MODELS: Final = (
+    Model(
+        "sd1",
+        SD1,
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "float16",
+        aliases=("sd15", "sd2", "sd1.5", "sd2.1", "pixart-alpha", "dit", "lcm"),
+        config={**_SD, "sample_size": 512, "scaling_factor": 0.18215},
+        preview="taesd",
+    ),
+    Model(
+        "sdxl",
+        SDXL,
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "float16",
+        aliases=("pixart-sigma", "kolors", "auraflow", "hunyuandit", "omnigen", "lumina"),
+        config=_SDXL_CONFIG,
+        honours_force_upcast=True,
+        preview="taesdxl",
+    ),
+    Model(
+        "playground",
+        SDXL,
+        "playgroundai/playground-v2.5-1024px-aesthetic",
+        "float16",
+        aliases=("playground-v2.5",),
+        config={
+            **_SDXL_CONFIG,
+            "scaling_factor": 0.5,
+            "latents_mean": (-1.6574, 1.886, -1.383, 2.5155),
+            "latents_std": (8.4927, 5.9022, 6.5498, 5.2299),
+        },
+        honours_force_upcast=True,
+    ),
+    Model(
+        "sd3",
+        SD3,
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        "float16",
+        aliases=("sd3.5",),
+        config={**_SIXTEEN, "scaling_factor": 1.5305, "shift_factor": 0.0609},
+        preview="taesd3",
+    ),
+    Model(
+        "flux1",
+        FLUX1,
+        "black-forest-labs/FLUX.1-schnell",
+        "bfloat16",
+        aliases=(
+            "flux", "flux-dev", "flux-schnell", "flux-kontext", "chroma", "hidream", "z-image", "lumina2", "ovis-image",
+        ),
+        config={**_SIXTEEN, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+        preview="taef1",
+    ),
+    Model("cogview4", COGVIEW4, "THUDM/CogView4-6B", "bfloat16", aliases=("cogview3-plus",), config=_COGVIEW),
+    Model("demo", SD3, None, "float32", subfolder=None),
+)  # fmt: skip
+
+FAMILIES: Final = (Family("AutoencoderKL", _MODELS, strips=True, tiles=True, convert=from_original_names),)

@@ -1,0 +1,49 @@
+"""The VAE of FLUX.2, which is normalised by channel of a patch of 2 by 2 cells; the statistics are in its weights."""
+
+from typing import Any, Final
+
+from remote_vae.core.recipe import Affine, Decode, PixelAffine, Rearrange, Recipe
+from remote_vae.models.family import Family, Model, Statistics
+from remote_vae.models.layouts import GRID, PATCH, UNBATCHED
+
+# All lead to patches of 2x2 cells as channels, which is what is normalised.
+PATCHED_LAYOUTS: Final = tuple(
+    Rearrange(f"{wire} -> {batch} (c i j) h w", PATCH)
+    for wire, batch in (
+        ("b (c i j) h w", "b"),
+        ("b c (h i) (w j)", "b"),
+        ("b (h w) (c i j)", "b"),
+        ("(c i j) h w", "1"),
+        ("c (h i) (w j)", "1"),
+        ("1 b (h w) (c i j)", "b"),
+    )
+)
+UNPATCH: Final = Rearrange("b (c i j) h w -> b c (h i) (w j)", PATCH)
+
+FLUX2: Final = Recipe(
+    "flux2",
+    PATCHED_LAYOUTS,
+    (Affine(("latents_mean", "latents_std")), UNPATCH, Decode(), PixelAffine()),
+    posterior="mode",
+    patch=2,
+)
+# Klein's pipelines hand out what the decoder takes.
+KLEIN: Final = Recipe("flux2-klein", (GRID, UNBATCHED), (Decode(), PixelAffine()), posterior="mode", patch=2)
+
+
+def statistics(module: Any) -> Statistics:
+    """Mean and deviation of the batch norm, in the precision in which the weights hold them."""
+    norm = module.bn
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    return tuple(norm.running_mean.tolist()), tuple(deviation.tolist())
+
+
+_MODELS: Final = (
+    Model("flux2", FLUX2, "black-forest-labs/FLUX.2-dev", "bfloat16", aliases=("flux2-dev", "flux.2")),
+    Model("flux2-klein", KLEIN, "black-forest-labs/FLUX.2-klein-base-9B", "bfloat16", aliases=("flux.2-klein",)),
+)
+
+# No layer computes with the batch norm, so it can stay in float32.
+FAMILIES: Final = (
+    Family("AutoencoderKLFlux2", _MODELS, strips=True, tiles=True, float32=("bn",), statistics=statistics),
+)

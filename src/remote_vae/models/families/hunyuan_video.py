@@ -1,0 +1,21 @@
+"""The VAE of HunyuanVideo: causal in time, four frames for each latent frame after the first."""
+
+from typing import Final
+
+from remote_vae.core.recipe import Affine
+from remote_vae.models.family import Family, Model
+from remote_vae.models.layouts import VIDEO_LAYOUTS, recipe
+
+HUNYUANVIDEO: Final = recipe("hunyuanvideo", Affine(("scaling_factor",)), layouts=VIDEO_LAYOUTS, posterior="mode")
+
+_MODELS: Final = (
+    Model(
+        "hunyuanvideo",
+        HUNYUANVIDEO,
+        "hunyuanvideo-community/HunyuanVideo",
+        "float16",
+        aliases=("hunyuan", "hunyuan-video", "hv", "framepack", "skyreels-hunyuan"),
+    ),
+)
+
+FAMILIES: Final = (Family("AutoencoderKLHunyuanVideo", _MODELS, tiles=True),)

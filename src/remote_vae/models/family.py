@@ -1,0 +1,156 @@
+"""What is known of a family of VAEs, as one value. Each module of `families` defines one or several."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from remote_vae.core.recipe import Affine, Constants, Recipe
+from remote_vae.core.vae_info import VAEInfo
+from remote_vae.values import Frames
+
+if TYPE_CHECKING:
+    import torch
+
+Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
+Weights = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is known by name. Its aliases are names of models that have the same weights.
+
+    `repository` is None if the weights come with the package. `config` is the true architecture, for single files and
+    random weights. `dtype` is the precision on a GPU in the family's own examples. If `honours_force_upcast`, the
+    pipelines decode in float32 when the weights are float16 and their config says force_upcast. `preview` is the small
+    model that approximates this one.
+    """
+
+    name: str
+    recipe: Recipe
+    repository: str | None
+    dtype: str
+    aliases: tuple[str, ...] = ()
+    subfolder: str | None = "vae"
+    config: Mapping[str, object] = field(default_factory=dict)
+    honours_force_upcast: bool = False
+    preview: str | None = None
+
+
+def statistics_of_config(module: Any) -> Statistics:
+    """The mean and the standard deviation of each latent channel, if the module's config has them."""
+    return _numbers(getattr(module.config, "latents_mean", None)), _numbers(getattr(module.config, "latents_std", None))
+
+
+def no_conversion(weights: Weights, module: Any) -> Weights:
+    """Only the names that the class itself uses are understood."""
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """VAEs of one class of diffusers that share their facts; `cls` is the name of the class.
+
+    `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
+    encoder gives a latent and not a distribution. `float32` names the submodules that keep this precision whatever the
+    rest has. `statistics` reads mean and deviation by channel from a loaded module. `convert` renames the tensors of a
+    file that has the names of the original code.
+    """
+
+    cls: str
+    models: tuple[Model, ...]
+    strips: bool = False
+    tiles: bool = False
+    deterministic: bool = False
+    float32: tuple[str, ...] = ()
+    statistics: Callable[[Any], Statistics] = statistics_of_config
+    convert: Callable[[Weights, Any], Weights] = no_conversion
+
+    def load_class(self) -> Any:
+        """The class itself; this imports the part of diffusers that defines it."""
+        return getattr(importlib.import_module("diffusers"), self.cls)
+
+    def read_info(self, module: Any, *, plans: tuple[str, ...], executor: str, source: str, revision: str) -> VAEInfo:
+        """The facts of a loaded module, from its config, its attributes and its buffers."""
+        config = module.config
+        mean, std = self.statistics(module)
+        return VAEInfo(
+            latent_channels=channels_of(config),
+            spatial_compression_ratio=_spatial_ratio(module),
+            frames=_frames(module),
+            constants=Constants(
+                scaling_factor=_number(getattr(config, "scaling_factor", None)),
+                shift_factor=_number(getattr(config, "shift_factor", None)),
+                latents_mean=mean,
+                latents_std=std,
+            ),
+            dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
+            deterministic=self.deterministic,
+            plans=plans,
+            executor=executor,
+            weight_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
+            source=source,
+            revision=revision,
+            config=_plain(module),
+        )
+
+
+def misfit(recipe: Recipe, config: Mapping[str, object]) -> str:
+    """Why weights with this config would give wrong pixels under a recipe; empty if they would not."""
+    if recipe.channels and "latent_channels" in config and channels_of(config) not in recipe.channels:
+        expected = " or ".join(map(str, recipe.channels))
+        return f"it is for {expected} latent channels, and these weights have {channels_of(config)}"
+    used = {name for op in recipe.ops if isinstance(op, Affine) for name in op.uses}
+    unused = [name for name in _stated(config) if name not in used and name not in recipe.ignores]
+    return f"it does not use the {' and '.join(unused)} of these weights" if unused else ""
+
+
+def channels_of(config: Mapping[str, object]) -> int:
+    """Latent channels, by the names that the classes of diffusers give them."""
+    names = ("latent_channels", "z_dim", "z_channels")
+    return int(str(next(config[name] for name in names if name in config)))
+
+
+def _stated(config: Mapping[str, object]) -> list[str]:
+    """The constants in a config that change a latent."""
+    factors = (("scaling_factor", 1), ("shift_factor", 0))
+    found = [name for name, neutral in factors if config.get(name) not in (None, neutral)]
+    both = config.get("latents_mean") is not None and config.get("latents_std") is not None
+    return [*found, "latents_mean", "latents_std"] if both else found
+
+
+def _spatial_ratio(module: Any) -> int:
+    """Pixels per latent cell and side."""
+    config = module.config
+    for stated in (getattr(config, "spatial_compression_ratio", None), getattr(config, "scale_factor_spatial", None)):
+        if stated is not None:
+            return int(stated)
+    blocks = getattr(config, "decoder_block_out_channels", None) or getattr(config, "block_out_channels", None)
+    return int(2 ** (len(blocks) - 1)) if blocks else int(module.spatial_compression_ratio)
+
+
+def _frames(module: Any) -> Frames:
+    """The rule of causal video VAEs, and for a VAE of pictures one frame for each."""
+    config = module.config
+    for place in (config, module):
+        stated = getattr(place, "temporal_compression_ratio", None) or getattr(place, "scale_factor_temporal", None)
+        if stated is not None:
+            return Frames(group=int(stated))
+    return Frames()
+
+
+def _plain(module: Any) -> dict[str, object]:
+    """The config as JSON has it, with the class and without what only says where it came from."""
+    config = dict(module.config)
+    shown = {"_class_name": type(module).__name__, **{key: config[key] for key in config if not key.startswith("_")}}
+    plain: dict[str, object] = json.loads(json.dumps(shown))
+    return plain
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _numbers(values: object) -> tuple[float, ...] | None:
+    return tuple(float(value) for value in values) if isinstance(values, list | tuple) else None
