@@ -31,6 +31,8 @@ def test_frames_come_back(count: int, height: int, width: int) -> None:
     assert np.abs(error).mean() < 8
 
 
-def test_the_rate_is_heard() -> None:
-    with av.open(BytesIO(write_mp4(frames(4, 16, 16), fps=24))) as container:
-        assert container.streams.video[0].average_rate == 24
+@pytest.mark.parametrize("fps", [1, 24, 23.976, 29.97, 120])
+def test_the_rate_is_heard(fps: float) -> None:
+    """A file plays at the rate that was asked for, also at the fractional rates of film and television."""
+    with av.open(BytesIO(write_mp4(frames(4, 16, 16), fps=fps))) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(fps, abs=1e-3)

@@ -103,8 +103,10 @@ def _not_integer(name: str, text: str) -> MalformedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """A finite decimal number in ASCII. `divides` keeps it away from zero."""
+    """A finite decimal number in ASCII, from `least` to `most`. `divides` keeps it away from zero."""
 
+    least: float = -LARGEST_REAL
+    most: float = LARGEST_REAL
     divides: bool = False
 
     @property
@@ -126,8 +128,9 @@ class Real:
         return self.read(name, repr(number))
 
     def _within(self, name: str, value: float, text: str) -> float:
-        if not math.isfinite(value) or abs(value) > LARGEST_REAL:
-            raise InvalidValue(f"{name}={clip(text)} must lie between -1e6 and 1e6", name=name)
+        if not math.isfinite(value) or not self.least <= value <= self.most:
+            bounds = f"between {self.least:g} and {self.most:g}".replace("e+0", "e")
+            raise InvalidValue(f"{name}={clip(text)} must lie {bounds}", name=name)
         if self.divides and abs(value) < SMALLEST_FACTOR:
             raise InvalidValue(f"{name}={clip(text)} must be at least {SMALLEST_FACTOR} in size: it divides", name=name)
         return value
