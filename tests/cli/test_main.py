@@ -51,6 +51,18 @@ def test_serve_has_a_flag_for_every_setting(command: Any) -> None:
     assert sorted(flag for flag in flags if f"--{flag}" not in shown) == []
 
 
+def test_every_flag_of_serve_says_what_it_is(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The help of serve has each setting's own description and default, in its panel."""
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = " ".join(command("serve", "--help").text.replace("│", " ").split())
+    for name, field in Settings.model_fields.items():
+        if name != "keys":
+            assert str(field.description) in shown, name
+    assert "For a request's body to arrive. [default: (60.0)]" in shown
+    assert shown.index("--log-requests") < shown.index("─ Access ─") < shown.index("--keys-file")
+    assert shown.index("─ Limits ─") < shown.index("--max-side") < shown.index("─ Ray Serve ─")
+
+
 WRONG = {
     "a port out of range": (["--port", "70000"], "port: Input should be less than or equal to 65535"),
     "an unknown model": (["--model", "nonsense"], "model 'nonsense' is not in the registry"),

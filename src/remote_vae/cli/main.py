@@ -8,7 +8,7 @@ from rich.markup import escape
 from remote_vae import __version__
 from remote_vae.cli.demo import demo
 from remote_vae.cli.remote import decode, encode, models, verify
-from remote_vae.cli.serve import serve
+from remote_vae.cli.serve import ServeCommand, serve
 from remote_vae.cli.terminal import console
 from remote_vae.errors import RemoteVAEError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(serve)
+app.command(cls=ServeCommand)(serve)
 app.command()(encode)
 app.command()(decode)
 app.command()(models)

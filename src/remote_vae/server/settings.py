@@ -1,8 +1,8 @@
-"""Every setting of the server, by flag or environment variable, in one place."""
+"""Every setting of the server in one place: name, type, default, bounds, description and flag."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, PlainValidator, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -11,77 +11,103 @@ from remote_vae.errors import ConfigurationError
 from remote_vae.server.keys import Keys
 
 
-def _keys(given: object) -> object:
-    return Keys.parse(given) if isinstance(given, str) else given
+def _keys(value: object) -> object:
+    return Keys.parse(value) if isinstance(value, str) else value
 
 
-def _address(given: object) -> object:
-    if not isinstance(given, str):
-        return given
-    host, _, port = given.rpartition(":")
+def _address(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    host, _, port = value.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) <= 65535:
         raise ValueError("it is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+LIMITS: Final = "Limits"
+ACCESS: Final = "Access"
+
+
+def _row(
+    default: Any, text: str, *, panel: str | None = None, metavar: str | None = None, shown: str = "", **bounds: Any
+) -> Any:
+    """A setting, with the panel and placeholder of its flag; `shown` is said for a default that is no value."""
+    flag = {"panel": panel, "metavar": metavar, "shown": shown}
+    return Field(default=default, description=text, json_schema_extra=flag, **bounds)  # type: ignore[arg-type]
+
+
+def _limit(default: float, text: str, **bounds: Any) -> Any:
+    return _row(default, text, panel=LIMITS, **(bounds or {"ge": 1}))
+
+
+def _seconds(default: float, text: str) -> Any:
+    return _row(default, text, panel=LIMITS, gt=0)
+
+
 class Settings(BaseSettings):
-    """Each field is also the environment variable REMOTE_VAE_<FIELD>; limits are per request."""
+    """Each field is also the environment variable REMOTE_VAE_<FIELD> and a flag of `remote-vae serve`."""
 
     model_config = SettingsConfigDict(
         env_prefix="REMOTE_VAE_", frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    models: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("demo",), description="NAME[=SOURCE][,key=value...]; the first is /; ';' between in the environment"
+    models: Annotated[tuple[str, ...], NoDecode] = _row(
+        ("demo",),
+        "Repeat for more; the first is /. SOURCE is a hub id, a folder or a .safetensors file. Keys are recipe, dtype, "
+        "revision, subfolder, device, sha256, lazy and pinned.",
+        metavar="NAME[=SOURCE][,KEY=VALUE...]",
+        shown="demo",
     )
-    random_weights: bool = Field(default=False, description="seeded weights of the true size, for trials")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps; several, with a comma between")
-    replicas: int = Field(default=1, ge=1, description="of each model on each device")
-    lazy: bool = Field(default=False, description="load a model when it is first asked for")
-    weights_budget: int | None = Field(
-        default=None, ge=1, description="bytes for the weights of all models; the least recently used are unloaded"
+    host: str = _row("127.0.0.1", "Address to listen on.")
+    port: int = _row(8000, "Port; 0 takes a free one.", ge=0, le=65535)
+    device: str = _row("auto", "auto, cpu, cuda, cuda:1, mps; cuda:0,cuda:1 for both.")
+    replicas: int = _row(1, "Of each model on each device.", ge=1)
+    lazy: bool = _row(False, "Load a model when it is first asked for.")
+    weights_budget: int | None = _row(
+        None, "Bytes for all models' weights; the least recently used are unloaded.", shown="none", ge=1
     )
-    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(default=None, description="None: by the registry")
-    memory_budget: int | None = Field(default=None, ge=1, description="bytes for one model; None: what is free")
-    unknown_parameters: Literal["refuse", "ignore"] = "refuse"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = _row(
+        None, "float32, float16 or bfloat16.", shown="the model's own"
+    )
+    random_weights: bool = _row(False, "Seeded weights of the true size, for trials.")
+    memory_budget: int | None = _row(
+        None, "Bytes for one model, weights and work together.", shown="what the device has free", ge=1
+    )
+    unknown_parameters: Literal["refuse", "ignore"] = _row("refuse", "refuse or ignore.")
+    metrics_address: Annotated[tuple[str, int] | None, PlainValidator(_address), NoDecode] = _row(
+        None, "For /metrics alone.", metavar="HOST:PORT", shown="with the rest"
+    )
+    log_requests: bool = _row(False, "A line of JSON on stderr for each request.")
 
-    # No flag sets this one: the list of processes would show it to everyone on the machine.
+    # A flag would show the keys to everyone on the machine, in the list of processes.
     keys: Annotated[Keys | None, PlainValidator(_keys), NoDecode] = Field(
-        default=None, description="who may come in, white space between; kept as digests only"
+        default=None, description="Keys that clients need, with white space between; kept as digests only."
     )
-    keys_file: Path | None = Field(default=None, description="the same, one a line")
-    metrics_address: Annotated[tuple[str, int] | None, PlainValidator(_address), NoDecode] = Field(
-        default=None, description="HOST:PORT for /metrics alone; without it they are a path among the others"
-    )
-    log_requests: bool = Field(default=False, description="a line of JSON for each request on stderr")
-    allow_anonymous: bool = Field(default=False, description="serve everyone who reaches the address, without keys")
-    client_requests_per_second: float | None = Field(default=None, gt=0, description="for one key, or one address")
-    tls_certificate: Path | None = Field(default=None, description="PEM file; with the chain up to the authority")
-    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key")
+    keys_file: Path | None = _row(None, "Keys that clients need, one a line.", panel=ACCESS)
+    allow_anonymous: bool = _row(False, "Serve clients of the network without keys.", panel=ACCESS)
+    client_requests_per_second: float | None = _row(None, "For one key, or one address.", panel=ACCESS, gt=0)
+    tls_certificate: Path | None = _row(None, "PEM file of the certificate, with its chain.", panel=ACCESS)
+    tls_key: Path | None = _row(None, "PEM file of the certificate's private key.", panel=ACCESS)
 
-    max_body_bytes: int = Field(default=64 * 2**20, ge=1)
-    max_reply_bytes: int = Field(default=256 * 2**20, ge=1)
-    max_pixels: int = Field(default=4096 * 4096, ge=1, description="of one picture or frame")
-    max_side: int = Field(default=8192, ge=1)
-    max_batch: int = Field(default=8, ge=1)
-    max_frames: int = Field(default=257, ge=1)
-    max_query_bytes: int = Field(default=8192, ge=1)
-    max_head_bytes: int = Field(default=32768, ge=1024, description="of a URL and its headers")
-    max_headers: int = Field(default=100, ge=10)
-    max_waiting: int = Field(default=64, ge=1, description="requests that are accepted for one model and not done")
-    max_waiting_pixels: int = Field(default=2**28, ge=1, description="that these have in all")
-    max_client_share: float = Field(default=0.5, gt=0, le=1, description="of both, for one key")
-    max_unsent_bytes: int = Field(default=2**30, ge=1, description="of all replies that are not sent yet")
-    head_seconds: float = Field(default=10.0, gt=0, description="for a URL and its headers to arrive")
-    body_seconds: float = Field(default=60.0, gt=0, description="for a request's body to arrive")
-    request_seconds: float = Field(default=300.0, gt=0, description="for an answer; a request can ask for less")
-    reply_seconds: float = Field(default=120.0, gt=0, description="for a client to take a reply")
-    hang_seconds: float = Field(
-        default=120.0, gt=0, description="for 1024x1024 pixels, after which a replica is replaced; larger ones get more"
-    )
-    shutdown_seconds: int = Field(default=30, ge=1, description="for accepted work to finish")
+    max_body_bytes: int = _limit(64 * 2**20, "Of a request's body.")
+    max_reply_bytes: int = _limit(256 * 2**20, "Of a reply with a tensor.")
+    max_pixels: int = _limit(4096 * 4096, "Of one picture or frame.")
+    max_side: int = _limit(8192, "Of a picture or frame, in pixels.")
+    max_batch: int = _limit(8, "Latents in a request.")
+    max_frames: int = _limit(257, "Of a video, after decoding.")
+    max_query_bytes: int = _limit(8192, "Of a URL's query.")
+    max_head_bytes: int = _limit(32768, "Of a URL and its headers.", ge=1024)
+    max_headers: int = _limit(100, "Of a request.", ge=10)
+    max_waiting: int = _limit(64, "Requests that one model has accepted and not finished.")
+    max_waiting_pixels: int = _limit(2**28, "Output pixels of these requests.")
+    max_client_share: float = _limit(0.5, "Of these requests and pixels, for one key.", gt=0, le=1)
+    max_unsent_bytes: int = _limit(2**30, "Of all replies that are not sent yet.")
+    head_seconds: float = _seconds(10.0, "For a URL and its headers to arrive.")
+    body_seconds: float = _seconds(60.0, "For a request's body to arrive.")
+    request_seconds: float = _seconds(300.0, "For an answer; a request can ask for less.")
+    reply_seconds: float = _seconds(120.0, "For a client to take a reply.")
+    hang_seconds: float = _seconds(120.0, "Without progress, after which a replica is replaced.")
+    shutdown_seconds: int = _limit(30, "For accepted work to finish.")
 
     @model_validator(mode="after")
     def _whole_pair(self) -> "Settings":
@@ -102,10 +128,10 @@ class Settings(BaseSettings):
         return models
 
 
-def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Those given, and the environment's for the rest. *Raises* ConfigurationError naming each that cannot be."""
+def read_settings(values: Mapping[str, Any]) -> Settings:
+    """These values, and the environment's for the rest. *Raises* ConfigurationError, which names each wrong one."""
     try:
-        return Settings(**given)
+        return Settings(**values)
     except ValidationError as exc:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in exc.errors()]
         raise ConfigurationError("; ".join(lines)) from exc
