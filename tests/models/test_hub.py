@@ -74,6 +74,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             },
             ("some/pipeline", COMMITS["old"]): {f"vae/{name}": data for name, data in old.items()},
             ("some/vae", COMMITS["main"]): {**new, **rest},
+            ("some/other", COMMITS["main"]): {**new, **rest},
         }
     )
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(found))
@@ -167,6 +168,7 @@ def home(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list
         {"source": "some/pipeline", "subfolder": "vae", "revision": "old"},
         {"source": "some/vae"},
         {"source": "some/pipeline", "subfolder": "unet"},
+        {"source": "some/other", "recipe": "taesd"},
         {"source": "some/absent"},
         {"source": "some/private", "anonymous": True},
     ]
@@ -192,9 +194,16 @@ def test_only_the_vae_is_fetched(hub: Hub, home: tuple[Path, list[Any]]) -> None
 
 def test_a_subfolder_without_a_vae_and_an_absent_repository(home: tuple[Path, list[Any]]) -> None:
     """A subfolder that is no VAE's and a repository that is not there are refused, each by its name."""
-    *_, unet, absent, _ = home[1]
+    *_, unet, _, absent, _ = home[1]
     assert "no config.json" in unet
     assert "'some/absent' cannot be had from the hub" in absent
+
+
+def test_weights_of_another_class_are_not_fetched(hub: Hub, home: tuple[Path, list[Any]]) -> None:
+    """A repository whose config.json tells that the recipe is wrong is refused before its weights are fetched."""
+    *_, refused, _, _ = home[1]
+    assert "for which recipe 'taesd' would give a wrong picture" in refused
+    assert {path for repository, path in hub.asked if repository == "some/other"} == {"config.json"}
 
 
 def test_the_token_reaches_the_hub(hub: Hub, home: tuple[Path, list[Any]]) -> None:
@@ -217,7 +226,7 @@ def test_offline(home: tuple[Path, list[Any]]) -> None:
         {"source": "some/pipeline"},
         {"source": "some/pipeline", "revision": COMMITS["old"]},
         {"source": "by/hand"},
-        {"source": "some/other"},
+        {"source": "some/third"},
     ]
     *found, absent = ask(home[0], specs, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert found == [
@@ -225,4 +234,4 @@ def test_offline(home: tuple[Path, list[Any]]) -> None:
         [0.43, "some/pipeline", COMMITS["old"]],
         [0.59, "by/hand", COMMITS["old"]],
     ]
-    assert "'some/other' cannot be had from the hub" in absent
+    assert "'some/third' cannot be had from the hub" in absent
