@@ -69,6 +69,7 @@ docs: $(VENV)/.dev    ## the documentation, as a site in build/site; broken link
 picture: $(VENV)/.dev  ## the pictures of the README and the documentation, of the project as it is now
 	$(RUN) demo
 	$(BIN)/python -c "from PIL import Image; Image.open('demo-output/comparison.png').save('docs/images/demo.jpg', quality=90)"
+	$(BIN)/python docs/figures/models.py
 	$(BIN)/python docs/figures/strips.py
 	$(BIN)/python docs/figures/page.py
 

@@ -8,13 +8,19 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
-    "sd1": ("pixart-alpha",),
-    "sdxl": ("pixart-sigma", "kolors", "auraflow", "hunyuandit", "omnigen"),
+    "sd1": ("sd1.5",),
+    "sd2": ("sd2.1",),
+    "pixart-alpha": (),
+    "dit": (),
+    "lcm": (),
+    "sdxl": ("pixart-sigma", "kolors", "auraflow", "omnigen", "lumina"),
+    "hunyuandit": (),
     "sd3": ("sd3.5",),
     "flux1": ("flux", "hidream", "chroma", "z-image", "lumina2"),
     "flux2": ("flux2-dev",),
     "flux2-klein": (),
     "cogview4": (),
+    "cogview3-plus": (),
     "hunyuanvideo": (),
     "demo": (),
     "taesd": (),
@@ -24,13 +30,19 @@ PROMISED = {
 }
 PARAMETERS = {
     "sd1": 83_653_863,
+    "sd2": 83_653_863,
+    "pixart-alpha": 83_653_863,
+    "dit": 83_653_863,
+    "lcm": 83_653_863,
     "sdxl": 83_653_863,
+    "hunyuandit": 83_653_863,
     "playground": 83_653_863,
     "sd3": 83_819_683,
     "flux1": 83_819_683,
     "flux2": 84_046_115,
     "flux2-klein": 84_046_115,
     "cogview4": 406_100_643,
+    "cogview3-plus": 406_100_643,
     "hunyuanvideo": 246_478_803,
     "taesd": 2_445_063,
     "taesdxl": 2_445_063,
@@ -70,6 +82,23 @@ def test_architectures(name: str) -> None:
     with torch.device("meta"):
         module = family_of(row).load_class()(**row.config)
     assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[name]
+
+
+def test_rows_of_one_recipe_have_weights_of_their_own() -> None:
+    """No two rows load the same weights under the same recipe: the second would be an alias of the first."""
+    loaded = [(model.recipe.name, model.repository, model.subfolder) for model in MODELS.values()]
+    assert len(loaded) == len(set(loaded))
+
+
+def test_every_preview_is_a_model() -> None:
+    """What a row names as its preview is a row itself, for latents with as many channels and the same constants."""
+    for model in MODELS.values():
+        if model.preview is not None:
+            preview = MODELS[model.preview]
+            literal = preview.recipe.ops[0].literal  # type: ignore[union-attr]
+            assert literal.scaling_factor == model.config["scaling_factor"]
+            assert literal.shift_factor == model.config.get("shift_factor")
+            assert preview.config["latent_channels"] == model.config["latent_channels"]
 
 
 def test_every_row_has_a_known_size() -> None:

@@ -26,6 +26,7 @@ _SIXTEEN: Final[Mapping[str, object]] = {
     "latent_channels": 16,
     "sample_size": 1024,
 }
+_SD1_CONFIG: Final = {**_SD, "sample_size": 512, "scaling_factor": 0.18215}
 _SDXL_CONFIG: Final = {**_SD, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
 _COGVIEW: Final[Mapping[str, object]] = {
     **_SIXTEEN,
@@ -63,16 +64,41 @@ _MODELS: Final = (
         SD1,
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "float16",
-        aliases=("sd15", "sd2", "sd1.5", "sd2.1", "pixart-alpha", "dit", "lcm"),
-        config={**_SD, "sample_size": 512, "scaling_factor": 0.18215},
+        aliases=("sd15", "sd1.5"),
+        config=_SD1_CONFIG,
         preview="taesd",
     ),
+    # Decoders of their own for the same latents.
+    Model(
+        "sd2",
+        SD1,
+        "stabilityai/stable-diffusion-2-1",
+        "float16",
+        aliases=("sd2.1",),
+        config=_SD1_CONFIG,
+        preview="taesd",
+    ),
+    Model(
+        "pixart-alpha", SD1, "PixArt-alpha/PixArt-XL-2-1024-MS", "float16", config=_SD1_CONFIG, preview="taesd"
+    ),
+    Model("dit", SD1, "facebook/DiT-XL-2-256", "float16", config=_SD1_CONFIG, preview="taesd"),
+    Model("lcm", SD1, "SimianLuo/LCM_Dreamshaper_v7", "float16", config=_SD1_CONFIG, preview="taesd"),
     Model(
         "sdxl",
         SDXL,
         "stabilityai/stable-diffusion-xl-base-1.0",
         "float16",
-        aliases=("pixart-sigma", "kolors", "auraflow", "hunyuandit", "omnigen", "lumina"),
+        aliases=("pixart-sigma", "kolors", "auraflow", "omnigen", "lumina"),
+        config=_SDXL_CONFIG,
+        honours_force_upcast=True,
+        preview="taesdxl",
+    ),
+    # SDXL's VAE with weights that do not overflow float16.
+    Model(
+        "hunyuandit",
+        SDXL,
+        "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers",
+        "float16",
         config=_SDXL_CONFIG,
         honours_force_upcast=True,
         preview="taesdxl",
@@ -111,7 +137,8 @@ _MODELS: Final = (
         config={**_SIXTEEN, "scaling_factor": 0.3611, "shift_factor": 0.1159},
         preview="taef1",
     ),
-    Model("cogview4", COGVIEW4, "THUDM/CogView4-6B", "bfloat16", aliases=("cogview3-plus",), config=_COGVIEW),
+    Model("cogview4", COGVIEW4, "THUDM/CogView4-6B", "bfloat16", config=_COGVIEW),
+    Model("cogview3-plus", COGVIEW4, "THUDM/CogView3-Plus-3B", "bfloat16", config=_COGVIEW),
     Model("demo", SD3, None, "float32", subfolder=None),
 )  # fmt: skip
 

@@ -1,0 +1,64 @@
+"""The table of docs/models.md, from the families: `python docs/figures/models.py`."""
+
+import inspect
+from pathlib import Path
+from typing import Final
+
+from remote_vae.core.recipe import Affine, Constants
+from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.family import Model
+
+PAGE: Final = Path(__file__).parents[1] / "models.md"
+COLUMNS: Final = (
+    "name",
+    "aliases",
+    "weights on the Hub",
+    "channels",
+    "`scaling_factor`",
+    "`shift_factor`",
+    "precision on a GPU",
+    "preview",
+)
+
+
+def table() -> list[str]:
+    """The lines of the table."""
+    return [f"| {' | '.join(COLUMNS)} |", "|---|---|---|--:|--:|--:|---|---|", *map(row, MODELS.values())]
+
+
+def row(model: Model) -> str:
+    overflows = model.honours_force_upcast and model.config.get("force_upcast")
+    cells = (
+        f"`{model.name}`",
+        ", ".join(f"`{alias}`" for alias in model.aliases),
+        f"`{model.repository}`" if model.repository else "in the package",
+        *facts(model),
+        "float32" if overflows else model.dtype,
+        f"`{model.preview}`" if model.preview else "",
+    )
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+
+def facts(model: Model) -> tuple[str, str, str]:
+    """Channels, scaling and shift; "by channel" if the statistics of the weights take their place."""
+    if model.repository is None:
+        return "16", "own", "own"
+    defaults = inspect.signature(family_of(model).load_class().__init__).parameters.values()
+    config = {item.name: item.default for item in defaults} | dict(model.config)
+    affine = next((op for op in model.recipe.ops if isinstance(op, Affine)), Affine())
+    constants = affine.literal or Constants(config.get("scaling_factor"), config.get("shift_factor"))
+    scales = affine.literal is not None or "scaling_factor" in affine.uses
+    scaling = constants.scaling_factor if scales else "by channel" if affine.uses else None
+    shift = constants.shift_factor if scales else None
+    return str(config["latent_channels"]), *("" if value is None else str(value) for value in (scaling, shift))
+
+
+def page_with(lines: list[str]) -> str:
+    """The page with these lines in the place of its table."""
+    before, _, rest = PAGE.read_text().partition("| name |")
+    after = rest[rest.index("\n\n") :]
+    return before + "\n".join(lines) + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(table()))
