@@ -1,8 +1,8 @@
 """Steady load while processes are killed: every answer must be right, and none may be lost by a client that retries.
 
 `remote-vae serve --ray` with two replicas of the demo VAE; a DecodeQueue has four latents on their way at any time.
-Every second a Ray replica or a process that holds a model is killed, and in the middle HAProxy. Exits 1 when an answer
-was wrong or lost, or the service did not recover in time.
+Every second a Ray replica or a process that holds a model is killed, and in the middle Ray's proxy. Exits 1 when an
+answer was wrong or lost, or the service did not recover in time.
 """
 
 import argparse
@@ -152,7 +152,7 @@ def _processes(pid: int) -> dict[str, list[psutil.Process]]:
                 found["replica"].append(child)
             elif "spawn_main" in line:
                 found["model"].append(child)
-            elif child.name() == "haproxy":
+            elif line.startswith("ray::ProxyActor"):
                 found["proxy"].append(child)
     return found
 

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 LATENT, PIXELS = (1, 16, 64, 64), (1, 3, 512, 512)
 MOST_OVERHEAD_MS, LEAST_SPEED_UP, MOST_START_SECONDS = 3.0, 1.8, 20.0
 CLIENTS = 4
-SETTLE_SECONDS = 3.0  # HAProxy is started anew as it learns of a replica, and hangs up connections that are idle then
+SETTLE_SECONDS = 3.0  # for Ray's proxy to hear of every replica
 IDLE = ("ours", "ray_one")
 DEMO = {
     "alone": (),

@@ -32,7 +32,7 @@ def main(port: int) -> None:
                     found[repr(exc)[:200]] += 1
 
     settings = Settings(port=port, models=("copy=.,recipe=sd1",))
-    with local_ray(settings):
+    with local_ray():
         deploy(settings, SCALE, "misbehaving:load")
         threads = [threading.Thread(target=ask, args=(body,)) for body in (LATENT, SLOW)]
         for thread in threads:

@@ -1,7 +1,7 @@
-"""The application on Ray Serve: as many replicas as there are devices, on one machine or many, at one address.
+"""The application on Ray Serve: several replicas, on one machine or many, at one address.
 
-The whole application, its engine and its admission run inside each replica: a tensor never passes between two
-deployments, and what waits is batched and refused by the engine, which knows shapes, as on a single machine.
+The whole application, with its engine and its admission, runs inside each replica. A tensor never passes between two
+deployments, and the engine, which knows shapes, queues and refuses requests as it does on a single machine.
 `application` is what a Serve config file names as `import_path`; `ray_local.serve` runs it on this machine alone.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 DEPLOYMENT: Final = "RemoteVAE"
-PAGES: Final = 32  # requests at a replica that are no work: probes and descriptions
+PAGES: Final = 32  # requests for probes and descriptions, which a replica takes beside its decodes
 QUEUED: Final = 64
 HEALTH_SECONDS: Final = 5.0
 
@@ -30,8 +30,8 @@ HEALTH_SECONDS: Final = 5.0
 def application(arguments: Mapping[str, Any]) -> "Application":
     """For `import_path` in a Serve config file, whose `args` are the server's settings by name.
 
-    *Raises* ConfigurationError for a setting or a model that is not known, and for neither keys nor the operator's word
-    that everyone may come in: a cluster listens for others.
+    *Raises* ConfigurationError for an unknown setting or model, and if there are no keys and the settings do not say
+    `allow_anonymous`: a cluster is reached by others.
     """
     settings = read_settings(arguments)
     build_app(settings)  # refuses what cannot be served before a replica is started for it
@@ -44,12 +44,12 @@ def application(arguments: Mapping[str, Any]) -> "Application":
 
 
 def bind(settings: Settings, *, loader: str, **options: Any) -> "Application":
-    """The application with its bounds; `options` are Ray's for a deployment, and win."""
+    """The application with its bounds; `options` are Ray's own for a deployment and replace ours."""
     from ray import serve
     from ray.serve.config import BackpressureConfig
 
     chosen = {
-        # Ray's own bounds lie outside the engine's, whose refusals say more and come as JSON.
+        # Ray's bounds are wider than the engine's, whose refusals say more and are JSON.
         "max_ongoing_requests": len(settings.models) * (settings.max_waiting + 1) + PAGES,
         "max_queued_requests": QUEUED,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
@@ -76,7 +76,7 @@ class Replica:
         self._life = AsyncExitStack()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Ray's hook. The application is begun here and not by Ray, so that Ray says what loading raised."""
+        """Ray calls this. The application starts here, so that an exception from loading reaches Ray's status."""
         await self._life.enter_async_context(self._app.router.lifespan_context(self._app))
         try:
             await self._loaded
@@ -86,7 +86,7 @@ class Replica:
         return Hosted(self._app, self._life.aclose)
 
     async def check_health(self) -> None:
-        """Ray's probe: raises while the application is not ready, and Ray replaces a replica that stays so."""
+        """Ray's probe. *Raises* NotReady; Ray replaces a replica for which it goes on doing so."""
         transport = httpx2.ASGITransport(self._app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://replica") as http:
             reply = await http.get("/ready")
@@ -95,7 +95,7 @@ class Replica:
 
 
 class Hosted:
-    """Pure ASGI: an application whose life another one began, below whatever prefix Ray has put it."""
+    """Pure ASGI: an application that runs already, served below any prefix that Ray gives it."""
 
     def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[object]]) -> None:
         self._app = app
@@ -110,12 +110,22 @@ class Hosted:
             await send({"type": "lifespan.shutdown.complete"})
             return
 
+        gone = False
+
+        async def receive_and_notice() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
+
         async def send_without_id(message: Message) -> None:
+            if gone:  # Ray also says so if it is Ray's proxy that cannot be reached, and then a client may still wait
+                raise OSError("the client of this request is gone")
             if message["type"] == "http.response.start":
-                del MutableHeaders(scope=message)["x-request-id"]  # Ray adds it, and twice is once too many
+                del MutableHeaders(scope=message)["x-request-id"]  # Ray adds this header itself
             await send(message)
 
-        await self._app(below_prefix(scope), receive, send_without_id)
+        await self._app(below_prefix(scope), receive_and_notice, send_without_id)
 
 
 def below_prefix(scope: Scope) -> Scope:
