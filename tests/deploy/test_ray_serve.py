@@ -1,8 +1,10 @@
 """The application on Ray Serve: what differs from a single machine, and what must not."""
 
 import asyncio
+import contextlib
 import json
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -187,15 +189,34 @@ async def test_the_end_reaches_the_application() -> None:
     assert (ended, outgoing) == ([True], ["lifespan.startup.complete", "lifespan.shutdown.complete"])
 
 
-async def test_no_answer_to_a_lost_connection() -> None:
+async def test_a_body_is_bytes_for_ray() -> None:
+    """Ray pickles a reply, so a body that the application sends as a view of its memory travels as bytes."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": memoryview(b"pixels"), "more_body": True})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Hosted(app, None)({"type": "http", "path": "/"}, None, send)  # type: ignore[arg-type]
+    assert pickle.loads(pickle.dumps(sent))[1] == {**sent[1], "body": b"pixels", "more_body": True}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_no_answer_to_a_lost_connection(broken: bool) -> None:
     """What the application answers to a lost connection reaches nobody: it would be final for a client that waits."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert (await receive())["type"] == "http.disconnect"
+        with contextlib.suppress(ConnectionError):
+            assert (await receive())["type"] == "http.disconnect"
         await send({"type": "http.response.start", "status": 400, "headers": []})
 
     async def receive() -> Any:
+        if broken:
+            raise ConnectionError("the proxy's actor is gone")
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:

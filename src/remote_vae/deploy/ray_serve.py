@@ -114,18 +114,24 @@ class Hosted:
 
         async def receive_and_notice() -> Message:
             nonlocal gone
-            message = await receive()
+            try:
+                message = await receive()
+            except Exception:  # boundary: Ray raises what its connection to the proxy broke with
+                gone = True
+                raise
             gone = gone or message["type"] == "http.disconnect"
             return message
 
-        async def send_without_id(message: Message) -> None:
-            if gone:  # Ray also says so if it is Ray's proxy that cannot be reached, and then a client may still wait
+        async def send_to_ray(message: Message) -> None:
+            if gone:  # perhaps only Ray's proxy is gone, and an answer that says so would be final for the client
                 raise OSError("the client of this request is gone")
             if message["type"] == "http.response.start":
                 del MutableHeaders(scope=message)["x-request-id"]  # Ray adds this header itself
+            elif not isinstance(message.get("body"), bytes):
+                message = {**message, "body": bytes(message.get("body", b""))}  # Ray pickles it
             await send(message)
 
-        await self._app(below_prefix(scope), receive_and_notice, send_without_id)
+        await self._app(below_prefix(scope), receive_and_notice, send_to_ray)
 
 
 def below_prefix(scope: Scope) -> Scope:
