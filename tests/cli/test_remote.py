@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def live_cards(live: Any) -> Any:
     return requests.get(f"{live.url}/models", timeout=10).json()["models"]
 
 
-def test_verify(live: Any, command: Any, latents: Path) -> None:
+def test_verify(live: Any, command: Any, latents: Path, tmp_path: Path) -> None:
     """verify prints the largest difference and the PSNR: next to none with the same weights, much with others."""
     same = command("verify", latents, "--url", live.url, "--vae", f"local={live.folder / 'sd'},recipe=sd1")
     assert same.code == 0
@@ -164,9 +165,10 @@ def test_verify(live: Any, command: Any, latents: Path) -> None:
     assert largest < 1e-5
     assert psnr > 100
     assert same.err == ""
-    other = command(
-        "verify", latents, "--url", live.url, "--vae", f"local={live.folder / 'sd'},recipe=taesd", "--dtype", "float32"
-    )
+    rescaled = shutil.copytree(live.folder / "sd", tmp_path / "rescaled")
+    config = json.loads((rescaled / "config.json").read_text())
+    (rescaled / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.9}))
+    other = command("verify", latents, "--url", live.url, "--vae", f"local={rescaled},recipe=sd1", "--dtype", "float32")
     largest, psnr = figures(other.out)
     assert largest > 1e-2
     assert psnr < 60
