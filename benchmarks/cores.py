@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from table import show
 
-from remote_vae.core.plan import ProblemSize, choose
-from remote_vae.core.strips import run
+from remote_vae.core.strips import strip_executors
 from remote_vae.engine import malloc
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
@@ -72,15 +72,14 @@ def main(
 
 
 def _ways(vae: DiffusersVAE, z: torch.Tensor, cores: int) -> dict[str, Callable[[], None]]:
-    program, job = vae.decoder, ProblemSize(z.shape[2], z.shape[3], z.shape[1], z.element_size())
+    program = vae.decoder
     assert program is not None
     ways: dict[str, Callable[[], None]] = {"diffusers": torch.inference_mode()(lambda: vae.decode(z))}
     for plan in PLANS:
         for workers in sorted({1, cores}):
-            strips = choose(program, job, device="cpu", budget=None, wanted=plan, workers=workers)[0].strips
-            assert strips is not None
+            strips = next(way for way in strip_executors(program, "cpu", workers) if way.name == plan)
             name = plan if workers == cores else f"{plan}, shared out by OpenMP"
-            ways[name] = lambda strips=strips: run(program, z, strips, lambda row, strip: None)  # type: ignore[misc]
+            ways[name] = partial(strips.run, z, lambda *block: None, lambda: None)
     return ways
 
 

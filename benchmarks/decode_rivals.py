@@ -9,7 +9,7 @@ from decode_cases import OURS
 
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
-from remote_vae.core.execute import RunOptions
+from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.pixels import from_signed, signed
 from remote_vae.core.recipe import Recipe
@@ -51,10 +51,10 @@ def _ours(vae: DiffusersVAE, recipe: Recipe, given: torch.Tensor, plan: str | No
         options = RunOptions(plan, lambda: free_bytes(vae.device))
         if not decoding:
             found = encode(vae, recipe, given, scaling=Scaling(), posterior=Posterior.PARAMETERS, options=options)
-            return found.latent.float(), found.plan
+            return found.tensor.float(), found.plan
         fit = fit_latent(recipe, vae.info, tuple(given.shape), model="", height=None, width=None)
         done = decode(vae, recipe, given, fit=fit, scaling=Scaling(), output=Output.RAW, options=options)
-        return done.pixels.float(), done.plan
+        return done.tensor.float(), done.plan
 
     return run
 

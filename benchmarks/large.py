@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from remote_vae.core.decode import decode
-from remote_vae.core.execute import RunOptions
+from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.engine import malloc
@@ -70,7 +70,7 @@ def main(
         "predicted_gb": round((found.peak_bytes or 0) / 1e9, 2),
         "diffusers_gb": round(SHRUNK**2 * _of_diffusers(vae, z.shape[1], side // SHRUNK) / 1e9, 1),
         "machine_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "levels": len(found.pixels.unique()),
+        "levels": len(found.tensor.unique()),
     }
     Console().print_json(json.dumps(row))
     if json_file is not None:

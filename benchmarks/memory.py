@@ -17,11 +17,11 @@ from rich.progress import track
 from table import show
 
 from remote_vae.core.decode import decode
-from remote_vae.core.execute import RunOptions
+from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.plan import EXACT, ProblemSize, choose
 from remote_vae.core.strip_threads import cores
+from remote_vae.core.strips import Strips, strip_executors
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
@@ -43,26 +43,27 @@ def main(
     with torch.inference_mode(), LiveBytes() as live:
         reference = vae.decode(z).float()
     rows: list[Row] = [_row("diffusers", size, dtype, live.peak, None, 0.0)]
-    for plan in track(EXACT, description="decoding", console=Console(stderr=True)):
-        rows.append(_measure(vae, model, z, plan, reference, size, dtype))
+    if vae.decoder is None:
+        raise SystemExit(f"{model} has no plans to compare")
+    ways = strip_executors(vae.decoder, "cpu", cores(z.device))[:3]
+    for way in track(ways, description="decoding", console=Console(stderr=True)):
+        rows.append(_measure(vae, model, z, way, reference, size, dtype))
     show(rows)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def _measure(
-    vae: DiffusersVAE, model: str, z: torch.Tensor, plan: str, reference: torch.Tensor, size: int, dtype: str
+    vae: DiffusersVAE, model: str, z: torch.Tensor, way: Strips, reference: torch.Tensor, size: int, dtype: str
 ) -> Row:
     recipe = ModelSpec(model).resolve_recipe()
     fit = fit_latent(recipe, vae.info, tuple(z.shape), model=model, height=None, width=None)
     with LiveBytes() as live:
-        found = decode(vae, recipe, z, fit=fit, scaling=Scaling(), output=Output.UINT8, options=RunOptions(plan)).pixels
-    if vae.decoder is None:
-        raise SystemExit(f"{model} has no plans to compare")
-    job = ProblemSize(z.shape[2], z.shape[3], z.shape[1], z.element_size(), around_bytes=found.nbytes)
-    predicted = choose(vae.decoder, job, device="cpu", budget=None, wanted=plan, workers=cores(z.device))[0].peak_bytes
+        options = RunOptions(way.name)
+        found = decode(vae, recipe, z, fit=fit, scaling=Scaling(), output=Output.UINT8, options=options).tensor
+    predicted = way.peak_bytes(tuple(z.shape), z.dtype, found.nbytes)
     levels = (reference * 127.5 + 127.5).clamp(0, 255).round()[0].permute(1, 2, 0)
-    return _row(plan, size, dtype, live.peak, predicted, float((found[0].float() - levels).abs().max()))
+    return _row(way.name, size, dtype, live.peak, predicted, float((found[0].float() - levels).abs().max()))
 
 
 def _row(plan: str, size: int, dtype: str, peak: int, predicted: int | None, levels: float) -> Row:

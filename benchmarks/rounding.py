@@ -13,13 +13,10 @@ import torch
 import typer
 from start import conditions
 
-from remote_vae.core.plan import ProblemSize, choose
 from remote_vae.core.strip_threads import cores
-from remote_vae.core.strips import run
+from remote_vae.core.strips import strip_executors
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
-
-PLANS = ("strips", "whole", "strips-recompute")
 
 
 def main(
@@ -32,20 +29,11 @@ def main(
     z = torch.randn(1, vae.info.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found = {"diffusers": vae.decode(z)}
-        for plan in PLANS:
+        assert vae.decoder is not None
+        for way in reversed(strip_executors(vae.decoder, "cpu", cores(z.device))):  # several strips at a time win
             strips: list[torch.Tensor] = []
-            assert vae.decoder is not None
-            chosen = choose(
-                vae.decoder,
-                ProblemSize(side, side, z.shape[1], 4),
-                device="cpu",
-                budget=None,
-                wanted=plan,
-                workers=cores(z.device),
-            )[0]
-            assert chosen.strips is not None
-            run(vae.decoder, z, chosen.strips, lambda row, strip, into=strips: into.append(strip))  # type: ignore[misc]
-            found[plan] = torch.cat(strips, 2)
+            way.run(z, lambda index, row, strip, into=strips: into.append(strip), lambda: None)  # type: ignore[misc]
+            found[way.name] = torch.cat(strips, 2)
         torch.nn.Module.to(vae.module, torch.float64)
         exact = vae.decode(z.double())
     rows = [{"way": way} | _apart(pixels, exact) for way, pixels in found.items()]

@@ -9,8 +9,7 @@ import torch
 import typer
 from torch.profiler import ProfilerActivity, profile
 
-from remote_vae.core.plan import ProblemSize, choose
-from remote_vae.core.strips import run
+from remote_vae.core.strips import strip_executors
 from remote_vae.models.loader import load
 from remote_vae.models.spec import ModelSpec
 
@@ -31,10 +30,8 @@ def main(
             vae.decode(z)
             return
         assert vae.decoder is not None
-        job = ProblemSize(side, side, z.shape[1], z.element_size())
-        strips = choose(vae.decoder, job, device="cpu", budget=None, wanted=plan)[0].strips
-        assert strips is not None
-        run(vae.decoder, z, strips, lambda row, strip: None)
+        found = next(way for way in strip_executors(vae.decoder, "cpu", workers=1) if way.name == plan)
+        found.run(z, lambda *block: None, lambda: None)
 
     with torch.inference_mode():
         decode()

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from remote_vae.core.decode import decode
-from remote_vae.core.execute import RunOptions
+from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.models.loader import open_model
 from remote_vae.models.spec import parse_spec
@@ -34,7 +34,7 @@ def seams() -> None:
     def by(plan: str) -> torch.Tensor:
         terms = RunOptions(plan=plan)
         found = decode(vae, recipe, latent, fit=fit, scaling=Scaling(), output=Output.UINT8, options=terms)
-        return found.pixels[0].int()
+        return found.tensor[0].int()
 
     whole = by("whole")
     panels = [whole, *(((by(plan) - whole).abs() * GAIN).clamp(max=255) for plan in ("strips", "tiles"))]

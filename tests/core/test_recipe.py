@@ -10,6 +10,7 @@ from remote_vae.core.affine import denormalise, normalise
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.layout import MatchedLayout
+from remote_vae.core.own_code import OwnCode
 from remote_vae.core.recipe import Affine, Constants, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import NonFiniteInput
@@ -67,7 +68,6 @@ class StepVAE:
 
     dtype = torch.float32
     device = torch.device("cpu")
-    decoder = encoder = None
     info = VAEInfo(3, 1, Frames(), OWN, "float32", deterministic=True)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
@@ -75,6 +75,14 @@ class StepVAE:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return (pixels - 1) / 2
+
+    @property
+    def decoders(self) -> tuple[OwnCode, ...]:
+        return (OwnCode(torch.nn.Identity(), lambda _, latent: self.decode(latent)),)
+
+    @property
+    def encoders(self) -> tuple[OwnCode, ...]:
+        return (OwnCode(torch.nn.Identity(), lambda _, pixels: self.encode(pixels)),)
 
     @contextmanager
     def upcast(self) -> Iterator[None]:
@@ -94,18 +102,18 @@ def test_a_recipe_runs_backwards() -> None:
     swapped = Rearrange("b c h w -> b c w h")
     row = recipe(Affine(ALL[:2]), swapped, Decode(), PixelAffine(0.1, 0.5))
     z, scaling = Z * 0.1, Scaling(ScalingMode.MODEL)
-    pixels = decode(StepVAE(), row, z, fit=FIT, scaling=scaling, output=Output.UNIT).pixels
+    pixels = decode(StepVAE(), row, z, fit=FIT, scaling=scaling, output=Output.UNIT).tensor
     assert float(pixels.min()) > 0
     assert float(pixels.max()) < 1
     torch.testing.assert_close(pixels, ((z / 0.31 + 0.17) * 2 + 1).transpose(2, 3) * 0.1 + 0.5)
-    back = encode(StepVAE(), row, pixels, scaling=scaling, posterior=Posterior.MODE).latent
+    back = encode(StepVAE(), row, pixels, scaling=scaling, posterior=Posterior.MODE).tensor
     torch.testing.assert_close(back, z, atol=1e-6, rtol=0)
 
 
 def test_select_and_noise() -> None:
     """Selecting drops what lies before; the noise that is blended in is the same for the same latent."""
     row = recipe(Select(axis=2, start=1), NoiseBlend(0.25), Decode())
-    first, second = (decode(StepVAE(), row, Z, fit=FIT, scaling=Scaling(), output=Output.RAW).pixels for _ in range(2))
+    first, second = (decode(StepVAE(), row, Z, fit=FIT, scaling=Scaling(), output=Output.RAW).tensor for _ in range(2))
     assert torch.equal(first, second)
     assert first.shape == (2, 3, 3, 6)
     noise = ((first - 1) / 2 - Z[:, :, 1:] * 0.75) / 0.25
@@ -143,7 +151,7 @@ def test_infinities_that_cancel() -> None:
 def test_outputs(output: Output, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Each output has its shape, type and range, and all show the same picture."""
     row = recipe(Decode(), PixelAffine())
-    found = decode(StepVAE(), row, Z, fit=FIT, scaling=Scaling(), output=output).pixels
+    found = decode(StepVAE(), row, Z, fit=FIT, scaling=Scaling(), output=output).tensor
     assert (tuple(found.shape), found.dtype) == (shape, dtype)
     raw = Z * 2 + 1
     unit = (raw * 0.5 + 0.5).clamp(0, 1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from remote_vae.core.own_code import OwnCode
 from remote_vae.core.recipe import Affine, Constants, Decode, PixelAffine, Rearrange, Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import ModelLoadError
@@ -50,7 +51,6 @@ class CopyVAE:
 
     dtype = torch.float32
     device = torch.device("cpu")
-    decoder = encoder = None
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.misbehaviour = spec.get("misbehaviour", "")
@@ -67,6 +67,14 @@ class CopyVAE:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels
+
+    @property
+    def decoders(self) -> tuple[OwnCode, ...]:
+        return (OwnCode(torch.nn.Identity(), lambda _, latent: self.decode(latent)),)
+
+    @property
+    def encoders(self) -> tuple[OwnCode, ...]:
+        return (OwnCode(torch.nn.Identity(), lambda _, pixels: self.encode(pixels)),)
 
     @contextmanager
     def upcast(self) -> Iterator[None]:

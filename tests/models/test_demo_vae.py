@@ -44,11 +44,11 @@ def photograph(name: str) -> NDArray[np.uint8]:
 def round_trip(vae: DiffusersVAE, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Through the latent that the wire carries, with the model's own factors."""
     recipe, scaling = ModelSpec("demo").resolve_recipe(), Scaling(ScalingMode.MODEL)
-    latent = encode(vae, recipe, torch.from_numpy(picture)[None], scaling=scaling, posterior=Posterior.MODE).latent
+    latent = encode(vae, recipe, torch.from_numpy(picture)[None], scaling=scaling, posterior=Posterior.MODE).tensor
     fit = fit_latent(recipe, vae.info, tuple(latent.shape), model="demo", height=None, width=None)
     pixels: NDArray[np.uint8] = decode(
         vae, recipe, latent, fit=fit, scaling=scaling, output=Output.UINT8
-    ).pixels.numpy()
+    ).tensor.numpy()
     return pixels[0]
 
 
@@ -109,6 +109,6 @@ def test_it_is_an_ordinary_vae_of_at_most_four_megabytes(vae: DiffusersVAE) -> N
 def test_its_latents_are_of_unit_size(vae: DiffusersVAE, name: str) -> None:
     """With its own factors, a photograph's latents are about zero-mean and of unit size, as a diffusion model wants."""
     recipe, image = ModelSpec("demo").resolve_recipe(), torch.from_numpy(photograph(name))[None]
-    latent = encode(vae, recipe, image, scaling=Scaling(ScalingMode.MODEL), posterior=Posterior.MODE).latent
+    latent = encode(vae, recipe, image, scaling=Scaling(ScalingMode.MODEL), posterior=Posterior.MODE).tensor
     assert abs(float(latent.mean())) < 0.3
     assert 0.5 < float(latent.std()) < 2

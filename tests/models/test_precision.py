@@ -93,16 +93,16 @@ def test_an_overflowing_decode_is_redone(tmp_path: Path) -> None:
     done = run(vae)
     assert (done.dtype, vae.dtype) == (torch.float32, torch.float16)
     assert "redone in float32" in done.note
-    assert torch.isfinite(done.pixels).all()
+    assert torch.isfinite(done.tensor).all()
     exact = run(load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float32")))
     assert exact.note == ""
-    torch.testing.assert_close(done.pixels, exact.pixels, atol=0.05, rtol=0)
+    torch.testing.assert_close(done.tensor, exact.tensor, atol=0.05, rtol=0)
 
 
 def test_a_decode_within_range_is_not_redone(tmp_path: Path) -> None:
     """A decode that stays finite in float16 runs in float16 and has no note."""
     done = run(load(ModelSpec("mine", str(save(tmp_path, force_upcast=False)), recipe="sd1", dtype="float16")))
-    assert (done.dtype, done.note, done.pixels.dtype) == (torch.float16, "", torch.float16)
+    assert (done.dtype, done.note, done.tensor.dtype) == (torch.float16, "", torch.float16)
 
 
 def test_an_overflowing_encode_is_redone(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_overflowing_encode_is_redone(tmp_path: Path) -> None:
     done = encode(vae, find_recipe("sd1"), image, scaling=Scaling(ScalingMode.MODEL), posterior=Posterior.MODE)
     assert (done.dtype, vae.dtype) == (torch.float32, torch.float16)
     assert "redone in float32" in done.note
-    assert torch.isfinite(done.latent).all()
+    assert torch.isfinite(done.tensor).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

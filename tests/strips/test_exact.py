@@ -7,12 +7,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from remote_vae.core import rows, strips
+from remote_vae.core import rows, sweep
 from remote_vae.core.attention import CHUNK_BYTES, attend
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.norm import Cpu, Moments, Plain
 from remote_vae.core.stages import Program, Upsample
-from remote_vae.core.strips import StripPlan, run
+from remote_vae.core.strips import run
+from remote_vae.core.sweep import StripPlan
 from remote_vae.models.stages import describe_decoder, describe_encoder
 
 from .models import flux2, small
@@ -94,7 +95,7 @@ def test_workers_change_nothing(recompute: bool) -> None:
 @pytest.mark.parametrize("kernels", [Plain(), Cpu()])
 def test_kernels_agree(kernels: Plain | Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every device's kernels give the same decode."""
-    monkeypatch.setattr(strips, "kernels_for", lambda device: kernels)
+    monkeypatch.setattr(sweep, "kernels_for", lambda device: kernels)
     model, z = small(), torch.randn(1, 4, 6, 5)
     assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) < CLOSE
 

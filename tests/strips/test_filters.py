@@ -10,12 +10,13 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core import filters, winograd
-from remote_vae.core.execute import RUN_OPTIONS, plans
+from remote_vae.core.executor import choose
 from remote_vae.core.filters import Direct, Recombined, arithmetic, filter_for, fold
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.plan import ProblemSize, predict
+from remote_vae.core.own_code import OwnCode
 from remote_vae.core.stages import Convolution, Upsample
-from remote_vae.core.strips import StripPlan, run
+from remote_vae.core.strips import predict, run
+from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.models.stages import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
 
@@ -174,7 +175,7 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
     """What recombining and wider arithmetic hold for themselves is predicted within 15 % too, or less than predicted
     where a whole 16-bit map is widened, which no planner picks.
     """
-    for room in ("attention", "plan"):
+    for room in ("attention", "steps"):
         monkeypatch.setattr(f"remote_vae.core.{room}.CHUNK_BYTES", 64 * 1024)
     monkeypatch.setattr(winograd, "BLOCK_BYTES", 64 * 1024)
     monkeypatch.setattr(filters, "_multiplies", lambda dtype: False)
@@ -184,7 +185,7 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
         with LiveBytes() as live:
             run(program, torch.randn(shape).to(dtype), plan, lambda row, strip: None)
         assert live.current == 0
-        predicted = predict(program, ProblemSize(shape[2], shape[3], shape[1], dtype.itemsize), plan)
+        predicted = predict(program, MapSize(shape[2], shape[3], shape[1], dtype.itemsize), plan)
         widened = dtype is torch.bfloat16 and plan.strip_bytes == 2**40
         assert -0.15 < predicted / live.peak - 1 < (0.35 if widened else 0.15)
 
@@ -192,5 +193,5 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
 def test_small_pictures_in_16_bits(fast: bool) -> None:
     """The model's own code, which small pictures run by, would crawl in 16 bits on a CPU that has none."""
     vae = DiffusersVAE(cast(small(), torch.bfloat16), source="seeded", revision="")
-    (plan, *_) = plans(vae.decoder, torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), RUN_OPTIONS, around_bytes=0)
-    assert (plan.strips is None) is fast
+    chosen, *_ = choose(vae.decoders, (1, 4, 8, 8), torch.bfloat16)
+    assert isinstance(chosen.executor, OwnCode) is fast

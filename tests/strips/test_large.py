@@ -5,8 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.plan import ProblemSize, predict
-from remote_vae.core.strips import StripPlan, run
+from remote_vae.core.strips import predict, run
+from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.models.families import find_model
 from remote_vae.models.stages import describe_decoder
 
@@ -31,7 +31,7 @@ def latent(size: int) -> torch.Tensor:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_16_megapixels(recompute: bool, model: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     """A 4096x4096 picture takes less than half of 24 GB by strips, as predicted within 15 %."""
-    for room in ("attention", "plan"):
+    for room in ("attention", "steps"):
         monkeypatch.setattr(f"remote_vae.core.{room}.CHUNK_BYTES", 2**29)
     monkeypatch.setattr("remote_vae.core.norm.PLAIN_BYTES", STRIP_BYTES)
     program, plan = describe_decoder(model), StripPlan(STRIP_BYTES, recompute)
@@ -39,7 +39,7 @@ def test_16_megapixels(recompute: bool, model: AutoencoderKL, monkeypatch: pytes
     with LiveBytes() as live:
         run(program, latent(4096), plan, lambda row, strip: None)
     assert live.peak < MACHINE / 2
-    assert abs(predict(program, ProblemSize(512, 512, 4, 2), plan) / live.peak - 1) < 0.15
+    assert abs(predict(program, MapSize(512, 512, 4, 2), plan) / live.peak - 1) < 0.15
 
 
 def test_what_it_saves(model: AutoencoderKL) -> None:
@@ -55,4 +55,4 @@ def test_plain_kernels_hold_little(model: AutoencoderKL) -> None:
     assert program is not None
     with LiveBytes() as live:
         run(program, latent(1024), plan, lambda row, strip: None)
-    assert abs(predict(program, ProblemSize(128, 128, 4, 2), plan) / live.peak - 1) < 0.15
+    assert abs(predict(program, MapSize(128, 128, 4, 2), plan) / live.peak - 1) < 0.15

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
-from remote_vae.core.execute import RUN_OPTIONS, RunOptions
+from remote_vae.core.executor import RUN_OPTIONS, Choice, RunOptions, choose
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.plan import WHOLE_BYTES, ProblemSize, choose, is_light, predict
-from remote_vae.core.strips import StripPlan, run
+from remote_vae.core.strips import WHOLE_BYTES, Strips, is_light, predict, run, strip_executors
+from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.engine.memory import Budget
 from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
 from remote_vae.models.families import find_recipe
@@ -34,13 +35,29 @@ GENEROUS = 2**40
 @pytest.fixture(autouse=True)
 def small_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """As small beside these maps as the true ones are beside a large picture's."""
-    for room in ("attention", "plan"):
+    for room in ("attention", "steps"):
         monkeypatch.setattr(f"remote_vae.core.{room}.CHUNK_BYTES", 64 * 1024)
+
+
+@pytest.fixture
+def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pictures are decoded by strips too."""
+    monkeypatch.setattr("remote_vae.core.strips.SMALL_BYTES", 0)
 
 
 @pytest.fixture(scope="module")
 def vae() -> DiffusersVAE:
     return DiffusersVAE(small(WIDTHS, layers=2), source="seeded", revision="")
+
+
+def planned(vae: DiffusersVAE, shape: tuple[int, ...], *, device: str = "cpu", workers: int = 1, **options: Any) -> Any:
+    """What the planner chooses among the strips of a device, names of executors and peaks."""
+    assert vae.decoder is not None
+    return choose(strip_executors(vae.decoder, device, workers), shape, torch.float32, **options)
+
+
+def name_of(choice: Choice) -> str:
+    return choice.executor.name
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -55,7 +72,7 @@ def test_prediction(name: str, direction: str, vae: DiffusersVAE) -> None:
     with LiveBytes() as live:
         run(program, torch.randn(shape), plan, lambda row, strip: None)
     assert live.current == 0
-    predicted = predict(program, ProblemSize(shape[2], shape[3], shape[1], 4), plan)
+    predicted = predict(program, MapSize(shape[2], shape[3], shape[1], 4), plan)
     assert abs(predicted / live.peak - 1) < 0.15
 
 
@@ -63,36 +80,32 @@ def test_prediction(name: str, direction: str, vae: DiffusersVAE) -> None:
 @pytest.mark.parametrize("name", ["strips", "strips-recompute"])
 def test_prediction_of_several_at_a_time(name: str, count: int, vae: DiffusersVAE) -> None:
     """Strips that are computed side by side hold what is predicted, or less when not all hold their most at once."""
-    assert vae.decoder is not None
-    load = ProblemSize(32, 40, 4, 4)
-    plan, *_ = choose(vae.decoder, load, device="cpu", budget=None, wanted=name, workers=count)
-    assert plan.strips is not None
-    assert plan.peak_bytes is not None
-    assert plan.strips.workers == count
+    shape = (1, 4, 32, 40)
+    choice, *_ = planned(vae, shape, wanted=name, workers=count)
+    assert isinstance(choice.executor, Strips)
+    assert choice.executor.workers == count
+    assert choice.peak_bytes is not None
     with LiveBytes() as live:
-        run(vae.decoder, torch.randn(1, 4, 32, 40), plan.strips, lambda row, strip: None)
+        choice.executor.run(torch.randn(shape), lambda first, row, strip: None, lambda: None)
     assert live.current == 0
-    assert -0.1 < plan.peak_bytes / live.peak - 1 < 0.35
+    assert -0.1 < choice.peak_bytes / live.peak - 1 < 0.35
 
 
 def test_fewer_at_a_time(vae: DiffusersVAE) -> None:
-    """Where strips side by side take more memory than there is, one at a time is tried before anyone is refused."""
-    program, load = vae.decoder, ProblemSize(32, 40, 4, 4)
-    assert program is not None
-    most, *rest = choose(program, load, device="cpu", budget=None, workers=16)
-    assert most.strips is not None
-    assert (most.strips.workers, rest[-1].strips and rest[-1].strips.workers) == (16, 1)
-    least = rest[-1].peak_bytes or 0
-    (found,) = choose(program, load, device="cpu", budget=least, workers=16)
+    """If strips side by side take more memory than there is, one at a time is tried before a request is refused."""
+    shape = (1, 4, 32, 40)
+    most, *rest = planned(vae, shape, workers=16, budget=GENEROUS)
+    assert (most.executor.workers, rest[-1].executor.workers) == (16, 1)
+    least = rest[-1].peak_bytes
+    (found,) = planned(vae, shape, workers=16, budget=least)
     assert found == rest[-1]
     with pytest.raises(TooLarge):
-        choose(program, load, device="cpu", budget=least - 1, workers=16)
+        planned(vae, shape, workers=16, budget=least - 1)
 
 
-def test_no_plan_is_tried_twice(vae: DiffusersVAE) -> None:
+def test_no_plan_is_tried_twice(vae: DiffusersVAE, every_size: None) -> None:
     """`whole`, which is the same for any number of workers, is fallen back on once."""
-    assert vae.decoder is not None
-    names = [plan.name for plan in choose(vae.decoder, ProblemSize(8, 8, 4, 4), device="cpu", budget=None, workers=16)]
+    names = [name_of(choice) for choice in planned(vae, (1, 4, 8, 8), workers=16)]
     assert names == ["strips", "whole", "strips", "strips-recompute"]
 
 
@@ -115,22 +128,20 @@ def test_strips_save_memory(vae: DiffusersVAE) -> None:
 
 def test_choice(vae: DiffusersVAE) -> None:
     """The fastest plan that fits is taken, with smaller ones to fall back on; a named plan is taken as it is."""
-    program, load = vae.decoder, ProblemSize(64, 64, 4, 4)
-    assert program is not None
-    by_name = {name: choose(program, load, device="cuda", budget=None, wanted=name)[0] for name in PLANS}
-    peaks = {name: plan.peak_bytes or 0 for name, plan in by_name.items()}
+    shape = (1, 4, 64, 64)
+    peaks = {name: planned(vae, shape, device="cuda", wanted=name, budget=GENEROUS)[0].peak_bytes for name in PLANS}
     assert peaks["strips-recompute"] < peaks["strips"] < peaks["whole"]
-    names = [plan.name for plan in choose(program, load, device="cuda", budget=peaks["whole"])]
+    names = [name_of(choice) for choice in planned(vae, shape, device="cuda", budget=peaks["whole"])]
     assert names == ["whole", "strips", "strips-recompute"]
-    names = [plan.name for plan in choose(program, load, device="cuda", budget=peaks["whole"] - 1)]
+    names = [name_of(choice) for choice in planned(vae, shape, device="cuda", budget=peaks["whole"] - 1)]
     assert names == ["strips", "strips-recompute"]
-    assert choose(program, load, device="cpu", budget=GENEROUS)[0].name == "strips"
+    assert name_of(planned(vae, shape, budget=GENEROUS)[0]) == "strips"
 
 
 @pytest.mark.parametrize(("light", "count"), [(2**62, 1), (0, 3)])
 def test_light_pictures(light: int, count: int, vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small picture whose convolutions are light runs on one core, another on all that torch may use."""
-    monkeypatch.setattr("remote_vae.core.plan.LIGHT", light)
+    monkeypatch.setattr("remote_vae.core.strips.LIGHT", light)
     seen: list[int] = []
     hook = vae.module.decoder.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     before = torch.get_num_threads()
@@ -150,11 +161,11 @@ def test_what_is_light() -> None:
     narrow, wide = (describe_decoder(small(widths, layers=1)) for widths in (WIDTHS, (256, 512)))
     assert narrow is not None
     assert wide is not None
-    assert is_light(narrow, ProblemSize(8, 8, 4, 4), 16)
-    assert not is_light(narrow, ProblemSize(64, 64, 4, 4), 2)
-    assert not is_light(wide, ProblemSize(8, 8, 4, 4), 2)
-    side = next(side for side in range(8, 64) if not is_light(narrow, ProblemSize(side, side, 4, 4), 16))
-    assert is_light(narrow, ProblemSize(side, side, 4, 4), 2)
+    assert is_light(narrow, (1, 4, 8, 8), 16)
+    assert not is_light(narrow, (1, 4, 64, 64), 2)
+    assert not is_light(wide, (1, 4, 8, 8), 2)
+    side = next(side for side in range(8, 64) if not is_light(narrow, (1, 4, side, side), 16))
+    assert is_light(narrow, (1, 4, side, side), 2)
 
 
 def test_who_runs_a_model(vae: DiffusersVAE) -> None:
@@ -168,24 +179,23 @@ def test_who_runs_a_model(vae: DiffusersVAE) -> None:
     fit = fit_latent(find_recipe("sd1"), other.info, tuple(z.shape), model="sd1", height=None, width=None)
     found = decode(other, find_recipe("sd1"), z, fit=fit, scaling=Scaling(), output=Output.RAW)
     assert found.plan == "whole"
-    assert torch.equal(found.pixels, unknown.decode(z).sample)
+    assert torch.equal(found.tensor, unknown.decode(z).sample)
 
 
 def test_nothing_fits(vae: DiffusersVAE) -> None:
     """A latent too large for every plan is refused with what it needs and what there is; tiles are never taken."""
-    assert vae.decoder is not None
     with pytest.raises(TooLarge, match=r"needs \d+ MB .* strips-recompute; 1 MB are free") as caught:
-        choose(vae.decoder, ProblemSize(512, 512, 4, 4), device="cpu", budget=10**6)
+        choose(vae.decoders, (1, 4, 512, 512), torch.float32, budget=10**6)
     assert caught.value.detail["budget_bytes"] == 10**6
     with pytest.raises(RemoteVAEError, match="not one of"):
-        choose(vae.decoder, ProblemSize(8, 8, 4, 4), device="cpu", budget=None, wanted="fast")
+        choose(vae.decoders, (1, 4, 8, 8), torch.float32, wanted="fast")
 
 
 def through(
     vae: DiffusersVAE, z: torch.Tensor, output: Output = Output.RAW, options: RunOptions = RUN_OPTIONS
 ) -> torch.Tensor:
     fit = fit_latent(find_recipe("sd1"), vae.info, tuple(z.shape), model="sd1", height=None, width=None)
-    return decode(vae, find_recipe("sd1"), z, fit=fit, scaling=Scaling(), output=output, options=options).pixels
+    return decode(vae, find_recipe("sd1"), z, fit=fit, scaling=Scaling(), output=output, options=options).tensor
 
 
 @pytest.mark.parametrize("output", list(Output))
@@ -206,7 +216,7 @@ def test_encode_by_plan(vae: DiffusersVAE) -> None:
         for options in (RunOptions("strips-recompute"), RunOptions())
     ]
     assert [item.plan for item in found] == ["strips-recompute", "whole"]
-    torch.testing.assert_close(found[0].latent, found[1].latent, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[0].tensor, found[1].tensor, atol=1e-5, rtol=1e-5)
 
 
 def test_tiles_only_by_name(vae: DiffusersVAE) -> None:
@@ -220,17 +230,17 @@ def test_tiles_only_by_name(vae: DiffusersVAE) -> None:
 
 def test_falls_back_when_memory_is_taken(vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the device runs out of memory after all, the next smaller exact plan is tried."""
-    ran: list[StripPlan] = []
+    ran: list[tuple[str, int]] = []
 
-    def poor(program: object, batch: object, plan: StripPlan, *rest: object) -> None:
-        ran.append(plan)
+    def poor(self: Strips, *rest: object) -> None:
+        ran.append((self.name, self.workers))
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr("remote_vae.core.decode.stream", poor)
-    monkeypatch.setattr("remote_vae.core.execute.cores", lambda device: 2)
+    monkeypatch.setattr(Strips, "run", poor)
+    monkeypatch.setattr("remote_vae.models.vae.cores", lambda device: 2)
     with pytest.raises(Overloaded, match="every exact plan"):
         through(vae, torch.randn(1, 4, 96, 96), options=RunOptions(budget=lambda: GENEROUS))
-    assert [(plan.recompute, plan.workers) for plan in ran] == [(False, 2), (False, 1), (True, 2), (True, 1)]
+    assert ran == [("strips", 2), ("strips", 1), ("strips-recompute", 2), ("strips-recompute", 1)]
 
 
 def test_cancelled_between_strips(vae: DiffusersVAE) -> None:

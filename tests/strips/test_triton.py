@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from remote_vae.core import rows, strips
+from remote_vae.core import rows, sweep
 from remote_vae.core.norm import Plain
 from remote_vae.core.stages import Norm
-from remote_vae.core.strips import StripPlan
+from remote_vae.core.sweep import StripPlan
 from remote_vae.models.stages import describe_decoder, describe_encoder
 
 from .models import small
@@ -76,7 +76,7 @@ def test_normalise(shape: tuple[int, int, int], dtype: torch.dtype, silu: bool, 
 
 def test_through_a_model(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model decodes and encodes by these kernels as by diffusers' own code."""
-    monkeypatch.setattr(strips, "kernels_for", lambda device: kernels)
+    monkeypatch.setattr(sweep, "kernels_for", lambda device: kernels)
     model, z, x = small((8, 16, 16)), torch.randn(1, 4, 4, 3), torch.randn(1, 3, 16, 12)
     assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) < CLOSE
     found = through(describe_encoder(model), x, StripPlan(FEW_ROWS))

@@ -190,6 +190,6 @@ def _decode_locally(
         fit=fit,
         scaling=Scaling(ScalingMode.MODEL if scaling else ScalingMode.NONE),
         output=Output.RAW,
-    ).pixels
+    ).tensor
     found: np.ndarray = pixels.float().numpy()
     return found

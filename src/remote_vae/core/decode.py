@@ -1,35 +1,21 @@
 """Latent -> pixels: a recipe run forwards."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from einops import rearrange
 
 from remote_vae.core.affine import denormalise
-from remote_vae.core.execute import RUN_OPTIONS, RunOptions, first_that_fits, own_code, plans, stream
+from remote_vae.core.canvas import Canvas
+from remote_vae.core.executor import RUN_OPTIONS, RunOptions, execute
 from remote_vae.core.layout import MatchedLayout
-from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
-from remote_vae.core.plan import Plan
+from remote_vae.core.pixels import all_finite, channels_last, pictures_of, to_uint8, to_unit
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, Op, PixelAffine, Rearrange, Recipe, Select
-from remote_vae.core.stages import Program
+from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteInput, NonFiniteOutput
 from remote_vae.values import Output, Scaling
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """Pixels on the CPU; the precision and the plan that ran, `peak_bytes` as predicted where it was.
-
-    `note` is what the caller should know.
-    """
-
-    pixels: torch.Tensor
-    dtype: torch.dtype
-    plan: str
-    note: str = ""
-    peak_bytes: int | None = None
 
 
 @torch.inference_mode()
@@ -42,7 +28,7 @@ def decode(
     scaling: Scaling,
     output: Output,
     options: RunOptions = RUN_OPTIONS,
-) -> Decoded:
+) -> Result:
     """Pixels of a latent in one of the recipe's layouts.
 
     *Raises* NonFiniteInput, TooLarge when no plan fits, NonFiniteOutput when not even float32 gives finite pixels.
@@ -53,14 +39,7 @@ def decode(
     if output is Output.FIRST:
         latent = latent[:1]
     latent = latent.to(vae.device)
-    try:
-        return _decode(vae, recipe, latent, scaling, output, options)
-    except NonFiniteOutput:
-        if vae.dtype is torch.float32:
-            raise
-    with vae.upcast():
-        found = _decode(vae, recipe, latent, scaling, output, options)
-    return replace(found, note="redone in float32, because the output was not finite")
+    return or_in_float32(vae, lambda: _decode(vae, recipe, latent, scaling, output, options))
 
 
 def _free_sizes(fit: MatchedLayout) -> dict[str, int]:
@@ -71,25 +50,30 @@ def _free_sizes(fit: MatchedLayout) -> dict[str, int]:
 
 def _decode(
     vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, output: Output, options: RunOptions
-) -> Decoded:
+) -> Result:
     at = next(index for index, op in enumerate(recipe.ops) if isinstance(op, Decode))
     z = _apply(recipe.ops[:at], latent, vae, scaling).to(vae.dtype)
     after = tuple(op for op in recipe.ops[at + 1 :] if not isinstance(op, PixelAffine))
-    program = None if after else vae.decoder  # what comes after needs the whole output
-    ratio = vae.info.spatial_compression_ratio
-    item_bytes = z.element_size() if output in (Output.RAW, Output.UNIT) else 1
-    around = 3 * len(z) * z.shape[-2] * z.shape[-1] * ratio**2 * item_bytes
+    frames = vae.info.frames.of_latent(z.shape[2]) if z.ndim == 5 else 1
+    height, width = (side * vae.info.spatial_compression_ratio for side in z.shape[-2:])
+    drawn = Output.RAW if after else output  # operations on pixels need the whole output
+    pictures = 1 if drawn is Output.FIRST else len(z) * frames
+    floats = drawn in (Output.RAW, Output.UNIT)
 
-    def attempt(plan: Plan) -> torch.Tensor:
-        if plan.strips is None or program is None:
-            pixels = _apply(after, own_code(vae, vae.decode, z, plan), vae, scaling)
-            return _finish(_finite(pixels), recipe.pixel_affine, output)
-        canvas = _Canvas(program, z, ratio, recipe.pixel_affine, output)
-        stream(program, z, plan.strips, canvas.put, options)
-        return canvas.pixels
+    def canvas() -> Canvas:
+        return Canvas(
+            pictures, height, partial(_finish, affine=recipe.pixel_affine, output=drawn), row_axis=2 if floats else 1
+        )
 
-    found, plan = first_that_fits(plans(program, z, options, around_bytes=around), attempt)
-    return Decoded(found.cpu(), vae.dtype, plan.name, peak_bytes=plan.peak_bytes)
+    size = pictures * vae.info.pixel_channels * height * width * (z.element_size() if floats else 1)
+    found, choice = execute(vae.decoders, z, options, canvas, output=size)
+    if drawn is Output.RAW:
+        found = (found if z.ndim == 4 else rearrange(found, "(b f) c h w -> b c f h w", f=frames)).contiguous()
+    if after:
+        found = _apply(after, found, vae, scaling)
+        if output is not Output.RAW:
+            found = _finish(pictures_of(found), affine=recipe.pixel_affine, output=output)
+    return Result(found.cpu(), vae.dtype, choice.executor.name, peak_bytes=choice.peak_bytes)
 
 
 def _apply(ops: Iterable[Op], z: torch.Tensor, vae: VAE, scaling: Scaling) -> torch.Tensor:
@@ -110,41 +94,11 @@ def _apply(ops: Iterable[Op], z: torch.Tensor, vae: VAE, scaling: Scaling) -> to
     return z
 
 
-def _finite(pixels: torch.Tensor) -> torch.Tensor:
+def _finish(pixels: torch.Tensor, *, affine: PixelAffine, output: Output) -> torch.Tensor:
+    """*Raises* NonFiniteOutput."""
     if not all_finite(pixels):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too; the latent lies outside its range")
-    return pixels
-
-
-class _Canvas:
-    """The output of a batch of pictures, finished strip by strip, so that a picture's floats never exist as a whole."""
-
-    def __init__(self, program: Program, z: torch.Tensor, ratio: int, affine: PixelAffine, output: Output) -> None:
-        self._affine, self._output = affine, output
-        batch, height, width = len(z), z.shape[2] * ratio, z.shape[3] * ratio
-        channels = program.stages[-1].channels
-        floats = output in (Output.RAW, Output.UNIT)
-        shape = (batch, channels, height, width) if floats else (batch, height, width, channels)
-        self.pixels = torch.empty(shape, dtype=z.dtype if floats else torch.uint8, device=z.device)
-
-    def put(self, index: int, row: int, strip: torch.Tensor) -> None:
-        """*Raises* NonFiniteOutput."""
-        done = _finish(_finite(strip), self._affine, self._output)[0]
-        rows = slice(row, row + strip.shape[2])
-        if self._output in (Output.RAW, Output.UNIT):
-            self.pixels[index, :, rows] = done
-        else:
-            self.pixels[index, rows] = done
-
-
-def _finish(pixels: torch.Tensor, affine: PixelAffine, output: Output) -> torch.Tensor:
     if output is Output.RAW:
-        return pixels.contiguous()
+        return pixels
     unit = to_unit(pixels, affine)
-    if unit.ndim == 5:
-        unit = rearrange(unit, "b c f h w -> (b f) c h w")
-    if output is Output.UNIT:
-        return unit.contiguous()
-    if output is Output.FIRST:
-        unit = unit[:1]
-    return channels_last(to_uint8(unit))
+    return unit.contiguous() if output is Output.UNIT else channels_last(to_uint8(unit))

@@ -1,35 +1,20 @@
 """Pixels -> posterior -> latent: a recipe run backwards."""
 
-from dataclasses import dataclass, replace
-
 import torch
 from einops import rearrange
 from torch.nn import functional
 
 from remote_vae.core.affine import normalise
-from remote_vae.core.execute import RUN_OPTIONS, RunOptions, first_that_fits, own_code, plans, stream
+from remote_vae.core.canvas import Canvas
+from remote_vae.core.executor import RUN_OPTIONS, Choice, RunOptions, execute
 from remote_vae.core.pixels import all_finite, from_signed, signed
-from remote_vae.core.plan import Plan, PlanName
 from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
+from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
 from remote_vae.values import Posterior, Scaling
 
 LARGEST_PIXEL = 16.0  # beyond it a float picture is surely in 0..255, which would saturate the encoder
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A latent on the CPU; the precision and the plan that ran, `peak_bytes` as predicted where it was.
-
-    `note` is what the caller should know.
-    """
-
-    latent: torch.Tensor
-    dtype: torch.dtype
-    plan: str
-    note: str = ""
-    peak_bytes: int | None = None
 
 
 @torch.inference_mode()
@@ -42,24 +27,20 @@ def encode(
     posterior: Posterior,
     seed: int | None = None,
     options: RunOptions = RUN_OPTIONS,
-) -> Encoded:
+) -> Result:
     """The latent of a picture or video.
 
-    *Shapes*: uint8 [B,H,W,3] or [B,3,H,W], float [B,3,H,W] or [B,3,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
+    *Shapes*: uint8 [B,H,W,P] or [B,P,H,W], float [B,P,H,W] or [B,P,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
     channels for parameters. Floats are taken as [-1, 1] when any is negative, else as [0, 1].
     *Raises* NonFiniteInput, InvalidValue, TooLarge when no plan fits, NonFiniteOutput.
     """
-    pixels = prepare(image, ratio=vae.info.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
+    info = vae.info
+    pixels = prepare(image, ratio=info.spatial_compression_ratio, patch=recipe.patch, channels=info.pixel_channels).to(
+        vae.device
+    )
     if recipe.has_frames and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
-    try:
-        return _encode(vae, recipe, pixels, scaling, posterior, seed, options)
-    except NonFiniteOutput:
-        if vae.dtype is torch.float32:
-            raise
-    with vae.upcast():
-        found = _encode(vae, recipe, pixels, scaling, posterior, seed, options)
-    return replace(found, note="redone in float32, because the output was not finite")
+    return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options))
 
 
 def _encode(
@@ -70,15 +51,15 @@ def _encode(
     posterior: Posterior,
     seed: int | None,
     options: RunOptions,
-) -> Encoded:
+) -> Result:
     """The recipe's operations, last to first; the posterior's parameters leave before they are normalised."""
-    plan = Plan(PlanName.WHOLE)
+    chosen: Choice | None = None
     for op in reversed(recipe.ops):
         match op:
             case PixelAffine():
                 x = from_signed(x, op)
             case Decode():
-                x, plan = _moments(vae, x.to(vae.dtype), options)
+                x, chosen = _moments(vae, x.to(vae.dtype), options)
                 if posterior is Posterior.PARAMETERS:
                     break
                 x = x if vae.info.deterministic else _draw(x, posterior, seed)
@@ -90,36 +71,31 @@ def _encode(
                 pass
     if not all_finite(x):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
-    return Encoded(x.cpu(), vae.dtype, plan.name, peak_bytes=plan.peak_bytes)
+    if chosen is None:
+        raise TypeError("a recipe has one operation that calls the VAE")
+    return Result(x.cpu(), vae.dtype, chosen.executor.name, peak_bytes=chosen.peak_bytes)
 
 
-def _moments(vae: VAE, pixels: torch.Tensor, options: RunOptions) -> tuple[torch.Tensor, Plan]:
-    """What the encoder gives, and the plan that gave it."""
-    program, ratio = vae.encoder, vae.info.spatial_compression_ratio
-    sides = tuple(side // ratio for side in pixels.shape[-2:])
-    around = 2 * len(pixels) * vae.info.latent_channels * sides[0] * sides[1] * pixels.element_size()
+def _moments(vae: VAE, pixels: torch.Tensor, options: RunOptions) -> tuple[torch.Tensor, Choice]:
+    """What the encoder gives, and the executor that ran."""
+    height, width = (side // vae.info.spatial_compression_ratio for side in pixels.shape[-2:])
+    frames = vae.info.frames.latent(pixels.shape[2]) if pixels.ndim == 5 else 1
+    size = 2 * len(pixels) * vae.info.latent_channels * frames * height * width * pixels.element_size()
 
-    def attempt(plan: Plan) -> torch.Tensor:
-        if plan.strips is None or program is None:
-            return own_code(vae, vae.encode, pixels, plan)
-        found = pixels.new_empty(len(pixels), program.stages[-1].channels, *sides)
+    def canvas() -> Canvas:
+        return Canvas(len(pixels) * frames, height, lambda block: block, row_axis=2)
 
-        def put(index: int, row: int, strip: torch.Tensor) -> None:
-            found[index, :, row : row + strip.shape[2]] = strip[0]
-
-        stream(program, pixels, plan.strips, put, options)
-        return found
-
-    return first_that_fits(plans(program, pixels, options, around_bytes=around), attempt)
+    found, chosen = execute(vae.encoders, pixels, options, canvas, output=size)
+    return found if pixels.ndim == 4 else rearrange(found, "(b f) c h w -> b c f h w", f=frames), chosen
 
 
-def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:
+def prepare(image: torch.Tensor, *, ratio: int, patch: int, channels: int = 3) -> torch.Tensor:
     """Pixels in [-1, 1], channels first, sides floored to what the family's pipelines take.
 
     *Source*: diffusers' VaeImageProcessor.preprocess, whose rule for tensors is nearest-neighbour resizing.
     """
     if image.dtype is torch.uint8:
-        if image.shape[1] != 3:
+        if image.shape[1] != channels:
             image = rearrange(image, "b h w c -> b c h w")
         pixels = signed(image.float() / 255)
     else:

@@ -54,6 +54,11 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         super().__init__()  # type: ignore[no-untyped-call]
         self._live = live
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Otherwise torch would import its compiler, to tell it to leave this class alone."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

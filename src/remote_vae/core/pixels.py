@@ -17,8 +17,13 @@ def to_uint8(unit: torch.Tensor) -> torch.Tensor:
 
 
 def channels_last(pixels: torch.Tensor) -> torch.Tensor:
-    """*Shapes*: [B,3,H,W] -> [B,H,W,3]."""
+    """*Shapes*: [B,C,H,W] -> [B,H,W,C]."""
     return rearrange(pixels, "b c h w -> b h w c").contiguous()
+
+
+def pictures_of(batch: torch.Tensor) -> torch.Tensor:
+    """*Shapes*: [B,C,F,H,W] -> [(B F),C,H,W]; [B,C,H,W] stays."""
+    return rearrange(batch, "b c f h w -> (b f) c h w") if batch.ndim == 5 else batch
 
 
 def signed(unit: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,8 @@ class Rows(Protocol):
     def drop(self, row: int) -> None: ...
 
 
-class Strips:
-    """Rows that are stored, appended strip by strip from top to bottom, and the statistics of all of them."""
+class Stored:
+    """A map that is stored as strips, which are appended from top to bottom, and the statistics of all of them."""
 
     def __init__(self, height: int, width: int, channels: int) -> None:
         self.height, self.width, self.channels = height, width, channels
@@ -37,6 +37,13 @@ class Strips:
         self._strips: list[torch.Tensor | None] = []
         self._filled = 0
         self._dropped = 0  # strips before this one are gone
+
+    @classmethod
+    def of(cls, image: torch.Tensor) -> "Stored":
+        """A whole map as one strip."""
+        found = cls(image.shape[2], image.shape[3], image.shape[1])
+        found.append(image)
+        return found
 
     def append(self, strip: torch.Tensor, moments: Moments | None = None) -> None:
         self._starts.append(self._filled)

@@ -4,6 +4,7 @@ Every norm is followed by SiLU, but the attention's. Weights are the loaded modu
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -74,6 +75,7 @@ class Upsample:
     weight: torch.Tensor
     bias: torch.Tensor | None
     folded: bool = True
+    halo: ClassVar[int] = 1
 
     @property
     def channels(self) -> int:
@@ -86,6 +88,7 @@ class Downsample:
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    halo: ClassVar[int] = 1
 
     @property
     def channels(self) -> int:

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import torch
 
-from remote_vae.core.decode import Decoded, decode
-from remote_vae.core.encode import Encoded, encode
-from remote_vae.core.execute import RunOptions
+from remote_vae.core.decode import decode
+from remote_vae.core.encode import encode
+from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Recipe
+from remote_vae.core.result import Result
 from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
 from remote_vae.engine.memory import Budget, held_bytes
@@ -104,6 +105,7 @@ class JobRunner:
                 fit=fit,
                 scaling=Scaling(ScalingMode.MODEL),
                 output=Output.UINT8,
+                options=RunOptions(budget=self._budget.bytes_now),
             )
         except RemoteVAEError as exc:
             raise ModelLoadError(
@@ -134,7 +136,7 @@ class JobRunner:
         count = int(torch.Size(job["shape"]).numel())
         return torch.frombuffer(data, dtype=dtype, count=count).reshape(job["shape"])
 
-    def _written(self, tensor: torch.Tensor, done: Decoded | Encoded, job: Message, started: float) -> Message:
+    def _written(self, tensor: torch.Tensor, done: Result, job: Message, started: float) -> Message:
         """Copied out; by one thread: more would wait for each other longer than they copy."""
         blob = tensor.contiguous().view(torch.uint8).reshape(-1)
         self._views.view("out", job["out"])[: blob.numel()] = blob.numpy().data
@@ -149,19 +151,19 @@ class JobRunner:
             "seconds": time.perf_counter() - started,
         }
 
-    def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Decoded | Encoded]:
+    def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Result]:
         self._checkpoint()
         scaling = Scaling(**{**job["scaling"], "mode": ScalingMode(job["scaling"]["mode"])})
         terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint)
         if job["op"] == "decode":
             fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)
-            return _travelling(decoded.pixels, of_bfloat16=torch.float16), decoded
+            return _travelling(decoded.tensor, of_bfloat16=torch.float16), decoded
         posterior, seed = Posterior(job["posterior"]), job["seed"]
         encoded = encode(
             self._vae, self._recipe, tensor, scaling=scaling, posterior=posterior, seed=seed, options=terms
         )
-        return _travelling(encoded.latent, of_bfloat16=torch.float32), encoded
+        return _travelling(encoded.tensor, of_bfloat16=torch.float32), encoded
 
     def _checkpoint(self) -> None:
         self._trim.when_due()

@@ -1,12 +1,15 @@
-"""A diffusers module behind the core's narrow waist."""
+"""A diffusers module behind the narrow waist of the core."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from remote_vae.core.plan import EXACT, PlanName
+from remote_vae.core.executor import Executor
+from remote_vae.core.own_code import Call, OwnCode, Tiles
 from remote_vae.core.stages import Program
+from remote_vae.core.strip_threads import cores
+from remote_vae.core.strips import strip_executors
 from remote_vae.models.families import family_of_class
 from remote_vae.models.family import Family
 from remote_vae.models.stages import describe_decoder, describe_encoder
@@ -16,15 +19,15 @@ class DiffusersVAE:
     """Meets `core.vae.VAE`. One caller at a time: some VAEs keep state between calls."""
 
     def __init__(self, module: torch.nn.Module, *, source: str, revision: str, family: Family | None = None) -> None:
-        family = family or family_of_class(type(module).__name__)
+        self._family = family or family_of_class(type(module).__name__)
         self.module = module
-        self.decoder, self.encoder = _describe(module) if family.strips else (None, None)
-        known = self.decoder is not None
-        exact = EXACT if known else (PlanName.WHOLE,)
-        self.info = family.read_info(
+        self.decoder, self.encoder = _describe(module) if self._family.strips else (None, None)
+        self._decoding = self._own_code(_decode, self.decoder)
+        self._encoding = self._own_code(_encode, self.encoder)
+        self.info = self._family.read_info(
             module,
-            plans=(*exact, PlanName.TILES) if family.tiles else exact,
-            executor="strips" if known else "diffusers",
+            plans=tuple(dict.fromkeys(executor.name for executor in self.decoders)),
+            executor="diffusers" if self.decoder is None else "strips",
             source=source,
             revision=revision,
         )
@@ -38,43 +41,66 @@ class DiffusersVAE:
         return next(self.module.parameters()).device
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        pixels: torch.Tensor = self.module.decode(_ordered(latent), return_dict=False)[0]  # type: ignore[operator]
-        return pixels
+        """By the model's own code."""
+        return _decode(self.module, latent)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        found = self.module.encode(_ordered(pixels), return_dict=False)[0]  # type: ignore[operator]
-        moments: torch.Tensor = found if self.info.deterministic else found.parameters
-        return moments
+        """By the model's own code: the parameters of the posterior, or the latent of a deterministic encoder."""
+        return _encode(self.module, pixels)
+
+    @property
+    def decoders(self) -> tuple[Executor, ...]:
+        return (*self._strips(self.decoder), *self._decoding)
+
+    @property
+    def encoders(self) -> tuple[Executor, ...]:
+        return (*self._strips(self.encoder), *self._encoding)
+
+    def _strips(self, program: Program | None) -> tuple[Executor, ...]:
+        return () if program is None else strip_executors(program, self.device.type, cores(self.device))
+
+    def _own_code(self, call: Call, program: Program | None) -> tuple[Executor, ...]:
+        own = OwnCode(self.module, call, program)
+        return (own, Tiles(self.module, call)) if self._family.tiles else (own,)
 
     @contextmanager
     def upcast(self) -> Iterator[None]:
-        before, kept = self.dtype, (self.decoder, self.encoder)
-        self.module.to(torch.float32)
-        if self.decoder is not None:
-            self.decoder, self.encoder = _describe(self.module)
+        """The weights in their own precision are kept, so that going back needs no memory and changes no bit."""
+        programs = self.decoder, self.encoder
+        weights = [(weight, weight.data) for weight in self.module.parameters()]
+        buffers = [(part._buffers, dict(part._buffers)) for part in self.module.modules()]
         try:
+            torch.nn.Module.to(self.module, torch.float32)
+            if self.decoder is not None:
+                self.decoder, self.encoder = _describe(self.module)
             yield
         finally:
-            self.module.to(before)
-            self.decoder, self.encoder = kept
+            for weight, data in weights:
+                weight.data = data
+            for holder, kept in buffers:
+                holder.update(kept)
+            self.decoder, self.encoder = programs
 
-    @contextmanager
-    def tiling(self) -> Iterator[None]:
-        self.module.enable_tiling()  # type: ignore[operator]
-        try:
-            yield
-        finally:
-            self.module.disable_tiling()  # type: ignore[operator]
+
+def _decode(module: torch.nn.Module, latent: torch.Tensor) -> torch.Tensor:
+    pixels: torch.Tensor = module.decode(_ordered(latent), return_dict=False)[0]  # type: ignore[operator]
+    return pixels
+
+
+def _encode(module: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    found = module.encode(_ordered(pixels), return_dict=False)[0]  # type: ignore[operator]
+    moments: torch.Tensor = found if isinstance(found, torch.Tensor) else found.parameters
+    return moments
 
 
 def _ordered(batch: torch.Tensor) -> torch.Tensor:
-    """Channels last for half precision, which is about speed; float32 keeps the very bits of a local pipeline."""
+    """Channels last for half precision, which is faster; float32 keeps the very bits of a local pipeline."""
     if batch.ndim != 4 or batch.dtype is torch.float32:
         return batch
     return batch.contiguous(memory_format=torch.channels_last)
 
 
 def _describe(module: torch.nn.Module) -> tuple[Program | None, Program | None]:
-    """Both or neither, so that what a model's card says holds for both ways."""
+    """Both or neither, so that what a model's card says holds in both directions."""
     decoder, encoder = describe_decoder(module), describe_encoder(module)
     return (None, None) if decoder is None or encoder is None else (decoder, encoder)

@@ -1,0 +1,158 @@
+"""Executors: the ways in which an encoder or decoder can run; and the planner, which takes the first one that fits."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+
+from remote_vae.core.canvas import Canvas
+from remote_vae.errors import InvalidValue, Overloaded, TooLarge
+
+WHOLE: Final = "whole"  # every layer at once
+STRIPS: Final = "strips"  # two maps of the widest layer
+RECOMPUTE: Final = "strips-recompute"  # one such map, for about a quarter more arithmetic
+TILES: Final = "tiles"  # overlapping tiles that are blended: approximate
+
+Sink = Callable[[int, int, torch.Tensor], None]
+"""Takes a finished block: the number of its first picture or frame, its first row, and [N,C,rows,W]."""
+
+
+class Executor(Protocol):
+    """One way to run an encoder or decoder. Caches belong to a run, never to the executor or the module."""
+
+    @property
+    def name(self) -> str:
+        """What a request's `plan` calls it."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """The output is that of the undivided model, apart from rounding."""
+        ...
+
+    def suits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        """Whether the planner may choose this way for such an input if the request names no plan."""
+        ...
+
+    def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int | None:
+        """The most bytes that are alive at one time, weights not counted; None if that cannot be predicted.
+
+        `output` is the number of bytes that the finished output takes.
+        """
+        ...
+
+    def run(self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> None:
+        """Gives every finished block to `sink`. An exception from `checkpoint`, which is called often, ends the run."""
+        ...
+
+
+def _carry_on() -> None:
+    pass
+
+
+def _unbounded() -> int | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a job may run.
+
+    `plan` names the executor; None leaves the choice to the planner. `budget` returns the bytes that are free, or None
+    for no limit. `checkpoint` is called between strips and between layers; an exception from it ends the job.
+    """
+
+    plan: str | None = None
+    budget: Callable[[], int | None] = _unbounded
+    checkpoint: Callable[[], None] = _carry_on
+
+
+RUN_OPTIONS: Final = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An executor and its predicted peak, if there is one."""
+
+    executor: Executor
+    peak_bytes: int | None
+
+    def fits(self, budget: int | None) -> bool:
+        return budget is None or self.peak_bytes is None or self.peak_bytes <= budget
+
+
+def choose(
+    executors: Sequence[Executor],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    output: int = 0,
+    budget: int | None = None,
+    wanted: str | None = None,
+) -> tuple[Choice, ...]:
+    """The first executor that fits the budget, then the smaller ones, in case the device has less memory than it said.
+
+    Executors come in the order of their speed. A wanted plan has no fall-backs.
+    *Raises* TooLarge with the numbers if nothing fits, InvalidValue for a plan that is not offered.
+    """
+    if wanted is None:
+        offered = [executor for executor in executors if executor.exact and executor.suits(shape, dtype)]
+    else:
+        offered = [executor for executor in executors if executor.name == wanted]
+    if not offered:
+        names = list(dict.fromkeys(executor.name for executor in executors))
+        raise InvalidValue(f"plan={wanted!r} is not one of {', '.join(names)}", name="plan", allowed=names)
+    if budget is None and len(offered) == 1:
+        return (Choice(offered[0], None),)  # nothing depends on a prediction
+    choices = (Choice(executor, executor.peak_bytes(shape, dtype, output)) for executor in offered)
+    first = _first_that_fits(choices, budget, wanted)
+    if wanted is not None or first.peak_bytes is None:
+        return (first,)
+    smaller = [choice for choice in choices if choice.peak_bytes is not None and choice.peak_bytes < first.peak_bytes]
+    return (first, *sorted(smaller, key=lambda choice: -(choice.peak_bytes or 0)))
+
+
+def _first_that_fits(choices: Iterator[Choice], budget: int | None, wanted: str | None) -> Choice:
+    tried: list[Choice] = []
+    for choice in choices:
+        if choice.fits(budget):
+            return choice
+        tried.append(choice)
+    least = min(tried, key=lambda choice: choice.peak_bytes or 0)
+    raise TooLarge(
+        f"this needs {_mega(least.peak_bytes)} MB of memory with plan {least.executor.name}; "
+        f"{_mega(budget)} MB are free; send a smaller picture"
+        + ("" if wanted is None else ", or leave the plan to the server"),
+        peak_bytes=least.peak_bytes,
+        budget_bytes=budget,
+        plan=least.executor.name,
+    )
+
+
+def _mega(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e6:.0f}"
+
+
+def execute(
+    executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, canvas: Callable[[], Canvas], *, output: int
+) -> tuple[torch.Tensor, Choice]:
+    """The output as the canvas has put it together, and the executor that ran; `output` is the bytes of the output.
+
+    If the device runs out of memory, the next smaller executor is tried. *Raises* Overloaded if the smallest one does
+    not fit now, TooLarge, InvalidValue.
+    """
+    budget, shape = options.budget(), tuple(z.shape)
+    for choice in choose(executors, shape, z.dtype, output=output, budget=budget, wanted=options.plan):
+        try:
+            found = canvas()
+            choice.executor.run(z, found.put, options.checkpoint)
+            return found.output, choice
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+    raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

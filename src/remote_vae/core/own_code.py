@@ -1,0 +1,138 @@
+"""A model runs by its own code: every family can, and its very bits come out.
+
+How much memory that takes is found by running the same code on meta tensors, which have shapes but no values, while
+the bytes that would be alive are counted.
+"""
+
+import copy
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from threading import get_ident
+from types import ModuleType
+from typing import Final
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from remote_vae.core.executor import TILES, WHOLE, Sink
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.pixels import pictures_of
+from remote_vae.core.stages import Program
+from remote_vae.core.strip_threads import cores, one_core
+from remote_vae.core.strips import is_light, is_small, predict_whole
+
+MOST_KEPT: Final = 64  # predictions, one for each shape of input
+BESIDE_ONE_STRIP: Final = 1.25  # the most that own code takes, as a multiple of the same layers in one strip
+
+Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+
+
+class OwnCode:
+    """An executor that calls the module. `program` describes the module's layers, if that is known.
+
+    `call` takes the module as an argument, because predictions call a copy of it on the meta device.
+    """
+
+    name, exact = WHOLE, True
+
+    def __init__(self, module: nn.Module, call: Call, program: Program | None = None) -> None:
+        self._module, self._call, self._program = module, call, program
+        self._meta: dict[torch.dtype, nn.Module] = {}
+        self._peaks: OrderedDict[tuple[torch.dtype, tuple[int, ...]], int | None] = OrderedDict()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._module.parameters()).device
+
+    def suits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        return self._program is None or is_small(self._program, shape, dtype, self._device)
+
+    def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int | None:
+        """The peak grows with the batch, so it is predicted for one picture or video."""
+        if self._program is not None:  # a bound that is found in a fraction of the time that a small picture takes
+            return int(shape[0] * BESIDE_ONE_STRIP * predict_whole(self._program, shape, dtype)) + output
+        key = dtype, shape[1:]
+        if key not in self._peaks:
+            self._peaks[key] = self._predict((1, *shape[1:]), dtype)
+            if len(self._peaks) > MOST_KEPT:
+                self._peaks.popitem(last=False)
+        self._peaks.move_to_end(key)
+        each = self._peaks[key]
+        return None if each is None else shape[0] * each + output
+
+    def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
+        if dtype not in self._meta:
+            self._meta[dtype] = meta_copy(self._module)
+        try:
+            with _without_compiler(), torch.inference_mode(), LiveBytes() as live:
+                self._called(self._meta[dtype], torch.empty(shape, dtype=dtype, device="meta"))
+        except Exception:  # noqa: BLE001  # boundary: a model's own code may ask a tensor for its values
+            return None
+        return live.peak
+
+    def _called(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return self._call(module, batch)
+
+    def run(self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> None:
+        count = cores(z.device)
+        light = count > 1 and self._program is not None and is_light(self._program, z.shape, count)
+        with one_core() if light else nullcontext(), _between_layers(checkpoint):
+            found = self._called(self._module, z)
+        sink(0, 0, pictures_of(found))
+
+
+class Tiles(OwnCode):
+    """The module's own tiled code, which approximates: it runs only if a request asks for it."""
+
+    name, exact = TILES, False
+
+    def _called(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        module.enable_tiling()  # type: ignore[operator]
+        try:
+            return self._call(module, batch)
+        finally:
+            module.disable_tiling()  # type: ignore[operator]
+
+
+@contextmanager
+def _between_layers(checkpoint: Callable[[], None]) -> Iterator[None]:
+    """Calls `checkpoint` before each layer that this thread runs."""
+    thread = get_ident()
+
+    def before(module: nn.Module, given: object) -> None:
+        if get_ident() == thread:
+            checkpoint()
+
+    with register_module_forward_pre_hook(before):
+        yield
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Some operations on meta tensors tell torch's compiler to leave them alone: importing it takes 1 s and 150 MB."""
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    compiler = ModuleType("torch._dynamo")
+    compiler.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
+    sys.modules["torch._dynamo"] = compiler
+    try:
+        yield
+    finally:
+        del sys.modules["torch._dynamo"]
+
+
+def meta_copy(module: nn.Module) -> nn.Module:
+    """The module's structure with meta tensors in place of its own; the weights are not copied."""
+    memo: dict[int, object] = {}
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
+            if isinstance(tensor, torch.Tensor):
+                empty = torch.empty_like(tensor, device="meta")
+                memo[id(tensor)] = (
+                    nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+                )
+    return copy.deepcopy(module, memo)

@@ -1,0 +1,301 @@
+"""The steps of a run by strips. Each step says how it runs, and beside that how many bytes are alive while it does."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from remote_vae.core.attention import CHUNK_BYTES, attend
+from remote_vae.core.filters import arithmetic, scratch_bytes
+from remote_vae.core.norm import Moments
+from remote_vae.core.rows import Normalised, Rows, Stored
+from remote_vae.core.stages import Attention, Convolution, Layer, Residual, Upsample
+from remote_vae.core.strip_threads import Span
+from remote_vae.core.sweep import MapSize, StripPlan, Sweep
+
+
+class Step(Protocol):
+    """What is done at one stage. `run` takes the map before the stage and returns the map after it."""
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows: ...
+
+    def live_bytes(self, plan: StripPlan) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Stores the output of a layer, while the map before it goes."""
+
+    layer: Layer
+    before: MapSize
+    after: MapSize
+    measured: bool  # the next stage needs the statistics of the output
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows:
+        return sweep.store(sweep.layer(source, self.layer), self.measured)
+
+    def live_bytes(self, plan: StripPlan) -> int:
+        found = _swept(self.before, (self.after,), plan, halo=self.layer.halo) + _scratch(self.layer, self.before, plan)
+        if isinstance(self.layer, Upsample) and not self.layer.folded:
+            found += replace(self.after, channels=self.before.channels).strips(plan, halo=1)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Stores nothing: the step that follows computes the rows of the upsampled map that it reads."""
+
+    layer: Upsample
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows:
+        return sweep.layer(source, self.layer)
+
+    def live_bytes(self, plan: StripPlan) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Gives the output of the last convolution to the sink, while the map before it goes."""
+
+    layer: Convolution
+    before: MapSize
+    after: MapSize
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows:
+        found = sweep.layer(source, self.layer)
+
+        def take(span: Span, strip: torch.Tensor) -> None:
+            sweep.sink(span[0], strip)
+            found.drop(span[1])
+
+        sweep.each(sweep.spans(found), lambda span: found.read(*span)[0], take)
+        return found
+
+    def live_bytes(self, plan: StripPlan) -> int:
+        rows = plan.rows(self.after.widened(self.before.channels))
+        written = plan.at_a_time(self.after, rows) * rows * self.after.map_bytes // self.after.height
+        read = self.before.map_bytes + self.before.strips(plan, halo=self.layer.halo)
+        return read + 4 * written + _scratch(self.layer, self.before, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class AddInPlace:
+    """Stores both maps of a residual block, and adds the second to the first, while the second goes."""
+
+    block: Residual
+    before: MapSize
+    after: MapSize
+    measured: bool
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows:
+        hidden = sweep.layer(source, self.block.first)
+        if self.block.shortcut is not None:
+            stored, base = self._store_both(sweep, hidden, sweep.layer(source, self.block.shortcut))
+        else:
+            stored, base = sweep.store(hidden, True, keep=True), _stored(source)
+        del hidden  # and with it the first convolution's kernel
+        branch = sweep.layer(stored, self.block.second)
+        base.moments = None
+
+        def work(span: Span) -> Moments | None:
+            return sweep.measured(base.read(*span)[0].add_(branch.read(*span)[0]), self.measured)
+
+        def take(span: Span, moments: Moments | None) -> None:
+            base.measure(moments)
+            branch.drop(span[1])
+
+        sweep.each(base.spans(), work, take)
+        return base
+
+    def _store_both(self, sweep: Sweep, hidden: Rows, short: Rows) -> tuple[Stored, Stored]:
+        """Stores the first convolution and the shortcut in one sweep, so that the map before them can go."""
+        stored, base = (Stored(hidden.height, hidden.width, hidden.channels) for _ in range(2))
+
+        def work(span: Span) -> tuple[torch.Tensor, Moments | None, torch.Tensor]:
+            strip = hidden.read(*span)[0]
+            return strip, sweep.measured(strip, True), short.read(*span)[0]
+
+        def take(span: Span, found: tuple[torch.Tensor, Moments | None, torch.Tensor]) -> None:
+            stored.append(*found[:2])
+            base.append(found[2])
+            hidden.drop(span[1])
+
+        sweep.each(sweep.spans(hidden), work, take)
+        return stored, base
+
+    def live_bytes(self, plan: StripPlan) -> int:
+        first, second, shortcut = _scratches(self.block, self.before, self.after, plan)
+        hidden = replace(self.after, channels=self.block.first.channels)
+        both = hidden.map_bytes + self.after.map_bytes
+        adding = both + hidden.strips(plan, halo=1) + self.after.strips(plan)
+        if self.block.shortcut is None:
+            storing = both + self.before.strips(plan, halo=1)
+        else:
+            storing = _swept(self.before, (hidden, self.after), plan, halo=1)
+        return max(storing, adding) + max(first, second, shortcut)
+
+
+@dataclass(frozen=True, slots=True)
+class AddLate:
+    """Adds a residual branch in place, although the branch is computed from the same map and stored nowhere.
+
+    A strip is changed only after the strips below it, whose halos reach into it, have been computed.
+    """
+
+    block: Residual
+    size: MapSize
+    measured: bool
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows:
+        base = _stored(source)
+        branch = sweep.layer(sweep.layer(base, self.block.first), self.block.second)
+        base.moments = None
+        spans = base.spans()
+        halo = self.block.first.halo + self.block.second.halo
+        neighbours = -(-halo // min(stop - start for start, stop in spans))
+        late: deque[tuple[Span, torch.Tensor]] = deque()
+
+        def add(span: Span, found: torch.Tensor) -> None:
+            base.measure(sweep.measured(base.read(*span)[0].add_(found), self.measured))
+
+        def take(span: Span, found: torch.Tensor) -> None:
+            late.append((span, found))
+            if len(late) > neighbours:
+                add(*late.popleft())
+
+        sweep.each(spans, lambda span: branch.read(*span)[0], take)
+        while late:
+            add(*late.popleft())
+        return base
+
+    def live_bytes(self, plan: StripPlan) -> int:
+        first, second, shortcut = _scratches(self.block, self.size, self.size, plan)
+        computing, found, at_a_time = _between(self.block, self.size, self.size, plan)
+        return self.size.map_bytes + computing + found // at_a_time + max(first + second, shortcut)
+
+
+@dataclass(frozen=True, slots=True)
+class AddToNew:
+    """Stores only the output of a residual block, while the map before it goes; everything between is recomputed.
+
+    `before` is the map that is stored before the block. It is smaller if an upsampling layer was deferred.
+    """
+
+    block: Residual
+    before: MapSize
+    after: MapSize
+    measured: bool
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows:
+        branch = sweep.layer(sweep.layer(source, self.block.first), self.block.second)
+        base = source if self.block.shortcut is None else sweep.layer(source, self.block.shortcut)
+        stored = Stored(branch.height, branch.width, branch.channels)
+
+        def work(span: Span) -> tuple[torch.Tensor, Moments | None]:
+            strip = branch.read(*span)[0]
+            for piece in base.read(*span):  # rows that are computed come as one piece
+                strip.add_(piece)
+            return strip, sweep.measured(strip, self.measured)
+
+        def take(span: Span, found: tuple[torch.Tensor, Moments | None]) -> None:
+            stored.append(*found)
+            branch.drop(span[1])
+
+        sweep.each(sweep.spans(branch), work, take)
+        return stored
+
+    def live_bytes(self, plan: StripPlan) -> int:
+        first, second, shortcut = _scratches(self.block, self.before, self.after, plan)
+        computing, found, _ = _between(self.block, self.before, self.after, plan)
+        if self.before.height == self.after.height:
+            maps = self.before.map_bytes + self.after.map_bytes
+        else:  # the small map goes while the large one grows; strips at work still read a part of it
+            maps = max(self.before.map_bytes, self.after.map_bytes) + self.before.strips(plan, halo=2)
+        return maps + computing + found + max(first + second, shortcut)
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Adds attention over all positions to a stored map."""
+
+    attention: Attention
+    size: MapSize
+    measured: bool
+
+    def run(self, sweep: Sweep, source: Rows) -> Rows:
+        base, part = _stored(source), self.attention
+        tokens = Normalised(base, sweep.kernels, part.norm, sweep.moments(base)).window(0, base.height, silu=False)
+        rows = tokens.permute(0, 2, 3, 1).reshape(-1, base.channels)
+        del tokens
+        query, key, value = (_linear(rows, layer) for layer in (part.query, part.key, part.value))
+        del rows
+        found = _linear(attend(query, key, value), part.out)
+        del query, key, value
+        branch = found.view(1, base.height, base.width, -1).permute(0, 3, 1, 2)
+        base.moments = None
+
+        def work(span: Span) -> Moments | None:
+            return sweep.measured(base.read(*span)[0].add_(branch[:, :, slice(*span)]), self.measured)
+
+        sweep.each(base.spans(), work, lambda span, moments: base.measure(moments))
+        return base
+
+    def live_bytes(self, plan: StripPlan) -> int:
+        """The map, its tokens, queries, keys and values; then keys and values in float32, and a chunk of queries.
+
+        A chunk holds two rows of channels for each query, or a row of scores.
+        """
+        size, positions = self.size, self.size.height * self.size.width
+        wide = 2 * positions * size.channels * 4 if size.item_bytes < 4 else 0
+        chunk = min(CHUNK_BYTES, 8 * positions * size.channels)
+        return max(5 * size.map_bytes, 4 * size.map_bytes + wide + chunk)
+
+
+def _stored(rows: Rows) -> Stored:
+    if not isinstance(rows, Stored):
+        raise TypeError("this step changes a map in place, so the map must be stored")
+    return rows
+
+
+def _linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:
+    dtype = arithmetic(rows.dtype, rows.device)
+    bias = None if part.bias is None else part.bias.to(dtype)
+    return functional.linear(rows.to(dtype), part.weight.flatten(1).to(dtype), bias).to(rows.dtype)
+
+
+def _swept(before: MapSize, after: tuple[MapSize, ...], plan: StripPlan, *, halo: int) -> int:
+    """Bytes while maps are written: at the start the old map is whole, at the end the new ones are."""
+    start = before.map_bytes + sum(size.strips(plan) for size in after)
+    end = before.strips(plan) + sum(size.map_bytes for size in after)
+    return max(start, end) + before.strips(plan, halo=halo)
+
+
+def _between(block: Residual, before: MapSize, after: MapSize, plan: StripPlan) -> tuple[int, int, int]:
+    """Bytes between the maps of a recomputed block: while strips are computed, and of the strips that come out.
+
+    Each convolution's window lies beside what the layer before it gave. The third number counts the strips at work.
+    """
+    rows = plan.rows(after.widened(block.first.channels))
+    at_a_time = plan.at_a_time(after, rows)
+    row = at_a_time * after.width * after.item_bytes  # bytes of one row of one channel in every strip at work
+    given, hidden = (rows + 4) * row * before.channels, (rows + 2) * row * block.first.channels
+    found = rows * row * after.channels
+    return max(given + hidden, hidden + max(hidden, found)), found, at_a_time
+
+
+def _scratches(block: Residual, before: MapSize, after: MapSize, plan: StripPlan) -> tuple[int, int, int]:
+    """What the first convolution, the second one and the shortcut hold for themselves."""
+    given = replace(after, channels=before.channels)
+    scratch = partial(_scratch, plan=plan)
+    second = scratch(block.second, replace(after, channels=block.first.channels))
+    return scratch(block.first, given), second, 0 if block.shortcut is None else scratch(block.shortcut, given)
+
+
+def _scratch(layer: Layer, given: MapSize, plan: StripPlan) -> int:
+    """What a layer holds beside the windows and the results of the strips at work."""
+    rows = plan.rows(given.widened(layer.channels))
+    return plan.at_a_time(given, rows) * scratch_bytes(layer, given.height, given.width, rows)
