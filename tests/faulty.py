@@ -37,12 +37,18 @@ def install() -> None:
     _break(Gate, "_admitted", "gate", _headers)
     _break(MetricsListener, "_is_addressed", "listener", _headers)
     _break(access_log.RequestRecorder, "_report", "report", lambda record, **_: {"x-fault": record.request_id})
+    add_headers = access_log._add_headers
     read_id, write_line, docs = access_log.request_id_of, JsonLines.format, Endpoints.docs
 
     def request_id_of(headers: Mapping[str, str]) -> str | None:
         if headers.get("x-fault") == "recorder":
             fail("recorder")
         return read_id(headers)
+
+    def broken_headers(start: Any, record: Any) -> None:
+        if record.request_id == "headers":
+            fail("headers")
+        add_headers(start, record)
 
     def format_line(self: JsonLines, record: logging.LogRecord) -> str:
         if record.exc_info and isinstance(record.exc_info[1], FormatterFault):
@@ -59,6 +65,7 @@ def install() -> None:
 
     _wait_for_live(Endpoints)
     access_log.request_id_of = request_id_of
+    access_log._add_headers = broken_headers
     JsonLines.format = format_line  # type: ignore[method-assign]
     Endpoints.docs = broken_docs  # type: ignore[method-assign]
 

@@ -1,10 +1,13 @@
 """The same refusals from a server that runs under `python -O`, where an assert checks nothing."""
 
+import pytest
 import requests
 
 from .conftest import Raw
 from .test_bad_input import ALL, GOOD, LATENT, RAW
 from .test_connections import REFUSED, TAKEN
+
+pytestmark = pytest.mark.timeout(1500)  # Python has no compiled files for -O, so the server compiles all it imports
 
 
 def test_the_same_refusals(optimized: str) -> None:

@@ -63,6 +63,17 @@ def test_an_unforeseen_error_is_our_json(faulty: Any, place: str) -> None:
     assert server.decode().status_code == 200
 
 
+def test_a_layer_that_fails_at_every_reply(faulty: Any) -> None:
+    """If the outermost of our layers cannot even pass the 500 on, the client gets it all the same, and it counts."""
+    server, metrics = faulty
+    before = counted(metrics, "500")
+    reply = requests.get(f"{server.url}/docs", headers={"x-request-id": "headers"}, timeout=10)
+    assert (reply.status_code, reply.json()["error_type"]) == (500, "internal_error")
+    assert reply.json()["request_id"] == reply.headers["x-request-id"] == "headers"
+    assert counted(metrics, "500") == before + 1
+    assert any(line["event"] == "internal error" for line in lines(server, "headers"))
+
+
 def test_a_log_line_that_cannot_be_written(faulty: Any) -> None:
     """A bug in the log's formatter changes no answer, and is itself a line of JSON with its frames."""
     server, metrics = faulty

@@ -38,7 +38,7 @@ def about(
 
 
 def main() -> None:
-    """The console script: our own errors are one red sentence, not a traceback."""
+    """The console script: an error of ours is one red sentence, not a traceback."""
     try:
         app()
     except RemoteVAEError as exc:

@@ -47,7 +47,6 @@ class RequestRecorder:
             record.sent += len(message.get("body", b""))
             await send(message)
 
-        self._metrics.begin()
         try:
             await self._answer(scope, counting_receive, counting_send)
         finally:
@@ -60,6 +59,7 @@ class RequestRecorder:
         """An unforeseen error is answered with our JSON, or ends the connection if the reply has begun already."""
         record = record_of(scope)
         try:
+            self._metrics.begin()
             record.request_id = request_id_of(Headers(scope=scope)) or record.request_id
             await self._app(scope, receive, send)
         except Exception as exc:  # boundary: a fault of any route or layer

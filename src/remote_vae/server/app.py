@@ -40,9 +40,9 @@ def build_app(
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> Starlette:
-    """The ASGI application; its models load in the background once it starts.
+    """The ASGI application, whose models load in the background once it starts.
 
-    `loader` is `module:function` and runs in each replica's process. *Raises* ConfigurationError.
+    `loader` is `module:function` and runs in the process of each replica. *Raises* ConfigurationError.
     """
     metrics, tracing = Metrics(), tracing_from_environment()
     engine = _engine(settings, loader, metrics)
@@ -128,7 +128,7 @@ def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
             jobs=settings.max_waiting,
             pixels=settings.max_waiting_pixels,
             reply_bytes=settings.max_unsent_bytes,
-            client_share=settings.max_client_share if keyed else 1.0,  # behind a proxy all have one address
+            client_share=settings.max_client_share if keyed else 1.0,  # without keys, all clients behind a proxy have one address
         ),
         rules=Rules(hang_seconds=settings.hang_seconds),
         weights_budget=settings.weights_budget,
@@ -158,7 +158,7 @@ def _served(settings: Settings) -> list[Served]:
 
 
 def _served_model(spec: ModelSpec, names: list[str], settings: Settings) -> Served:
-    """The model with a replica, or several, on each of its devices."""
+    """The model, with `replicas` replicas on each of its devices."""
     copies = [replace(spec, device=device) for device in spec.device.split(",") for _ in range(settings.replicas)]
     return Served(
         spec.name,
@@ -171,6 +171,6 @@ def _served_model(spec: ModelSpec, names: list[str], settings: Settings) -> Serv
 
 
 def _aliases(spec: ModelSpec, names: list[str]) -> tuple[str, ...]:
-    """The registry's other names for a model, unless another model here goes by them."""
+    """The registry's other names for a model, without the names of the other models that are served."""
     known = find_model(spec.name)
     return tuple(name for name in (known.name, *known.aliases) if name not in names) if known else ()

@@ -1,4 +1,4 @@
-"""The page for people: static files of the package, which fetch nothing from any other host."""
+"""The browser page: static files of the package, which fetch nothing from any other host."""
 
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ HEADERS: Final = {
 
 
 def wants_page(request: Request) -> bool:
-    """Whether this is a browser, which names text/html; programs that take anything get JSON."""
+    """Whether the client is a browser, which names text/html; programs that accept anything get JSON."""
     ranges = request.headers.get("accept", "").lower().split(",")
     return any(item.partition(";")[0].strip() == "text/html" for item in ranges)
 
@@ -34,7 +34,7 @@ class BrowserPage:
         return await self._file("index.html", request)
 
     async def part(self, request: Request) -> Response:
-        """*Raises* HTTPException, 404 for what is not there."""
+        """A file of the page. *Raises* HTTPException, 404 for a file that is not there."""
         return await self._file(request.path_params["name"], request)
 
     async def _file(self, name: str, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Keys, kept as digests only."""
+"""API keys, of which the server keeps only digests."""
 
 import hmac
 import re
@@ -15,16 +15,16 @@ _KEY = re.compile(rf"[A-Za-z0-9._~-]{{{SHORTEST_KEY},256}}")
 
 
 class Keys:
-    """A set of keys that can be asked for a member and not for its members."""
+    """A set of keys that can say whether a key is one of them, but not which keys it holds."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        """*Raises* ConfigurationError for a key that is short or would not travel in a path as it is."""
+        """*Raises* ConfigurationError for a key that is too short or has a character that a path would escape."""
         self._salt = secrets.token_bytes(32)
         self._digests = tuple(self.digest(_checked(key, number)) for number, key in enumerate(keys, 1))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Keys with white space between; from a # to the end of its line is a remark. *Raises* ConfigurationError."""
+        """Reads keys with white space between them, and comments that begin with #. *Raises* ConfigurationError."""
         keys = [key for line in text.splitlines() for key in line.partition("#")[0].split()]
         if not keys:
             raise ConfigurationError("there is no key in what should hold keys; write one a line")
@@ -34,14 +34,14 @@ class Keys:
         return bool(self._digests)
 
     def digest(self, text: str) -> str:
-        """Salted anew in every process, so that it says nothing outside of this one."""
+        """The digest of a text, with a salt of this process: the digest means nothing outside of the process."""
         return hmac.digest(self._salt, text.encode(), "sha256").hex()
 
     def find(self, presented: str) -> str | None:
-        """The digest of a key that is known. It looks at all of them, so that its time does not tell which it was."""
-        asked = self.digest(presented)
-        same = [hmac.compare_digest(known, asked) for known in self._digests]
-        return asked if any(same) else None
+        """The digest of a known key, otherwise None. All keys are compared, so that the time does not tell which one it was."""
+        digest = self.digest(presented)
+        same = [hmac.compare_digest(known, digest) for known in self._digests]
+        return digest if any(same) else None
 
 
 def _checked(key: str, number: int) -> str:
@@ -54,7 +54,7 @@ def _checked(key: str, number: int) -> str:
 
 
 def read_keys(from_environment: Keys | None, file: Path | None) -> Keys:
-    """*Raises* ConfigurationError for a file that cannot be read, or keys from both places."""
+    """The keys of the file or the environment. *Raises* ConfigurationError for both, or a file that cannot be read."""
     if file is None:
         return from_environment or Keys()
     if from_environment:

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus. No label says who asked, nor anything of what was sent."""
+"""What the server counts, for Prometheus. No label names a client or holds anything that a client sent."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """A figure of each model that is read when it is asked for."""
+    """A figure of each model, read when Prometheus asks for it."""
 
     name: str
     text: str
@@ -26,7 +26,7 @@ class Gauges:
 
 
 OF_MODELS: Final = (
-    Gauges("remote_vae_model_ready", "1 where the model is loaded and all its processes live.", lambda s: s.ready),
+    Gauges("remote_vae_model_ready", "1 if the model is loaded and all its processes live.", lambda s: s.ready),
     Gauges("remote_vae_replicas_alive", "Processes that can work for the model.", lambda s: s.alive),
     Gauges("remote_vae_accepted_jobs", "Requests that wait or run.", lambda s: s.accepted_jobs),
     Gauges("remote_vae_accepted_pixels", "Output pixels of requests that wait or run.", lambda s: s.accepted_pixels),
@@ -37,15 +37,15 @@ OF_MODELS: Final = (
         "What the model's processes hold, of the device if it has its own memory.",
         lambda s: s.memory_bytes,
     ),
-    Gauges("remote_vae_memory_planned_bytes", "What the plan of the last job reckons with.", lambda s: s.planned_bytes),
+    Gauges("remote_vae_memory_planned_bytes", "What the plan of the last job counts on.", lambda s: s.planned_bytes),
 )
 
 
 class Metrics:
-    """The figures of one server; an observer of its engine."""
+    """The figures of one server, which observes its engine."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # when a figure was first counted is of no use
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the times at which figures were first counted are of no use
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "remote_vae_requests", "Answers.", ("model", "route", "status"), registry=self._registry
@@ -69,7 +69,7 @@ class Metrics:
         self._running = Gauge("remote_vae_requests_in_flight", "Not answered yet.", registry=self._registry)
         self._refused = Counter(
             "remote_vae_refused_connections",
-            "What is no HTTP, too long or too slow.",
+            "Connections refused because what came was not HTTP, too long or too slow.",
             ("status",),
             registry=self._registry,
         )
@@ -82,11 +82,11 @@ class Metrics:
         )
 
     def watch(self, states: Callable[[], list[ModelState]]) -> None:
-        """`states` is asked whenever somebody asks here."""
+        """Adds the figures of the models; `states` is called whenever Prometheus asks."""
         self._registry.register(_Models(states))
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """All figures and their media type, in the form of Prometheus' that the header asks for."""
+        """All figures and their media type, in the format that the Accept header asks for."""
         write, media = choose_encoder(accept)
         return write(self._registry), media
 
@@ -94,7 +94,7 @@ class Metrics:
         self._running.inc()
 
     def end(self, *, model: str, route: str, status: int, seconds: float, received: int, sent: int) -> None:
-        """A request is over; `status` 0 is one whose client did not wait for its answer."""
+        """Counts a request that is over; `status` 0 means that its client did not wait for the answer."""
         self._running.dec()
         self._requests.labels(model, route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
@@ -105,7 +105,7 @@ class Metrics:
         self._stage_seconds.labels(model, stage).observe(seconds)
 
     def refused(self, status: int) -> None:
-        """A connection was refused before there was a request."""
+        """Counts a connection that was refused before there was a request."""
         self._refused.labels(str(status)).inc()
 
     def ran(self, job: Ran) -> None:
@@ -120,7 +120,7 @@ class Metrics:
 
 
 class _Models(Collector):
-    """The engine's state as gauges."""
+    """The state of the engine's models, as gauges."""
 
     def __init__(self, states: Callable[[], list[ModelState]]) -> None:
         self._states = states

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn until it is told to stop."""
+"""Runs the application under uvicorn until a signal stops it."""
 
 import asyncio
 import contextlib
@@ -25,8 +25,8 @@ from remote_vae.server.settings import Settings
 def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str], None] | None = None) -> None:
     """Blocks until SIGTERM or SIGINT, then lets accepted work finish.
 
-    `on_ready` gets the address once every model is loaded. *Raises* ConfigurationError, what loading raised, and
-    SystemExit when work was left undone.
+    `on_ready` gets the address once every model is loaded. *Raises* ConfigurationError, the error that loading raised,
+    and SystemExit if work was left undone.
     """
     failures: list[BaseException] = []
 
@@ -38,7 +38,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
         if on_ready is not None:
             on_ready(address_of(listener, settings))
 
-    os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings have them as digests; replicas would inherit the text
+    os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings hold digests of the keys; replicas would inherit the keys
     _check_tls(settings)
     set_up_logs(requests=settings.log_requests)
     app = build_app(settings, loader=loader, on_ready=ready, on_failure=failed)
@@ -58,7 +58,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
         engine,
         grace_seconds=settings.shutdown_seconds,
     )
-    # What a stranger's broken picture makes the imaging library say would fill the log with the picture's own bytes.
+    # About a broken picture the imaging library would write warnings that contain bytes of the picture.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with contextlib.ExitStack() as open_sockets:
         listener = open_sockets.enter_context(listen(settings))
@@ -69,7 +69,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
         try:
             server.run(sockets=listeners)
         finally:
-            engine.kill()  # whatever a hard stop has left
+            engine.kill()  # a hard stop may have left processes
     if failures:
         raise failures[0]
     if server.stopped_hard:
@@ -77,7 +77,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
 
 class Server(uvicorn.Server):
-    """Told to stop, it takes no new work, finishes what it has within the grace, then ends; told again, it ends."""
+    """At the first signal it takes no new work, finishes accepted work within the grace, and ends. At the second it ends."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, *, grace_seconds: float) -> None:
         super().__init__(config)
@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
             self._ends = time.monotonic() + self._grace_seconds
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second. The listener stays open to say 503 until everything is done."""
+        """Called ten times a second. The listener stays open, to answer 503, until all work is done."""
         left = self._ends - time.monotonic()
         if left <= 0:
             self._stop_hard()
@@ -110,7 +110,7 @@ class Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """*Raises* ConfigurationError for an address that cannot be taken."""
+    """A socket at the address of the settings. *Raises* ConfigurationError for an address that cannot be taken."""
     return _listen_at(settings.host, settings.port)
 
 
@@ -128,9 +128,10 @@ def _listen_at(host: str, port: int) -> socket.socket:
 
 
 def check_reach(listener: socket.socket, settings: Settings) -> None:
-    """*Raises* ConfigurationError for an address that others reach, unless keys or the operator's word let them in.
+    """Refuses an address that other machines reach, unless there are keys or the operator allows anonymous clients.
 
-    It is asked before the first connection is accepted, of the address that was taken: a name can mean anything.
+    This is checked before the first connection is accepted, on the address that was taken, since a host name can mean
+    any address. *Raises* ConfigurationError.
     """
     host = listener.getsockname()[0]
     guarded = settings.keys or settings.keys_file or settings.allow_anonymous
@@ -142,7 +143,7 @@ def check_reach(listener: socket.socket, settings: Settings) -> None:
 
 
 def _check_tls(settings: Settings) -> None:
-    """*Raises* ConfigurationError for files that are no certificate and its key."""
+    """*Raises* ConfigurationError if the files are not a certificate and its key."""
     if settings.tls_certificate is None:
         return
     try:
@@ -153,7 +154,7 @@ def _check_tls(settings: Settings) -> None:
 
 
 def address_of(listener: socket.socket, settings: Settings) -> str:
-    """For people."""
+    """The URL of the server, to be read by people."""
     scheme = "https" if settings.tls_certificate else "http"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
