@@ -128,7 +128,9 @@ def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
             jobs=settings.max_waiting,
             pixels=settings.max_waiting_pixels,
             reply_bytes=settings.max_unsent_bytes,
-            client_share=settings.max_client_share if keyed else 1.0,  # without keys, all clients behind a proxy have one address
+            client_share=settings.max_client_share
+            if keyed
+            else 1.0,  # without keys, all clients behind a proxy have one address
         ),
         rules=Rules(hang_seconds=settings.hang_seconds),
         weights_budget=settings.weights_budget,

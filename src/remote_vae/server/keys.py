@@ -38,7 +38,7 @@ class Keys:
         return hmac.digest(self._salt, text.encode(), "sha256").hex()
 
     def find(self, presented: str) -> str | None:
-        """The digest of a known key, otherwise None. All keys are compared, so that the time does not tell which one it was."""
+        """The digest of a known key, otherwise None. All keys are compared, so that the time does not tell which."""
         digest = self.digest(presented)
         same = [hmac.compare_digest(known, digest) for known in self._digests]
         return digest if any(same) else None

@@ -77,7 +77,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
 
 class Server(uvicorn.Server):
-    """At the first signal it takes no new work, finishes accepted work within the grace, and ends. At the second it ends."""
+    """After one signal it takes no new work, finishes accepted work within the grace, and ends; after two it ends."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, *, grace_seconds: float) -> None:
         super().__init__(config)
