@@ -19,7 +19,7 @@ def frames(count: int, height: int, width: int) -> np.ndarray:
 def test_frames_come_back(count: int, height: int, width: int) -> None:
     """As many frames, in order, of the same size (an odd side has one line more), close to their pixels."""
     pixels = frames(count, height, width)
-    with av.open(BytesIO(write_mp4(pixels))) as container:
+    with av.open(BytesIO(write_mp4(pixels, fps=10))) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.codec_context.pix_fmt == "yuv420p"

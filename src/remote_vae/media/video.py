@@ -8,11 +8,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-FPS: Final = 10  # what diffusers' export_to_video takes when nothing is said
 OPTIONS: Final = {"crf": "17", "preset": "veryfast"}  # to the eye no loss
 
 
-def write_mp4(frames: NDArray[np.uint8], *, fps: float = FPS) -> bytes:
+def write_mp4(frames: NDArray[np.uint8], *, fps: float) -> bytes:
     """H.264 in yuv420p, which every browser plays; nothing touches the disk.
 
     *Shapes*: RGB [F,H,W,3]. *Units*: frames per second, also 23.976.

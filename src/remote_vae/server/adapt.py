@@ -1,5 +1,7 @@
 """Wire messages -> jobs of the engine, within the server's limits; outcomes -> replies."""
 
+from typing import Final
+
 import numpy as np
 
 from remote_vae.core.layout import MatchedLayout, fit_latent
@@ -14,6 +16,8 @@ from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, ModelInfo
 from remote_vae.protocol.options import DecodeOptions
 from remote_vae.server.settings import Settings
 from remote_vae.values import Buffer, Format, Output, Posterior, Scaling, ScalingMode, Tensor
+
+FPS: Final = 10  # the default of diffusers' export_to_video
 
 
 def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
@@ -206,7 +210,7 @@ def _check_limits(settings: Settings, *, batch: int, frames: int, height: int, w
             raise TooLarge(f"{name} would be {value}; the limit here is {limit}", name=name, value=value, limit=limit)
 
 
-def write_payload(outcome: Outcome, asked: Format, options: DecodeOptions) -> Tensor | bytes:
+def write_payload(model: Served, outcome: Outcome, asked: Format, options: DecodeOptions) -> Tensor | bytes:
     """The reply's payload; writing pictures and video takes time, so it belongs into a thread."""
     tensor = outcome.tensor
     if asked.is_tensor:
@@ -214,4 +218,4 @@ def write_payload(outcome: Outcome, asked: Format, options: DecodeOptions) -> Te
     pixels = np.frombuffer(tensor.buffer, dtype=np.uint8).reshape(tensor.shape)
     if asked.is_image:
         return write_image(pixels[0], asked, quality=options["quality"])
-    return write_mp4(pixels)
+    return write_mp4(pixels, fps=FPS)

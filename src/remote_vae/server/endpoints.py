@@ -214,7 +214,7 @@ def _render(
 ) -> tuple[int, Headers, Buffer]:
     """Status, headers and body of the reply, in which the picture or video is written here."""
     started = time.perf_counter()
-    payload = write_payload(outcome, asked, options)
+    payload = write_payload(call.model, outcome, asked, options)
     stages = {**outcome.seconds, "media": time.perf_counter() - started}
     call.record.plan, call.record.stages = outcome.plan, stages
     note = "; ".join(filter(None, (outcome.note, _left_out(job, asked))))
