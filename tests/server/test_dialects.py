@@ -5,6 +5,7 @@ import io
 import json
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import requests
@@ -162,3 +163,20 @@ def test_a_picture_on_a_bare_address_is_encoded(live: Any, kind: str, headers: d
     got = floats(reply)
     assert got.shape == (1, 4, 9, 8)
     same(got, expected)
+
+
+@pytest.mark.parametrize(("asked", "played"), [({}, 24), ({"fps": 12}, 12), ({"fps": 29.97}, 29.97)])
+def test_a_video_s_rate(live: Any, asked: dict[str, float], played: float) -> None:
+    """An MP4 plays at the rate that was asked for, otherwise at that of the family's own examples."""
+    reply = ask(live, "/video", latent(1, 16, 2, 2, 2), output_type="mp4", accept="video/mp4", **asked)
+    with av.open(io.BytesIO(reply.content)) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(played, abs=1e-3)
+
+
+@pytest.mark.parametrize("fps", ["0", "120.5", "-24", "nan", "fast"])
+def test_a_rate_that_no_video_has(live: Any, fps: str) -> None:
+    """A rate outside 1 to 120 is refused, naming it."""
+    query = f"shape=1,16,2,2,2&dtype=float32&output_type=mp4&fps={fps}"
+    reply = requests.post(f"{live.url}/video?{query}", data=bytes(4 * 128), timeout=30)
+    assert reply.status_code in (400, 422)
+    assert reply.json()["error"].startswith(f"fps={fps}" if fps != "fast" else "fps='fast'")

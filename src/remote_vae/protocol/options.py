@@ -76,6 +76,14 @@ class DecodeOptions(TypedDict, total=False):
     ]
     quality: Annotated[int | None, Option(Integer(1, 100), "Of JPEG and WebP, 1 to 100.", 95, flag=True)]
     image_format: Annotated[str | None, Option(Choice(IMAGE_FORMATS), "How a picture is written.")]
+    fps: Annotated[
+        float | None,
+        Option(
+            Real(1, 120),
+            "Frames a second of an MP4, 1 to 120; if absent, those of the family's own examples.",
+            flag=True,
+        ),
+    ]
     height: Annotated[int | None, Option(Integer(1), "Height of the picture in pixels; for packed latents.", flag=True)]
     width: Annotated[int | None, Option(Integer(1), "Width of the picture in pixels; for packed latents.", flag=True)]
     plan: Annotated[str | None, PLAN]

@@ -1,7 +1,5 @@
 """Wire messages -> jobs of the engine, within the server's limits; outcomes -> replies."""
 
-from typing import Final
-
 import numpy as np
 
 from remote_vae.core.layout import MatchedLayout, fit_latent
@@ -16,8 +14,6 @@ from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, ModelInfo
 from remote_vae.protocol.options import DecodeOptions
 from remote_vae.server.settings import Settings
 from remote_vae.values import Buffer, Format, Output, Posterior, Scaling, ScalingMode, Tensor
-
-FPS: Final = 10  # the default of diffusers' export_to_video
 
 
 def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
@@ -218,4 +214,4 @@ def write_payload(model: Served, outcome: Outcome, asked: Format, options: Decod
     pixels = np.frombuffer(tensor.buffer, dtype=np.uint8).reshape(tensor.shape)
     if asked.is_image:
         return write_image(pixels[0], asked, quality=options["quality"])
-    return write_mp4(pixels, fps=FPS)
+    return write_mp4(pixels, fps=options["fps"] or model.recipe.fps)
