@@ -1,8 +1,8 @@
 """A custom handler for Hugging Face Inference Endpoints: a folder with a VAE becomes an endpoint.
 
 The toolkit that runs there reads the request itself, calls the handler with `{"inputs": ..., "parameters": {...}}`, and
-writes what comes back in the form that the Accept header asks for, which the handler does not see. Behind that the
-application is the same as everywhere: the handler asks it in its own process, without a network between.
+writes the handler's result as the Accept header asks, which the handler does not see. The handler sends each request to
+the application that `remote-vae serve` runs, in the same process and without a network.
 
 *Source*: huggingface-inference-toolkit 0.5.6, webservice_starlette.py and serialization/.
 """
@@ -23,13 +23,14 @@ from PIL import Image
 from remote_vae.errors import ConfigurationError, MalformedRequest, from_json
 from remote_vae.server.app import build_app
 from remote_vae.server.settings import Settings, read_settings
+from remote_vae.values import FORMATS
 
 HOME: Final = "http://handler"
-ANSWERS: Final = {"pil": "image/png", "pt": "tensor/base64", "mp4": "video/mp4"}  # by output_type
+ANSWERS: Final = {"pil": FORMATS["png"], "pt": FORMATS["base64"], "mp4": FORMATS["mp4"]}  # by output_type
 
 
 class EndpointHandler:
-    """What the toolkit looks for in `handler.py`. `model` is a name of the registry, whose recipe the VAE has.
+    """The toolkit looks for this class in `handler.py`. The VAE gets the recipe of `model`.
 
     *Raises* ConfigurationError for a folder without a VAE, ModelLoadError for a VAE that does not load.
     """
@@ -50,7 +51,7 @@ class EndpointHandler:
         """A picture, or `{"inputs": "<base64>", "parameters": {...}}` for a tensor or a video.
 
         `inputs` is a latent in base64 or bytes, to decode, or a PIL image, to encode; `parameters` are those of the
-        query. *Raises* what the server would answer; the toolkit makes a 400 of each.
+        query. *Raises* the error that the server would answer; the toolkit answers each with 400.
         """
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
         if not isinstance(parameters, Mapping):
@@ -60,7 +61,8 @@ class EndpointHandler:
         if isinstance(inputs, bytes | bytearray):
             inputs = base64.b64encode(inputs).decode()
         output = str(parameters.get("output_type") or "pil")
-        headers = {"content-type": "application/json", "accept": ANSWERS.get(output, "*/*")}
+        accept = ANSWERS[output].media_type if output in ANSWERS else "*/*"
+        headers = {"content-type": "application/json", "accept": accept}
         return self._ask(
             "/decode", json.dumps({"inputs": inputs, "parameters": dict(parameters)}).encode(), {}, headers
         )
@@ -89,7 +91,7 @@ class EndpointHandler:
         media = reply.headers["content-type"]
         if media.startswith("image/"):
             return Image.open(io.BytesIO(reply.content))
-        if media == "video/mp4":
+        if media == FORMATS["mp4"].media_type:
             return {"inputs": base64.b64encode(reply.content).decode(), "parameters": {"content_type": media}}
         answer: dict[str, Any] = reply.json()
         return answer

@@ -28,7 +28,7 @@ HEALTH_SECONDS: Final = 5.0
 
 
 def application(arguments: Mapping[str, Any]) -> "Application":
-    """For `import_path` in a Serve config file, whose `args` are the server's settings by name.
+    """For `import_path` in a Serve config file, with the server's settings by name as its `args`.
 
     *Raises* ConfigurationError for an unknown setting or model, and if there are no keys and the settings do not say
     `allow_anonymous`: a cluster is reached by others.
