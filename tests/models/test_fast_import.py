@@ -10,6 +10,7 @@ from remote_vae.models.spec import ModelSpec
 for name in ("demo", "taesd"):
     vae, _ = open_model(ModelSpec(name, device="cpu", random_weights=name != "demo").to_json())
     vae.decode(vae.encode(torch.zeros(1, 3, 16, 16))[:, :vae.info.latent_channels])
+    assert vae.decoders[-1].peak_bytes((1, vae.info.latent_channels, 8, 8), vae.dtype, 0)
 print([name for name in UNUSED if name in sys.modules])
 import scipy, transformers
 assert torch.compile(torch.nn.Identity(), backend="eager")(1) == 1

@@ -116,6 +116,27 @@ def test_an_overflowing_encode_is_redone(tmp_path: Path) -> None:
     assert torch.isfinite(done.tensor).all()
 
 
+def test_a_failed_retry_changes_nothing(tmp_path: Path) -> None:
+    """If memory runs out while the weights become float32, every one of them stays what it was, and so do the bits."""
+    folder = save(tmp_path, force_upcast=False, overflow="decoder")
+    vae = load(ModelSpec("mine", str(folder), recipe="sd1", dtype="float16"))
+    kept = {name: value.clone() for name, value in vae.module.state_dict().items()}
+    latent = torch.full((1, 4, 6, 8), 1e-3, dtype=torch.float16)  # so small that nothing overflows
+    before = vae.decode(latent)
+    converted = vae.module.decoder.mid_block._apply
+
+    def poor(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    vae.module.decoder.mid_block._apply = poor
+    with pytest.raises(torch.OutOfMemoryError):
+        run(vae)
+    vae.module.decoder.mid_block._apply = converted
+    assert {value.dtype for value in vae.module.state_dict().values()} == {torch.float16}
+    assert all(torch.equal(kept[name], value) for name, value in vae.module.state_dict().items())
+    assert torch.equal(vae.decode(latent), before)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_what_not_even_float32_can_decode_fails(tmp_path: Path, dtype: str) -> None:
     """A picture that is not finite in float32 either is an error and never a picture."""
