@@ -194,9 +194,9 @@ def test_metrics_at_the_same_port(start: Any, free_address: tuple[str, int]) -> 
         ("localhost", "127.0.0.1", True),
         ("0.0.0.0", "10.0.0.5", True),
         ("::", "::ffff:10.0.0.5", True),
-        ("fe80::1", "fe80:0::1%eth0", True),
+        ("0:0::1", "::1", True),
         ("::1", "fe80::1", False),
-        ("127.0.0.1", "a name of a host that lent its connection", False),
+        ("127.0.0.1", "a name", False),
     ],
 )
 def test_which_address_a_connection_came_to(listens: str, came_to: str, metrics_only: bool) -> None:

@@ -1,11 +1,11 @@
-"""`remote-vae serve`, whose options are the server's settings."""
+"""`remote-vae serve`, which has an option for each of the server's settings."""
 
 import inspect
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 import typer.core
@@ -14,9 +14,6 @@ from rich.markup import escape
 
 from remote_vae.cli.terminal import console
 from remote_vae.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from remote_vae.server.settings import Settings
 
 RAY = "Ray Serve"
 
@@ -63,7 +60,13 @@ def serve(
         name: value for name, value in ctx.params.items() if value not in (None, [], ()) and not name.startswith("ray")
     }
     settings = read_settings(values)
-    run = _on_ray(ray_replicas, ray_cpus, ray_gpus) if ray else _here()
+    run: Callable[..., None]
+    if ray:
+        from remote_vae.deploy import ray_local
+
+        run = partial(ray_local.serve, scale=ray_local.Scale.parse(ray_replicas, cpus=ray_cpus, gpus=ray_gpus))
+    else:
+        from remote_vae.server.run import serve as run
     names = escape(", ".join(settings.models))
     with console.status(f"loading {names}") as status:
 
@@ -72,19 +75,6 @@ def serve(
             console.print(f"[green]ready[/] {names} at {address} (description at {address}/docs)")
 
         run(settings, on_ready=ready)
-
-
-def _here() -> Callable[..., None]:
-    from remote_vae.server.run import serve as run
-
-    return run
-
-
-def _on_ray(replicas: str, cpus: float | None, gpus: float | None) -> Callable[..., None]:
-    from remote_vae.deploy.ray_local import Scale
-    from remote_vae.deploy.ray_local import serve as run
-
-    return partial(run, scale=Scale.parse(replicas, cpus=cpus, gpus=gpus))
 
 
 class ServeCommand(typer.core.TyperCommand):
@@ -109,7 +99,7 @@ class ServeCommand(typer.core.TyperCommand):
         def run(**values: Any) -> None:
             serve(**{name: values[name] for name in own})
 
-        parameters = [own["ctx"], *_setting_parameters(_settings()), *list(own.values())[1:]]
+        parameters = [own["ctx"], *_setting_parameters(), *list(own.values())[1:]]
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         )
@@ -118,17 +108,13 @@ class ServeCommand(typer.core.TyperCommand):
         return typer.main.get_command(app)
 
 
-def _settings() -> "type[Settings]":
+def _setting_parameters() -> Iterator[inspect.Parameter]:
+    """A parameter for each setting that has a flag; None stands for "not given", so that the environment counts."""
     try:
         from remote_vae.server.settings import Settings
     except ImportError as exc:
         raise ConfigurationError("the server is not installed; run: pip install 'remote-vae[server]'") from exc
-    return Settings
-
-
-def _setting_parameters(settings: "type[Settings]") -> Iterator[inspect.Parameter]:
-    """A parameter for each setting that has a flag; None stands for "not given", so that the environment counts."""
-    for name, field in settings.model_fields.items():
+    for name, field in Settings.model_fields.items():
         flag: Any = field.json_schema_extra
         if flag is None:
             continue

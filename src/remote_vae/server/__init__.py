@@ -1,1 +1,1 @@
-"""HTTP and nothing else. `app.build_app` is where models, engine and HTTP meet."""
+"""The HTTP server. `app.build_app` brings models, engine and HTTP together."""

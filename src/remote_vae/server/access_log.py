@@ -1,4 +1,4 @@
-"""The outermost layer of the application: it records every request, and answers the errors that nothing else caught."""
+"""The outermost layer of the application: records every request, and answers errors that no other layer caught."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The composition root: the only place where models, engine and HTTP meet."""
+"""The composition root: models, engine and HTTP meet here and in no other file."""
 
 import asyncio
 import contextlib

@@ -36,10 +36,10 @@ def _announced(request: Request) -> int | None:
 
 
 async def read_body(request: Request, head: Head, settings: Settings) -> bytearray:
-    """The whole body, which ends at the latest where the promised tensor does.
+    """The whole body; a body that is longer than the tensor that was promised is refused at once.
 
     *Raises* TooLarge, WrongByteCount, RequestTimeout, and MalformedRequest if the client goes away or the body is not
-    the one whose digest was announced.
+    the one that the announced digest is of.
     """
     body = bytearray()  # grows with what has come: an announced length costs the client nothing, so it gets no memory
     try:
@@ -68,7 +68,7 @@ async def while_wanted(request: Request, work: Coroutine[Any, Any, T]) -> T:
     *Raises* MalformedRequest when the client goes away.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # after the body nothing else can come
+    gone = asyncio.ensure_future(request.receive())  # after the body only this can come
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():

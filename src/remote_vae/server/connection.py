@@ -1,7 +1,7 @@
 """One TCP connection: uvicorn's HTTP/1.1, with bounds on the size and the time of what comes before a body.
 
 What is refused here never reaches the application, and is answered in the same JSON form as every other error. The
-class overrides private methods of uvicorn, whose versions are therefore bounded in pyproject.toml.
+class overrides private methods of uvicorn, so pyproject.toml bounds uvicorn's version.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -47,11 +47,6 @@ class Part(Enum):
     BODY = auto()  # of a known length, so that nothing about it has to be counted
 
 
-def connection_class(settings: Settings, metrics: Metrics) -> type["Connection"]:
-    """The protocol class for uvicorn, which builds the connections itself."""
-    return type("BoundConnection", (Connection,), {"settings": settings, "metrics": metrics})
-
-
 class Timer:
     """Calls a function after some seconds, unless it is stopped before."""
 
@@ -70,11 +65,9 @@ class Timer:
 class Connection(HttpToolsProtocol):
     """Counts what comes that is not body, and closes when nothing is read or written in time."""
 
-    settings: ClassVar[Settings]
-    metrics: ClassVar[Metrics]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self.settings, self.metrics = settings, metrics
         self._part = Part.NOTHING
         self._began = self.loop.time()  # of the request
         self._extra_bytes = self._chunks = 0  # of the head or the chunked body: bytes that are not body, and chunks
@@ -184,9 +177,9 @@ class Connection(HttpToolsProtocol):
             self._refuse(MalformedRequest("this is not a valid HTTP/1.1 request"))
 
     def _check_head(self) -> None:
-        settings, version, method = self.settings, self.parser.get_http_version(), self.parser.get_method()
+        version, method = self.parser.get_http_version(), self.parser.get_method()
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if len(self.headers) > settings.max_headers or size > settings.max_head_bytes:
+        if len(self.headers) > self.settings.max_headers or size > self.settings.max_head_bytes:
             raise self._too_large()
         if version not in ("1.0", "1.1"):
             raise _wrong_version()
@@ -227,12 +220,8 @@ class Connection(HttpToolsProtocol):
         status, headers, body = render_error(error)
         if isinstance(error, MethodNotAllowed):
             headers.append(("allow", ", ".join(METHODS)))
-        took = (self.loop.time() - self._began) * 1000
-        headers += [
-            ("server-timing", f"total;dur={took:.2f}"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]
+        headers.append(("server-timing", f"total;dur={(self.loop.time() - self._began) * 1000:.2f}"))
+        headers += [("content-length", str(len(body))), ("connection", "close")]
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode() + body
 

@@ -84,7 +84,7 @@ def _wrong_method(request: Request, allowed: list[str]) -> MethodNotAllowed:
 
 
 class Endpoints:
-    """The routes' functions, over one engine."""
+    """The functions of the routes, for one engine."""
 
     def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self._engine = engine
@@ -149,7 +149,7 @@ class Endpoints:
             return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
 
     async def home(self, request: Request) -> Response:
-        """GET /: what this is and where to look; for a browser, the page."""
+        """GET /: what this server is and has; for a browser, the page."""
         if wants_page(request):
             return await self.browser.page(request)
         names = {name: list(model.aliases) for name, model in self._engine.models.items()}
@@ -205,14 +205,14 @@ class Endpoints:
 
 
 async def _in_thread_if(slow: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `work`. What takes time runs in a thread, so that other clients are served meanwhile."""
+    """The result of `work`. What takes time runs in a thread, and other clients are served while it does."""
     return await asyncio.to_thread(work, *args, **kwargs) if slow else work(*args, **kwargs)
 
 
 def _render(
     call: Call, job: Job, outcome: Outcome, asked: Format, options: DecodeOptions
 ) -> tuple[int, Headers, Buffer]:
-    """Status, headers and body of the reply, in which the picture or video is written here."""
+    """Writes the picture or video, and gives the status, headers and body of the reply."""
     started = time.perf_counter()
     payload = write_payload(call.model, outcome, asked, options)
     stages = {**outcome.seconds, "media": time.perf_counter() - started}

@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import Final
 
 FIELDS: Final = (
-    "request_id",
-    "model",
-    "route",
-    "method",
-    "status",
-    "error",
-    "ms",
-    "bytes_in",
-    "bytes_out",
-    "plan",
-    "cause",
+    *("request_id", "model", "route", "method", "status", "error"),
+    *("ms", "bytes_in", "bytes_out", "plan", "cause"),
 )  # what a record of ours may add
 OURS: Final = ("remote_vae", "uvicorn")  # loggers whose messages are constant text until their values are put in
 MOST_FRAMES: Final = 8  # of each exception
-MOST_CAUSES: Final = 4
+MOST_CAUSES: Final = 3
 
 
 class JsonLines(logging.Formatter):
@@ -42,32 +33,27 @@ class JsonLines(logging.Formatter):
         }
         line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info and record.exc_info[1] is not None:
-            line |= _describe(record.exc_info[1])
+            line |= {"exception": type(record.exc_info[1]).__name__, "frames": _frames(record.exc_info[1])}
         return json.dumps(line)
 
 
 class JsonHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Says of a line that cannot be written why not, in the same form and without the line's own words."""
+    """Writes, in place of a line that cannot be written, where that failed, and no word of the line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        failure = sys.exception()
-        line = {"level": "error", "event": "a line of the log could not be written"}
-        self.stream.write(json.dumps(line | (_describe(failure) if failure else {})) + self.terminator)
+        failure = sys.exception() or RuntimeError()
+        line = {"level": "error", "event": "a line of the log could not be written", "frames": _frames(failure)}
+        self.stream.write(json.dumps({**line, "exception": type(failure).__name__}) + self.terminator)
 
 
-def _describe(exc: BaseException) -> dict[str, object]:
-    """The type and frames of an exception, followed by those of the exceptions that led to it."""
-    frames: list[str] = []
-    link: BaseException | None = exc
-    for _ in range(MOST_CAUSES):
-        if link is None:
-            break
-        if link is not exc:
-            frames.append(f"caused by {type(link).__name__}")
-        trace = traceback.extract_tb(link.__traceback__)[-MOST_FRAMES:]
-        frames += [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in trace]
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return {"exception": type(exc).__name__, "frames": frames}
+def _frames(exc: BaseException, causes: int = MOST_CAUSES) -> list[str]:
+    """The frames of an exception, followed by those of the exceptions that led to it."""
+    trace = traceback.extract_tb(exc.__traceback__)[-MOST_FRAMES:]
+    frames = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in trace]
+    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    if cause is not None and causes:
+        frames += [f"caused by {type(cause).__name__}", *_frames(cause, causes - 1)]
+    return frames
 
 
 def set_up_logs(*, requests: bool) -> None:

@@ -1,6 +1,5 @@
-"""The metrics at an address of their own."""
+"""The metrics at another address than the rest."""
 
-import ipaddress
 import socket
 
 from starlette.requests import Request
@@ -10,16 +9,19 @@ from remote_vae.errors import ConfigurationError, RemoteVAEError, UnknownRoute
 from remote_vae.server.endpoints import Page, page_only
 from remote_vae.server.error_responses import on_error
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 
 class MetricsListener:
     """Pure ASGI: a request that comes in at this address gets one page, without a key, and nothing besides."""
 
     def __init__(self, app: ASGIApp, *, address: tuple[str, int], path: str, page: Page) -> None:
-        """*Raises* ConfigurationError for a host name that means no address."""
+        """*Raises* ConfigurationError for a host name that has no address."""
         self._app = app
-        self._host, self._port = _resolve(address[0]), address[1]
+        host, self._port = address
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._host = socket.getaddrinfo(host, None, family)[0][4][0]
+        except (OSError, UnicodeError) as exc:
+            raise ConfigurationError(f"the metrics cannot be at {host}:{self._port}, which is no address") from exc
         self._path = path
         self._page = page_only(page)
 
@@ -39,21 +41,4 @@ class MetricsListener:
     def _is_addressed(self, scope: Scope) -> bool:
         """Whether the connection was made to this address; the application may have the same port at another one."""
         host, port = scope.get("server") or ("", None)
-        return port == self._port and (self._host.is_unspecified or _address_of(host) == self._host)
-
-
-def _resolve(host: str) -> Address:
-    try:
-        address = _address_of(host if ":" in host else socket.gethostbyname(host))
-    except OSError:
-        address = None
-    if address is None:
-        raise ConfigurationError(f"the metrics cannot be at {host!r}, which is no address of this machine")
-    return address
-
-
-def _address_of(host: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
+        return port == self._port and self._host in (host, "0.0.0.0", "::")

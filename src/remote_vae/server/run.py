@@ -10,6 +10,7 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -17,7 +18,7 @@ import uvicorn
 from remote_vae.engine.engine import Engine
 from remote_vae.errors import ConfigurationError
 from remote_vae.server.app import LOADER, build_app
-from remote_vae.server.connection import connection_class
+from remote_vae.server.connection import Connection
 from remote_vae.server.logs import set_up_logs
 from remote_vae.server.settings import Settings
 
@@ -46,7 +47,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     server = Server(
         uvicorn.Config(
             app,
-            http=connection_class(settings, app.state.metrics),
+            http=partial(Connection, settings, app.state.metrics),  # type: ignore[arg-type]  # it is only called
             log_config=None,
             log_level="error",
             access_log=False,

@@ -14,7 +14,7 @@ SLICE_BYTES: Final = 2**20  # what the HTTP server copies or encrypts at once, i
 class TrackedResponse(Response):
     """Sends a body that is never copied, and calls `on_sent` when the client has taken nearly all of it or has gone.
 
-    Servers wait for a connection's buffer at the next `send`, so the end is sent in a message of its own.
+    Servers wait for a connection's buffer at the next `send`, so the end is sent in another message than the body.
     """
 
     def __init__(self, body: Buffer, status: int, headers: dict[str, str], *, on_sent: Callable[[], None]) -> None:
