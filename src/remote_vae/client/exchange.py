@@ -1,4 +1,4 @@
-"""One HTTP exchange as values: what is sent, what came back, and what went wrong on the way."""
+"""One HTTP exchange as values: the request, the reply, and the error if there is no reply."""
 
 import time
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """Names in `headers` are lower case; the body is writable, so that a tensor can lie on it without a copy."""
+    """Names in `headers` are lower case; the body is writable, so that a tensor can use it without a copy."""
 
     status: int
     headers: Mapping[str, str]
@@ -35,7 +35,7 @@ class HttpReply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No reply; `passing` when another try may end better."""
+    """No reply; `passing` if another try may succeed."""
 
     error: ClientError
     passing: bool
@@ -56,55 +56,53 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds; zero or less when it is over."""
+        """Seconds; zero or less if the deadline has passed."""
         return self.at - time.monotonic()
 
     def timeouts(self) -> httpx2.Timeout:
-        """For one try: what is left, but less for the connection, so that a dead host does not take it all."""
+        """For one try: the time left, but less for the connection, so that a dead host does not use up all of it."""
         left = max(self.left, 0.001)
         return httpx2.Timeout(left, connect=min(left, CONNECT_SECONDS))
 
 
 class ReplyReader:
-    """Collects a reply's body within the limit and the deadline."""
+    """Collects a reply within the limit on its bytes and the deadline."""
 
-    def __init__(self, response: httpx2.Response, *, limit: int, deadline: Deadline) -> None:
-        """*Raises* InvalidReply for a body that is compressed, or announced as longer than the limit."""
-        self._status = response.status_code
-        self._headers = {name.lower(): value for name, value in response.headers.items()}
-        self._body = bytearray()
+    def __init__(self, *, limit: int, deadline: Deadline) -> None:
+        self.deadline = deadline
+        self.reply: HttpReply | None = None  # from the head on
         self._limit = limit
-        self._deadline = deadline
-        coding = self._headers.get("content-encoding", "").strip().lower()
+
+    def begin(self, response: httpx2.Response) -> None:
+        """*Raises* InvalidReply if the body is compressed, or announced as longer than the limit."""
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        self.reply = HttpReply(response.status_code, headers, bytearray())
+        coding, length = headers.get("content-encoding", "").strip().lower(), headers.get("content-length", "")
         if coding not in ("", "identity"):
             raise InvalidReply(
-                f"the reply has content-encoding {clip(coding)!r}, which was not asked for", status=self._status
+                f"the reply has content-encoding {clip(coding)!r}, which was not asked for", status=self.reply.status
             )
-        length = self._headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limit:
-            raise self._too_long()
+        self._check(int(length) if length.isdecimal() else 0, self.reply)
 
     def take(self, chunk: bytes) -> None:
-        """*Raises* InvalidReply above the limit, ClientTimeout past the deadline."""
-        if len(self._body) + len(chunk) > self._limit:
-            raise self._too_long()
-        if self._deadline.left <= 0:
-            raise ClientTimeout(f"the reply was not complete in time; {len(self._body)} bytes had come")
-        self._body += chunk
+        """*Raises* InvalidReply above the limit, ClientTimeout after the deadline."""
+        assert self.reply is not None, "begin comes first"
+        self._check(len(self.reply.body) + len(chunk), self.reply)
+        if self.deadline.left <= 0:
+            raise ClientTimeout(f"the reply was not complete in time; {len(self.reply.body)} bytes had come")
+        self.reply.body.extend(chunk)
 
-    def reply(self) -> HttpReply:
-        return HttpReply(self._status, self._headers, self._body)
-
-    def _too_long(self) -> InvalidReply:
-        return InvalidReply(
-            f"the reply is longer than {self._limit} bytes; raise max_reply_bytes, or ask for less at a time",
-            limit=self._limit,
-            status=self._status,
-        )
+    def _check(self, length: int, reply: HttpReply) -> None:
+        if length > self._limit:
+            raise InvalidReply(
+                f"the reply is longer than {self._limit} bytes; raise max_reply_bytes, or ask for less at a time",
+                limit=self._limit,
+                status=reply.status,
+            )
 
 
 def failure_of(error: httpx2.HTTPError | TimeoutError, *, url: str, in_body: bool) -> Failure:
-    """What an error of httpx2 means here; `in_body` when the reply's head had come."""
+    """The failure that an error of httpx2 means; `in_body` if the reply's head had come."""
     host = urlsplit(url).netloc
     text = str(error) or type(error).__name__
     match error:
@@ -123,20 +121,19 @@ def failure_of(error: httpx2.HTTPError | TimeoutError, *, url: str, in_body: boo
 
 
 def settle(outcome: Outcome) -> HttpReply:
-    """The reply, which has status 200 or one of an error; *raises* the failure, or InvalidReply for a redirect."""
+    """The reply, with status 200 or that of an error; *raises* the failure, or InvalidReply for another status."""
     if isinstance(outcome, Failure):
         raise outcome.error
     if outcome.status == 200 or outcome.status >= 400:
         return outcome
-    if 300 <= outcome.status < 400:
-        location = outcome.headers.get("location", "")
-        try:
-            target = urlsplit(location).hostname or "another path of the same host"
-        except ValueError:
-            target = "an unreadable address"
-        raise InvalidReply(
-            f"the server answered {outcome.status} and sends elsewhere, to {clip(target, 100)}; redirects are not "
-            "followed, so give the final address as the endpoint",
-            status=outcome.status,
-        )
-    raise InvalidReply(f"the server answered {outcome.status}; expected 200 or an error", status=outcome.status)
+    if not 300 <= outcome.status < 400:
+        raise InvalidReply(f"the server answered {outcome.status}; expected 200 or an error", status=outcome.status)
+    try:
+        target = urlsplit(outcome.headers.get("location", "")).hostname or "another path of the same host"
+    except ValueError:
+        target = "an unreadable address"
+    raise InvalidReply(
+        f"the server answered {outcome.status} and sends elsewhere, to {clip(target, 100)}; redirects are not "
+        "followed, so give the final address as the endpoint",
+        status=outcome.status,
+    )

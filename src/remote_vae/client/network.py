@@ -20,8 +20,8 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx2
 
 from remote_vae.client.deadline import DeadlineTransport
-from remote_vae.client.exchange import Deadline, Failure, HttpRequest, Outcome, ReplyReader, failure_of
-from remote_vae.errors import ClientError, ConfigurationError
+from remote_vae.client.exchange import HttpRequest, ReplyReader
+from remote_vae.errors import ConfigurationError
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ AGENT: Final = {"user-agent": "remote-vae"}
 class Network(Protocol):
     """Sends a request once, and waits."""
 
-    async def exchange(self, request: HttpRequest, deadline: Deadline, limit: int) -> Outcome:
-        """The reply with a body of at most `limit` bytes, or what went wrong; it is over by the deadline."""
+    async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
+        """Fills the reader, until its deadline; *raises* ClientError, httpx2.HTTPError, TimeoutError."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -57,7 +57,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 class BlockingNetwork:
-    """Blocks the calling thread; threads may share it, and a forked process gets connections of its own."""
+    """Blocks the calling thread; threads may share it, and a forked process opens other connections."""
 
     def __init__(self, url: str, *, http: httpx2.Client | None = None, proxy: str | None = None) -> None:
         self._proxy = _read_proxy(proxy, http)
@@ -78,24 +78,12 @@ class BlockingNetwork:
             self._connect()
         return self._own
 
-    async def exchange(self, request: HttpRequest, deadline: Deadline, limit: int) -> Outcome:
-        reader: ReplyReader | None = None
+    async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
         http = self._http()
-        try:
-            response = http.send(
-                _prepare(http, request, deadline), stream=True, follow_redirects=False, auth=_auth(http, request)
-            )
-            try:
-                reader = ReplyReader(response, limit=limit, deadline=deadline)
-                for chunk in response.iter_bytes():
-                    reader.take(chunk)
-            finally:
-                response.close()
-        except ClientError as exc:
-            return Failure(exc, passing=False)
-        except httpx2.HTTPError as exc:
-            return failure_of(exc, url=request.url, in_body=reader is not None)
-        return reader.reply()
+        with http.stream(**_arguments(http, request, reader)) as response:
+            reader.begin(response)
+            for chunk in response.iter_bytes():
+                reader.take(chunk)
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -106,7 +94,7 @@ class BlockingNetwork:
 
 
 class AsyncNetwork:
-    """Needs asyncio; each event loop gets connections of its own, which end with it."""
+    """Needs asyncio; each event loop has its own connections, which end with it."""
 
     def __init__(self, url: str, *, http: httpx2.AsyncClient | None = None, proxy: str | None = None) -> None:
         self._proxy = _read_proxy(proxy, http)
@@ -126,26 +114,16 @@ class AsyncNetwork:
             self._own[loop] = http, closing
         return self._own[loop][0]
 
-    async def exchange(self, request: HttpRequest, deadline: Deadline, limit: int) -> Outcome:
-        reader: ReplyReader | None = None
+    async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
         http = await self._http()
-        try:
-            async with asyncio.timeout(deadline.left):
-                response = await http.send(
-                    _prepare(http, request, deadline), stream=True, follow_redirects=False, auth=_auth(http, request)
-                )
-                try:
-                    reader = ReplyReader(response, limit=limit, deadline=deadline)
-                    async with aclosing(response.aiter_bytes()) as chunks:
-                        async for chunk in chunks:
-                            reader.take(chunk)
-                finally:
-                    await response.aclose()
-        except ClientError as exc:
-            return Failure(exc, passing=False)
-        except (httpx2.HTTPError, TimeoutError) as exc:
-            return failure_of(exc, url=request.url, in_body=reader is not None)
-        return reader.reply()
+        async with (
+            asyncio.timeout(reader.deadline.left),
+            http.stream(**_arguments(http, request, reader)) as response,
+            aclosing(response.aiter_bytes()) as chunks,
+        ):
+            reader.begin(response)
+            async for chunk in chunks:
+                reader.take(chunk)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -177,15 +155,15 @@ def _verify(url: str, proxy: str | None) -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx2.create_ssl_context(trust_env=False)
 
 
-def _prepare(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest, deadline: Deadline) -> httpx2.Request:
-    # Identity: what is not compressed cannot unfold to more bytes than the limit.
-    headers = {**request.headers, "accept-encoding": "identity"}
-    content = request.body or None
-    return http.build_request(
-        request.method, request.url, headers=headers, content=content, timeout=deadline.timeouts()
-    )
-
-
-def _auth(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest) -> httpx2.Auth | None:
-    """An injected client's own credential gives way to the request's."""
-    return None if "authorization" in request.headers else http.auth
+def _arguments(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest, reader: ReplyReader) -> dict[str, Any]:
+    return {
+        "method": request.method,
+        "url": request.url,
+        # Identity: what is not compressed cannot unfold to more bytes than the limit.
+        "headers": {**request.headers, "accept-encoding": "identity"},
+        "content": request.body or None,
+        "timeout": reader.deadline.timeouts(),
+        "follow_redirects": False,
+        # An injected client's own credential gives way to the request's.
+        "auth": None if "authorization" in request.headers else http.auth,
+    }

@@ -11,9 +11,20 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from remote_vae.client.exchange import Deadline, Failure, HttpReply, HttpRequest, Outcome, settle
+import httpx2
+
+from remote_vae.client.exchange import (
+    Deadline,
+    Failure,
+    HttpReply,
+    HttpRequest,
+    Outcome,
+    ReplyReader,
+    failure_of,
+    settle,
+)
 from remote_vae.client.network import Network
-from remote_vae.errors import InvalidValue
+from remote_vae.errors import ClientError, InvalidValue
 
 GIB: Final = 1024**3
 LONGEST_TIMEOUT: Final = 86400.0
@@ -54,11 +65,22 @@ async def send(network: Network, request: HttpRequest, bounds: Bounds) -> HttpRe
     """The reply, which has status 200 or that of an error; *raises* ConnectionFailed, ClientTimeout, InvalidReply."""
     tries = Tries(most=bounds.tries, budget=bounds.timeout)
     while True:
-        outcome = await network.exchange(request, tries.deadline, bounds.max_reply_bytes)
+        outcome = await _attempt(network, request, ReplyReader(limit=bounds.max_reply_bytes, deadline=tries.deadline))
         pause = tries.pause_after(outcome)
         if pause is None:
             return settle(outcome)
         await network.sleep(pause)
+
+
+async def _attempt(network: Network, request: HttpRequest, reader: ReplyReader) -> Outcome:
+    try:
+        await network.exchange(request, reader)
+    except ClientError as exc:
+        return Failure(exc, passing=False)
+    except (httpx2.HTTPError, TimeoutError) as exc:
+        return failure_of(exc, url=request.url, in_body=reader.reply is not None)
+    assert reader.reply is not None, "an exchange without an error has a reply"
+    return reader.reply
 
 
 class Tries:
