@@ -42,7 +42,8 @@ def cards(answers: Any) -> bytes:
     """The answer to GET /models of a server with one model."""
     config = {"_class_name": "AutoencoderKL", "block_out_channels": [8], "latent_channels": 4, "scaling_factor": 0.3}
     card = {"name": "sd", "aliases": ["sd15"], "kind": "image", "latent_channels": 4, "config": config}
-    card |= {"spatial_compression_ratio": 1, "temporal_compression_ratio": 1}
+    card |= {"spatial_compression_ratio": 1, "temporal_compression_ratio": 1, "latent_layouts": ["b c h w"]}
+    card |= {"deterministic": False, "normalised": False}
     return answers.http(200, json.dumps({"models": [card]}).encode(), content_type="application/json")
 
 

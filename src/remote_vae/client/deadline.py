@@ -1,4 +1,4 @@
-"""A blocking httpx2 transport whose time-outs hold for a whole request.
+"""A blocking httpx2 transport with time-outs for a whole request.
 
 httpx2 gives every single read and write the whole time-out, so a server that sends a byte now and then could hold a
 call without end. In this transport all reads of a request together take no longer than its read time-out, and all
@@ -73,7 +73,7 @@ class _Body(httpx2.SyncByteStream):
 
 
 class _Backend(httpcore2.SyncBackend):
-    """Opens connections whose time-outs are moments."""
+    """Opens connections that take time-outs for moments."""
 
     def connect_tcp(
         self,

@@ -1,4 +1,4 @@
-"""Where the server is, and the credential it gets."""
+"""The server's address, and the credential that is sent to it."""
 
 import base64
 import os
@@ -36,8 +36,8 @@ class Endpoint:
 def read_endpoint(endpoint: str, *, token: str | None = None) -> Endpoint:
     """The endpoint of a URL like http://host:8000.
 
-    The credential is `token`, else what stands before the @ of the URL, else the variable REMOTE_VAE_API_KEY;
-    a token of another service is never looked at. *Raises* InvalidValue, ConfigurationError.
+    The credential is `token`, otherwise the part of the URL before the @, otherwise the variable REMOTE_VAE_API_KEY;
+    tokens of other services are never read. *Raises* InvalidValue, ConfigurationError.
     """
     try:
         parts = urlsplit(endpoint)

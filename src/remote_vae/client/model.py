@@ -1,4 +1,4 @@
-"""One model of a server, by its card: what a VAE object of a pipeline or of a workflow asks of it."""
+"""One model of a server, with the facts on its card, for the VAE objects of pipelines and workflows."""
 
 import re
 import weakref
@@ -10,13 +10,22 @@ from remote_vae.client.latents import AnyTensor
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, UnknownModel
 
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
+NEEDED: Final = (
+    "latent_channels",
+    "spatial_compression_ratio",
+    "temporal_compression_ratio",
+    "latent_layouts",
+    "deterministic",
+    "normalised",
+    "config",
+)
 
 
 class RemoteModel:
     """A model at `endpoint`, which is http://host:8000/<model>, or http://host:8000 with `model` or the first model.
 
-    *Units*: timeout in seconds, for a whole call with all its tries. *Raises* UnknownModel for one that is not
-    served there, and what `Client` raises.
+    *Units*: timeout in seconds, for a whole call with all its tries.
+    *Raises* UnknownModel if the model is not served there, and the errors of `Client`.
     """
 
     def __init__(
@@ -29,7 +38,7 @@ class RemoteModel:
     ) -> None:
         base, name = split_endpoint(endpoint, model)
         self._client = Client(base, token=token, timeout=timeout)
-        # Nobody closes a pipeline's VAE, so the connection goes with this object.
+        # Users do not close a pipeline's VAE, so the connection is closed when this object is collected.
         self.close = weakref.finalize(self, self._client.close)
         self.place = _without_credentials(base)
         try:
@@ -56,13 +65,18 @@ class RemoteModel:
 
     @property
     def frames_ratio(self) -> int:
-        """Frames per latent frame, but for the first; 1 for pictures."""
+        """Frames per latent frame after the first; 1 for images."""
         return int(self.card["temporal_compression_ratio"])
 
     @property
     def is_video(self) -> bool:
         """Whether its latents have an axis of frames."""
-        return any("f" in layout.split() for layout in self.card.get("latent_layouts", ()))
+        return any("f" in layout.split() for layout in self.card["latent_layouts"])
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether the VAE itself takes normalised latents, as previews do."""
+        return bool(self.card["normalised"])
 
     def decode(self, latent: AnyTensor, *, do_scaling: bool = False) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
@@ -147,8 +161,7 @@ def _find(cards: list[dict[str, Any]], name: str | None, place: str) -> dict[str
     else:
         served = ", ".join(card["name"] for card in cards) or "none"
         raise UnknownModel(f"model {name!r} is not served at {place}; served are {served}", model=name)
-    needed = ("latent_channels", "spatial_compression_ratio", "temporal_compression_ratio", "kind", "config")
-    missing = [key for key in needed if not card.get(key)]
+    missing = [key for key in NEEDED if card.get(key) is None or card[key] in ([], {})]
     if missing:
         raise InvalidReply(
             f"the card of model {card['name']!r} at {place} lacks {', '.join(missing)}; is the server older than "
@@ -159,10 +172,10 @@ def _find(cards: list[dict[str, Any]], name: str | None, place: str) -> dict[str
 
 
 def _as_sent(pixels: AnyTensor) -> AnyTensor:
-    """The same pixels in the fewest bytes and without doubt about their range.
+    """The same pixels in the fewest bytes, with a range that the server cannot mistake.
 
-    Those of a picture go as its levels, which the server reads as the pipelines do, to the last bit. Other floats are
-    taken for [-1, 1] there only when one of them is negative; without one they go as [0, 1].
+    Pixels of an 8-bit image are sent as uint8, which the server reads as the pipelines do, to the last bit. Other
+    floats the server takes for [-1, 1] only if one of them is negative; if none is, they are sent in [0, 1].
     *Shapes*: [B,3,H,W] -> uint8 [B,H,W,3] or the same.
     """
     if pixels.ndim == 4 and str(pixels.dtype) == "torch.float32":

@@ -1,6 +1,6 @@
-"""RemoteVAE: what a diffusers pipeline takes for its VAE, decoding and encoding on a server.
+"""RemoteVAE: a VAE for a diffusers pipeline that decodes and encodes on a server.
 
-The one module of the client that imports torch and diffusers; it is imported when RemoteVAE is first used.
+No other module of the client imports torch and diffusers; this one is imported when RemoteVAE is first used.
 """
 
 import copy
@@ -23,19 +23,18 @@ from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFaile
 
 T = TypeVar("T")
 
-PREVIEW_KEY: Final = "latent_magnitude"  # that only the configs of tiny VAEs have
-NORM_KEY: Final = "batch_norm_eps"  # of a VAE whose pipelines read statistics of the latents from a batch norm
+NORM_KEY: Final = "batch_norm_eps"  # in the config if the pipelines read statistics of the latents from a batch norm
 
 
 class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
     """`pipe.vae = RemoteVAE("http://host:8000/sdxl")`, or `from_pretrained(..., vae=RemoteVAE(...))`.
 
-    It has the config of the VAE that the server holds, and no weights. Decoded pixels come in the server's precision,
-    on the latent's device. A posterior is sampled here, of the server's mean and log-variance, so that seeds give what
-    they give with a local VAE. `model` is the server's name for it, where the URL does not end with one. `fallback` is
-    a local VAE that takes over, with a warning, when no answer comes from the server. As a context it closes its
-    connection at the end. *Units*: timeout in seconds, for a whole call with all its tries.
-    *Raises* UnknownModel, LatentMismatch, ConnectionFailed, ClientTimeout, and what the server raises.
+    It has the config of the server's VAE, and no weights. Decoded pixels have the server's precision and are on the
+    latent's device. Posteriors are sampled here, from the server's mean and log-variance, so that a seed gives the same
+    result as with a local VAE. `model` is the server's name of the model, if the URL does not end with it. `fallback`
+    is a local VAE that is used, with a warning, if the server does not answer. As a context it closes its connection at
+    the end. *Units*: timeout in seconds, for a whole call with all its tries.
+    *Raises* UnknownModel, LatentMismatch, ConnectionFailed, ClientTimeout, and the server's errors.
     """
 
     config_name = "config.json"
@@ -52,21 +51,19 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         fallback: Any = None,
     ) -> None:
         super().__init__()
-        # Of no elements: it follows `.to()` and offload hooks as weights would, and so tells device and precision.
+        # Without elements: it follows `.to()` and offload hooks as weights do, and so gives device and precision.
         self.place = torch.nn.Parameter(torch.empty(0), requires_grad=False)
         self._connect: Callable[[], RemoteModel] = lambda: RemoteModel(
             endpoint, model=model, token=token, timeout=timeout
         )
         self._remote: RemoteModel | None = None
-        # Past the module, which would take it for weights of its own.
+        # Not by assignment, because the module would count the fallback's weights among its own.
         object.__setattr__(self, "_fallback", fallback)
-        config, norm, self._is_preview = self._ask(
-            _facts, lambda local: (local.config, getattr(local, "bn", None), PREVIEW_KEY in local.config)
-        )
+        config, norm = self._ask(_config_and_norm, lambda local: (local.config, getattr(local, "bn", None)))
         shown = {name: value for name, value in config.items() if not name.startswith("_")}
         if norm is not None:
             self.bn = _without_weights(norm)
-        shown["shift_factor"] = shown.get("shift_factor") or 0.0  # some pipelines add it unasked
+        shown["shift_factor"] = shown.get("shift_factor") or 0.0  # some pipelines add it without a check
         self.register_to_config(**shown, endpoint=read_endpoint(endpoint, token=token).url, model=model)
 
     def __enter__(self) -> Self:
@@ -76,7 +73,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; a later call opens another."""
+        """Closes the connection; a later call opens another one."""
         if self._remote is not None:
             self._remote.close()
             self._remote = None
@@ -97,12 +94,12 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
 
     @property
     def temporal_compression_ratio(self) -> int:
-        """Frames per latent frame, but for the first; 1 for pictures."""
+        """Frames per latent frame after the first; 1 for images."""
         return int(self.config.get("temporal_compression_ratio") or 1)
 
     @property
     def post_quant_conv(self) -> Self:
-        """Pipelines ask its parameters for their precision, and nothing else."""
+        """Pipelines only read the precision of its parameters."""
         return self
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
@@ -112,7 +109,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,3,H,W] or [B,C,f,h,w] -> [B,3,F,H,W]."""
         _refuse_gradient(z)
         pixels = self._ask(
-            lambda remote: remote.decode(z, do_scaling=self._is_preview),
+            lambda remote: remote.decode(z, do_scaling=remote.is_normalised),
             lambda local: local.decode(z.to(local.device, local.dtype)).sample,
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
@@ -123,23 +120,17 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     ) -> AutoencoderKLOutput | AutoencoderTinyOutput | tuple[Any]:
         """*Shapes*: [B,3,H,W] -> a distribution of [B,C,h,w], or [B,3,F,H,W] -> [B,C,f,h,w]; previews give a latent."""
         _refuse_gradient(x)
-        if self._is_preview:
-            latent = self._ask(
-                lambda remote: remote.encode(x, posterior="mode", do_scaling=True),
-                lambda local: local.encode(x.to(local.device, local.dtype)).latents,
-            ).to(x)
+        found, is_latent = self._ask(lambda remote: _encode_there(remote, x), lambda local: _encode_here(local, x))
+        if is_latent:
+            latent = found.to(x)
             return AutoencoderTinyOutput(latents=latent) if return_dict else (latent,)
-        moments = self._ask(
-            lambda remote: remote.encode(x, posterior="parameters"),
-            lambda local: local.encode(x.to(local.device, local.dtype)).latent_dist.parameters,
-        )
-        # In the layout that the VAE's convolutions leave, because networks add in another order on another one.
+        # In the memory layout that the VAE's convolutions give, because another one changes a network's rounding.
         layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
-        posterior = DiagonalGaussianDistribution(moments.to(x).contiguous(memory_format=layout))
+        posterior = DiagonalGaussianDistribution(found.to(x).contiguous(memory_format=layout))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def _ask(self, remote: Callable[[RemoteModel], T], local: Callable[[Any], T]) -> T:
-        """The server's answer, or the fallback's when there is a fallback and no answer."""
+        """The server's answer; the fallback's, if there is a fallback and the server does not answer."""
         try:
             if self._remote is None:
                 self._remote = self._connect()
@@ -181,7 +172,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         fallback: Any = None,
         **_: Any,
     ) -> Self:
-        """The one that `save_pretrained` wrote, its config asked for anew; *raises* ConfigurationError."""
+        """The RemoteVAE that `save_pretrained` wrote, with the server's present config; *raises* ConfigurationError."""
         config = cls.load_config(path, subfolder=subfolder)
         if config.get("_class_name") != cls.__name__:
             raise ConfigurationError(
@@ -193,24 +184,34 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         return found
 
 
-def _facts(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.BatchNorm2d | None, bool]:
-    """The VAE's config, the batch norm with the card's statistics if its pipelines read one, whether it is a preview.
-
-    A preview gives a latent and not a distribution, and works on normalised latents.
-    """
+def _config_and_norm(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.BatchNorm2d | None]:
+    """The VAE's config, and the batch norm with the card's statistics if the pipelines read one."""
     config = remote.card["config"]
-    preview = bool(remote.card.get("normalised", PREVIEW_KEY in config))  # older servers do not say
     if NORM_KEY not in config:
-        return config, None, preview
+        return config, None
     mean, std = (torch.tensor(remote.card[name], dtype=torch.float64) for name in ("latents_mean", "latents_std"))
-    norm = torch.nn.BatchNorm2d(len(mean), eps=config["batch_norm_eps"], affine=False)
+    norm = torch.nn.BatchNorm2d(len(mean), eps=config[NORM_KEY], affine=False)
     norm.running_mean, norm.running_var = mean.float(), (std.square() - norm.eps).float()
-    return config, norm, preview
+    return config, norm
+
+
+def _encode_there(remote: RemoteModel, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """A posterior's parameters from the server; or a latent, and True, if the encoder is deterministic."""
+    if remote.card["deterministic"]:
+        return remote.encode(x, posterior="mode", do_scaling=remote.is_normalised), True
+    return remote.encode(x, posterior="parameters"), False
+
+
+def _encode_here(local: Any, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """`_encode_there` by the fallback."""
+    found = local.encode(x.to(local.device, local.dtype))
+    return (found.latent_dist.parameters, False) if hasattr(found, "latent_dist") else (found.latents, True)
 
 
 def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:
-    """A copy that follows `.to()`, but whose statistics offloading takes for no weights: nobody calls it, which is when
-    they would come back.
+    """A copy that follows `.to()`, with statistics that offloading leaves alone.
+
+    Offloading brings a module's weights back when the module is called, and pipelines never call this one.
     """
     found = copy.deepcopy(norm).eval()
     for name, value in list(found.named_buffers()):
@@ -219,7 +220,7 @@ def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:
 
 
 def _check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:
-    """Another class or other channels would give another picture without a word."""
+    """Refuses another class or other channels, which would silently give another picture."""
     if fallback is None:
         return
     ours, theirs = type(fallback).__name__, config.get("_class_name")

@@ -1,4 +1,4 @@
-"""Previews of a generation under way: intermediate latents, decoded by a small model on a server."""
+"""Previews during a generation: a small model on a server decodes the intermediate latents."""
 
 import logging
 import threading
@@ -12,8 +12,8 @@ from remote_vae.client.clients import Client
 from remote_vae.client.latents import AnyTensor, copy_of, is_torch
 from remote_vae.protocol.options import DecodeArguments
 
-SHARE: Final = 0.02  # of one core, at most, so that the pipeline hardly feels it
-SECONDS: Final = 10.0  # a preview that takes longer is of no use
+SHARE: Final = 0.02  # of one core at most, so that previews hardly slow the pipeline down
+SECONDS: Final = 10.0  # a preview that takes longer is useless
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 class Previews:
     """A `callback_on_step_end` for diffusers' pipelines; see `preview_callback`.
 
-    `shown` and `dropped` count steps; `error` is the last one that cost a preview.
+    `shown` and `dropped` count steps; `error` is the last error because of which a preview is missing.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Previews:
     def __call__(
         self, pipeline: object, step: int, timestep: object, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        """Leaves the step's latents for the worker; those of an earlier step that it has not begun are dropped."""
+        """Leaves the step's latents for the thread, and drops an earlier step's latents that still wait."""
         latents = callback_kwargs["latents"]
-        # A copy on the latents' own device: nothing here waits for a GPU.
+        # A copy on the latents' device, so that the pipeline does not wait for a GPU.
         held = latents.detach().clone() if is_torch(latents) else copy_of(latents)
         with self._wake:
             self.dropped += self._next is not None
@@ -56,7 +56,7 @@ class Previews:
         self.close()
 
     def close(self) -> None:
-        """Drops what has not begun, waits for what has, and ends the thread; nothing is shown afterwards."""
+        """Drops latents that wait, finishes the present preview, and ends the thread; nothing is shown afterwards."""
         with self._wake:
             self.dropped += self._next is not None
             self._next, self._closed = None, True
@@ -81,7 +81,7 @@ class Previews:
         try:
             self._show(step, self._client.decode(latents, **self._options))
             self.shown += 1
-        except Exception as exc:  # noqa: BLE001  # boundary: a preview that fails must not end a generation
+        except Exception as exc:  # noqa: BLE001  # boundary: a failed preview must not end the generation
             if self.error is None:
                 _log.warning("no preview of step %d: %s; further ones are tried without a word", step, exc)
             self.error = exc
@@ -97,10 +97,10 @@ def preview_callback(
 ) -> Previews:
     """`pipe(..., callback_on_step_end=preview_callback(url, show, model="taesd"))`: a picture now and then.
 
-    `show(step, image)` is called in a thread. The newest latents are taken as soon as the last preview is done and
-    has been paid for by rest: previews use no more than `share` of one core. Failures are logged, once. The model is
-    a small one, such as taesd, and do_scaling is on unless `options`, those of `Client.decode`, say otherwise; packed
-    latents need height and width. Close it, or use it as a context, when the pipeline is done.
+    `show(step, image)` is called in a thread. After each preview the thread rests until previews have used at most
+    `share` of one core, and then decodes the newest latents. Only the first failure is logged. The model should be a
+    small one, such as taesd. `options` are those of `Client.decode`, with do_scaling=True as their default; packed
+    latents need height and width. Close the callback, or use it as a context, when the pipeline is done.
     *Raises* InvalidValue, ConfigurationError.
     """
     given: DecodeArguments = {"do_scaling": True, "image_format": "jpg", **options}

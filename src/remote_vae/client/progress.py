@@ -1,10 +1,10 @@
-"""A progress bar of how many latents were put and how many are done."""
+"""A progress bar: how many latents were put into a queue, and how many of them are decoded."""
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 class Bar:
-    """Its total grows with every latent that is put; it is drawn where there is a terminal."""
+    """Its total grows with every latent that is put; it is drawn if there is a terminal."""
 
     def __init__(self) -> None:
         self._progress = Progress(TextColumn("decoded"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

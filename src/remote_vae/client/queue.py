@@ -20,7 +20,7 @@ class DecodeQueue:
     """Decodes latents in the background, several at a time, and returns the results in the order of the puts.
 
     `AsyncDecodeQueue` for code that blocks, with the same arguments; `on_done` is called in a thread. A forked process
-    needs a queue of its own.
+    must create another queue.
     """
 
     def __init__(

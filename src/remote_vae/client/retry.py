@@ -57,7 +57,7 @@ class Bounds:
             raise InvalidValue(f"max_reply_bytes={self.max_reply_bytes} must be at least 1")
 
     def of_probe(self) -> "Bounds":
-        """The bounds of a question whose answer is only of use if it comes soon."""
+        """The bounds of a question with an answer that is only useful if it comes soon."""
         return replace(self, timeout=min(self.timeout, PROBE_SECONDS), tries=1)
 
 
