@@ -159,6 +159,7 @@ _FORMATS: Final = (
     Format("jpg", "image/jpeg", "image", (".jpg", ".jpeg"), "JPEG", 65500, lossy=True),
     Format("png", "image/png", "image", (".png",), "PNG", alpha=True),
     Format("webp", "image/webp", "image", (".webp",), "WEBP", 16383, lossy=True, alpha=True, animation=True),
+    Format("avif", "image/avif", "image", (".avif",), "AVIF", 65536, lossy=True, alpha=True, animation=True),
     Format(
         "mp4", "video/mp4", "video", (".mp4",), lossy=True, animation=True,
         accepts=("text/plain", "application/octet-stream"),

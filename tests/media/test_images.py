@@ -172,14 +172,14 @@ def test_our_png_is_a_png(shape: tuple[int, int, int]) -> None:
     assert np.array_equal(np.asarray(Image.open(BytesIO(write_png(pixels))).convert("RGB")), pixels)
 
 
-@pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("image_format", ["jpg", "png", "webp", "avif"])
 def test_written_pictures_look_the_same(image_format: str) -> None:
     data = write_image(picture(), FORMATS[image_format], quality=95)
     back = np.asarray(Image.open(BytesIO(data)).convert("RGB")).astype(float)
     assert np.abs(back - picture()).mean() < (0.01 if image_format == "png" else 4)
 
 
-@pytest.mark.parametrize("image_format", ["jpg", "webp"])
+@pytest.mark.parametrize("image_format", ["jpg", "webp", "avif"])
 def test_quality_is_heard(image_format: str) -> None:
     small, large = (len(write_image(picture(200, 200), FORMATS[image_format], quality=q)) for q in (20, 95))
     assert small < large
@@ -190,3 +190,10 @@ def test_a_format_that_cannot_hold_the_side_says_so() -> None:
     with pytest.raises(UnsupportedOutput, match="webp holds at most 16383"):
         write_image(pixels, FORMATS["webp"], quality=80)
     assert write_image(pixels, FORMATS["png"], quality=80)
+
+
+def test_a_format_that_the_imaging_library_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build of the imaging library without a format is told to the client, with what to do."""
+    monkeypatch.delitem(Image.SAVE, "AVIF")
+    with pytest.raises(UnsupportedOutput, match="cannot write AVIF; ask for another image_format"):
+        write_image(picture(), FORMATS["avif"], quality=80)

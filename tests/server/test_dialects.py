@@ -180,3 +180,12 @@ def test_a_rate_that_no_video_has(live: Any, fps: str) -> None:
     reply = requests.post(f"{live.url}/video?{query}", data=bytes(4 * 128), timeout=30)
     assert reply.status_code in (400, 422)
     assert reply.json()["error"].startswith(f"fps={fps}" if fps != "fast" else "fps='fast'")
+
+
+@pytest.mark.parametrize("asked", [{"image_format": "avif"}, {"accept": "image/avif"}])
+def test_avif(live: Any, asked: dict[str, str]) -> None:
+    """A picture comes as AVIF if the parameter or the Accept header says so."""
+    reply = ask(live, "/sd", latent(1, 4, 8, 8), output_type="pil", quality=95, **{"accept": "image/*", **asked})
+    assert reply.headers["content-type"] == "image/avif"
+    with Image.open(io.BytesIO(reply.content)) as picture:
+        assert (picture.format, picture.size) == ("AVIF", (64, 64))

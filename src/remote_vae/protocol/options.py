@@ -74,7 +74,7 @@ class DecodeOptions(TypedDict, total=False):
     partial_postprocess: Annotated[
         bool, Option(Boolean(), "With pt: uint8 pixels, channels last.", default=False, always=True)
     ]
-    quality: Annotated[int | None, Option(Integer(1, 100), "Of JPEG and WebP, 1 to 100.", 95, flag=True)]
+    quality: Annotated[int | None, Option(Integer(1, 100), "Of JPEG, WebP and AVIF, 1 to 100.", 95, flag=True)]
     image_format: Annotated[str | None, Option(Choice(IMAGE_FORMATS), "How a picture is written.")]
     fps: Annotated[
         float | None,
