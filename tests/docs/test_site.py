@@ -53,7 +53,7 @@ def test_the_reference_is_the_codes(site: Path) -> None:
     assert [
         name for name in remote_vae.__all__ if f'id="remote_vae.{name}"' not in text and name != "__version__"
     ] == []
-    assert "Decodes latents and encodes pictures on a server" in text
+    assert "Decodes latents and encodes images on a server" in text
 
 
 @pytest.mark.parametrize("broken", ["[away](nowhere.md)", "[away](wire.md#nothing)", "![](images/nothing.png)"])
