@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-CHUNK_BYTES: Final = 64 * 2**20  # of what a chunk of queries holds for itself
+CHUNK_BYTES: Final = 64 * 2**20  # the most that a chunk of queries holds for itself
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -17,7 +17,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     wide = query.device.type == "cpu" and not _multiplies_16_bits_fast()
     dtype = torch.float32 if wide else query.dtype
     key, value = key.to(dtype), value.to(dtype)
-    # A fused kernel takes keys block by block and keeps no scores; without one a chunk holds all of its own.
+    # A fused kernel takes keys block by block and keeps no scores; without one a chunk holds all its scores.
     held = key.shape[1] if _is_fused(key, value) else len(key)
     rows = max(1, CHUNK_BYTES // (8 * held))
     for start in range(0, len(query), rows):
@@ -31,7 +31,7 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> t
 
 
 def _is_fused(key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether torch has a kernel for these that makes no matrix of scores."""
+    """Whether torch has a kernel for these tensors that makes no matrix of scores."""
     if key.device.type != "cuda":
         return key.device.type == "cpu"
     cuda = torch.backends.cuda
@@ -40,6 +40,6 @@ def _is_fused(key: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def _multiplies_16_bits_fast() -> bool:
-    """Without matrix units the fused kernel of 16 bits is slower than that of float32."""
+    """Whether the CPU has matrix units; without them the fused kernel of 16 bits is slower than that of float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     return bool(capabilities and capabilities().get("amx_bf16"))

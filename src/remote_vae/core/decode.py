@@ -31,7 +31,7 @@ def decode(
 ) -> Result:
     """Pixels of a latent in one of the recipe's layouts.
 
-    *Raises* NonFiniteInput, TooLarge when no plan fits, NonFiniteOutput when not even float32 gives finite pixels.
+    *Raises* NonFiniteInput, TooLarge if no plan fits, NonFiniteOutput if not even float32 gives finite pixels.
     """
     if not all_finite(latent):
         raise NonFiniteInput("the latent holds NaN or infinity; a diffusion step before this one has gone wrong")
@@ -43,7 +43,7 @@ def decode(
 
 
 def _free_sizes(fit: MatchedLayout) -> dict[str, int]:
-    """The axes that einops cannot see for itself."""
+    """The lengths of the axes that einops cannot infer."""
     wire = fit.pattern.split("->")[0]
     return {name: size for name, size in fit.sizes.items() if name in wire.replace("(", " ").replace(")", " ").split()}
 
@@ -77,7 +77,7 @@ def _decode(
 
 
 def _apply(ops: Iterable[Op], z: torch.Tensor, vae: VAE, scaling: Scaling) -> torch.Tensor:
-    """The operations on either side of the VAE."""
+    """Applies the operations before or after the VAE."""
     for op in ops:
         match op:
             case Rearrange():

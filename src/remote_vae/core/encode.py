@@ -14,7 +14,7 @@ from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
 from remote_vae.values import Posterior, Scaling
 
-LARGEST_PIXEL = 16.0  # beyond it a float picture is surely in 0..255, which would saturate the encoder
+LARGEST_PIXEL = 16.0  # a float picture with larger values is surely in 0..255, which would saturate the encoder
 
 
 @torch.inference_mode()
@@ -31,8 +31,8 @@ def encode(
     """The latent of a picture or video.
 
     *Shapes*: uint8 [B,H,W,P] or [B,P,H,W], float [B,P,H,W] or [B,P,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
-    channels for parameters. Floats are taken as [-1, 1] when any is negative, else as [0, 1].
-    *Raises* NonFiniteInput, InvalidValue, TooLarge when no plan fits, NonFiniteOutput.
+    channels for parameters. Floats mean [-1, 1] if any is negative, otherwise [0, 1].
+    P is the number of pixel channels. *Raises* NonFiniteInput, InvalidValue, TooLarge if no plan fits, NonFiniteOutput.
     """
     info = vae.info
     pixels = prepare(image, ratio=info.spatial_compression_ratio, patch=recipe.patch, channels=info.pixel_channels).to(
@@ -52,7 +52,7 @@ def _encode(
     seed: int | None,
     options: RunOptions,
 ) -> Result:
-    """The recipe's operations, last to first; the posterior's parameters leave before they are normalised."""
+    """Runs the recipe's operations from last to first; the posterior's parameters are returned unnormalised."""
     chosen: Choice | None = None
     for op in reversed(recipe.ops):
         match op:
@@ -90,9 +90,9 @@ def _moments(vae: VAE, pixels: torch.Tensor, options: RunOptions) -> tuple[torch
 
 
 def prepare(image: torch.Tensor, *, ratio: int, patch: int, channels: int = 3) -> torch.Tensor:
-    """Pixels in [-1, 1], channels first, sides floored to what the family's pipelines take.
+    """Pixels in [-1, 1], channels first, with sides rounded down to what the family's pipelines take.
 
-    *Source*: diffusers' VaeImageProcessor.preprocess, whose rule for tensors is nearest-neighbour resizing.
+    *Source*: diffusers' VaeImageProcessor.preprocess, which resizes tensors by nearest neighbours.
     """
     if image.dtype is torch.uint8:
         if image.shape[1] != channels:

@@ -1,5 +1,6 @@
-"""The convolutions of the stages as functions of windows of rows, made once per layer; by device and precision behind
-one seam.
+"""The convolutions of the stages as functions of windows of rows, and the precision that they multiply in.
+
+A filter is made once for each layer; which one depends on the device and the precision.
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ from remote_vae.core.winograd import Form
 
 
 class Margin(NamedTuple):
-    """Zero columns beside a window, and zero rows below it."""
+    """How many zero columns a filter wants beside a window, and how many zero rows below it."""
 
     left: int = 0
     right: int = 0
@@ -26,14 +27,14 @@ NO_MARGIN: Final = Margin()
 
 
 class Filter(Protocol):
-    """Rows of a layer's output from a window of its input: `rows` of them and those above and below that they need."""
+    """Computes rows of a layer's output from a window of its input: those rows, and the ones above and below."""
 
     def margin(self, rows: int, width: int) -> Margin:
-        """What this wants around the window."""
+        """What the filter wants around the window."""
         ...
 
     def __call__(self, window: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-        """*Shapes*: [1,C,rows+halo,width] with its margin -> [1,K,rows,width], twice or half of it in both."""
+        """*Shapes*: [1,C,rows+halo,width] with its margin -> [1,K,rows,width], or twice or half the rows and width."""
         ...
 
 
@@ -46,7 +47,7 @@ def filter_for(layer: Layer, height: int, width: int) -> Filter:
 
 
 class Direct:
-    """As the libraries have it, in the precision that the device multiplies in."""
+    """The convolution of torch's libraries, in the precision that the device multiplies in."""
 
     def __init__(self, layer: Layer) -> None:
         self._dtype = arithmetic(layer.weight.dtype, layer.weight.device)
@@ -70,7 +71,7 @@ def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
         case Downsample():
             return functional.conv2d(window, layer.weight, layer.bias, stride=2)
         case Upsample(folded=True):
-            # A padding of 3 where 1 belongs cuts off the two rows above and below that a halo row makes.
+            # Each halo row makes two rows of output. A padding of 3 instead of 1 cuts them off above and below.
             return functional.conv_transpose2d(window, layer.weight, layer.bias, stride=2, padding=(3, 1))
         case Upsample():
             doubled = functional.interpolate(window, scale_factor=2.0)
@@ -78,7 +79,7 @@ def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
 
 
 class Recombined:
-    """By `core.winograd`, in float32, whatever the maps are kept in."""
+    """The convolution of `core.winograd`: it computes in float32, whatever precision the maps have."""
 
     def __init__(self, layer: Convolution | Upsample, form: Form) -> None:
         transposed = isinstance(layer, Upsample) and layer.folded
@@ -93,11 +94,11 @@ class Recombined:
         found = winograd.convolve(self._form, window, self._kernel, self._bias)
         times = self._form.outputs // self._form.step
         part = found[:, :, : times * rows, : times * width]
-        return found if part.shape == found.shape else part.clone()  # a part would keep all of it alive
+        return found if part.shape == found.shape else part.clone()  # a view would keep the whole result alive
 
 
 def _form(layer: Layer, height: int, width: int) -> Form | None:
-    """The algorithm for a layer, where one is faster than the direct form: in float32 on a CPU."""
+    """The algorithm for a layer if one is faster than the direct form, which is so only in float32 on a CPU."""
     weight = layer.weight
     if weight.device.type != "cpu" or arithmetic(weight.dtype, weight.device) is not torch.float32:
         return None
@@ -112,7 +113,7 @@ def _form(layer: Layer, height: int, width: int) -> Form | None:
 
 
 def scratch_bytes(layer: Layer, height: int, width: int, rows: int) -> int:
-    """What is alive while `rows` of a layer are computed, beside the window and the result.
+    """Bytes that are alive while `rows` of a layer are computed, beside the window and the result.
 
     *Units*: height, width and rows of the input.
     """
@@ -130,8 +131,9 @@ def scratch_bytes(layer: Layer, height: int, width: int, rows: int) -> int:
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """`dtype`, or float32 on a CPU whose libraries have no fast products of that type: there 16 bits take
-    many times as long as float32, and keep only their half of the memory.
+    """The precision to multiply in: `dtype`, or float32 on a CPU whose libraries have no fast products of that type.
+
+    On such a CPU 16-bit products take many times as long as float32. The maps stay in 16 bits and save half the memory.
     """
     if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _multiplies(dtype):
         return torch.float32
@@ -150,9 +152,10 @@ _TAPS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
 def fold(weight: torch.Tensor) -> torch.Tensor:
-    """The kernel of a transposed convolution (stride 2, padding 1) that does both; exact but for rounding.
+    """Folds nearest-neighbour upsampling by 2 and a 3x3 convolution into one transposed convolution.
 
-    An output pixel sees two rows and two columns of the source, so the nine taps fall together on four.
+    The result is exact apart from rounding; stride is 2 and padding 1. An output pixel sees two rows and two columns of
+    the source, so the nine taps fall on four.
     *Shapes*: [out,in,3,3] -> [in,out,4,4].
     """
     taps = torch.tensor(_TAPS, device=weight.device)

@@ -53,8 +53,8 @@ def fit_latent(
             return found
         misses.append(found)
     deepest = max(misses, key=lambda miss: miss.depth)
-    # Of three axes the first may be channels or a batch of packed latents: where both are known here, neither is meant
-    # for sure, and a number of channels would be told of what is none.
+    # A latent of three axes may be [c,h,w] or packed [b,tokens,c]. If the recipe accepts both, an unknown layout is
+    # reported: a number of channels could mislead.
     either = len(shape) == 3 and sum(len(_axes(layout)) == 3 for layout in recipe.layouts) > 1
     if deepest.depth == 0 or (deepest.depth == 1 and either):
         raise _no_layout(recipe, info, shape, model)

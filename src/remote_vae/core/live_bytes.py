@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors that are alive: what an algorithm needs, apart from any allocator's habits."""
+"""Counts the bytes of tensors that are alive: what an algorithm needs, without what an allocator adds."""
 
 import weakref
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,9 @@ from remote_vae.core.strip_threads import WITHIN
 
 
 class LiveBytes:
-    """Of the tensors made within the block, by this thread and its workers: `peak`, the most bytes that they held at
-    one time, and `current`.
+    """Counts the tensors that this thread and its workers make inside the block.
+
+    `peak` is the most bytes that these tensors held at one time, `current` what they hold now.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class LiveBytes:
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Sees the operations of one thread."""
+    """Sees all operations of one thread."""
 
     def __init__(self, live: LiveBytes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

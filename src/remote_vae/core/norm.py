@@ -1,4 +1,4 @@
-"""GroupNorm over strips: statistics, and their application with SiLU; by device behind one seam."""
+"""GroupNorm over strips: statistics that merge, and their application with SiLU. Kernels depend on the device."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -9,15 +9,17 @@ from torch.nn import functional
 
 from remote_vae.core.stages import Norm
 
-PLAIN_BYTES: Final = 8 * 2**20  # of a float32 copy
-EXACT_COUNT: Final = 2**13  # of values that batch norm's kernel adds up one by one: its error grows with their number
+PLAIN_BYTES: Final = 8 * 2**20  # the most that a float32 copy takes
+EXACT_COUNT: Final = 2**13  # values for one call of batch norm's kernel, which adds them one by one: the error grows
 
 Groups = tuple[torch.Tensor, torch.Tensor]  # mean and biased variance of each channel's group, [C] both
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of each channel: how many values, their mean, and the sum of squared distances from it; float32.
+    """For each channel the number of values, their mean, and the sum of squared distances from it, in float32.
+
+    Moments merge, so the statistics of a map come from those of its strips.
 
     *Shapes*: mean and spread [C].
     """
@@ -27,7 +29,7 @@ class Moments:
     spread: torch.Tensor
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of both sets together; how far the two means lie apart is part of the spread.
+        """The moments of both sets together; the distance of the two means is part of the spread.
 
         *Source*: Chan, Golub and LeVeque, 1979.
         """
@@ -41,6 +43,7 @@ class Moments:
         )
 
     def of_groups(self, groups: int) -> Groups:
+        """The mean and the variance of each channel's group."""
         means, spreads = self.mean.view(groups, -1), self.spread.view(groups, -1)
         mean = means.mean(1, keepdim=True)
         spread = spreads.sum(1, keepdim=True) + self.count * (means - mean).square().sum(1, keepdim=True)
@@ -49,17 +52,17 @@ class Moments:
 
 
 class Kernels(Protocol):
-    """What differs between devices. Strips are [1,C,rows,W], channels last."""
+    """The operations that differ between devices. Strips are [1,C,rows,W], channels last."""
 
     def moments(self, strip: torch.Tensor) -> Moments: ...
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
-        """`into` becomes the norm of `source`, and SiLU of that; both of one shape."""
+        """Writes the norm of `source`, or SiLU of the norm, to `into`, which has the same shape."""
         ...
 
 
 class Plain:
-    """Runs anywhere. Its float32 copies are of a few rows at a time, so that they count for little beside a map."""
+    """Runs on any device. It copies a few rows at a time to float32, so that the copies stay small beside a map."""
 
     def moments(self, strip: torch.Tensor) -> Moments:
         return reduce(Moments.merge, (_moments(rows.float()) for rows in torch.split(strip, _rows(strip), 2)))
@@ -86,8 +89,9 @@ def _moments(rows: torch.Tensor) -> Moments:
 
 
 class Cpu:
-    """By the kernels of batch norm, which read and write 16-bit channels-last strips in one pass each, and count in
-    float32. Group statistics given as each channel's own make its evaluation mode a GroupNorm.
+    """Uses the kernels of batch norm, which read 16-bit channels-last strips in one pass and count in float32.
+
+    In evaluation mode batch norm becomes a GroupNorm if every channel is given the statistics of its group.
     """
 
     def moments(self, strip: torch.Tensor) -> Moments:
@@ -115,6 +119,6 @@ class Cpu:
 
 def _batch_moments(rows: torch.Tensor) -> Moments:
     channels, count = rows.shape[1], rows.shape[2] * rows.shape[3]
-    unused = torch.zeros(channels), torch.ones(channels)  # float32 here is what makes the results float32
+    unused = torch.zeros(channels), torch.ones(channels)  # as these are float32, so are the results
     mean, variance = torch.batch_norm_update_stats(rows, *unused, 0.0)
     return Moments(count, mean, variance * count)

@@ -1,8 +1,8 @@
 """The kernels of `core.norm` for CUDA devices, in Triton: statistics in one sweep, norm and SiLU in another.
 
 PyTorch's own GroupNorm starts one block per group, 32 on a device with over a hundred multiprocessors, and knows
-channels-last maps only by copying them. These take a strip in as many blocks as it has tiles, count in float32, and
-merge by the same rule as strips do. Import this module only where Triton is installed.
+channels-last maps only by copying them. These kernels run one block for each tile of a strip, count in float32, and
+merge by the same rule as strips do. Import this module only if Triton is installed.
 """
 
 from typing import Any, Final
@@ -17,7 +17,7 @@ from remote_vae.core.stages import Norm
 TILE_PIXELS: Final = 64
 TILE_CHANNELS: Final = 64
 TILE: Final = {"tile_pixels": TILE_PIXELS, "tile_channels": TILE_CHANNELS}
-MOST_PARTS: Final = 512  # blocks that share a strip's pixels: some for every multiprocessor, few to merge
+MOST_PARTS: Final = 512  # blocks for a strip's pixels: enough for every multiprocessor, few enough to merge
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -25,7 +25,7 @@ def _partial_moments(  # type: ignore[no-untyped-def]
     source, means, spreads, pixels, width, channels, row_stride, steps,
     tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """Mean and squared distances of `steps` tiles of pixels, of one tile of channels; tile by tile, merged."""
+    """Mean and squared distances for one tile of channels over `steps` tiles of pixels, merged tile by tile."""
     part = tl.program_id(0)
     channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
     count = 0.0
@@ -53,7 +53,7 @@ def _normalise(  # type: ignore[no-untyped-def]
     source, into, mean, variance, weight, bias, eps, pixels, width, channels, source_stride, into_stride,
     silu: tl.constexpr, tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """One tile: (x - mean) / sqrt(variance + eps) * weight + bias, and SiLU of that, rounded once."""
+    """One tile of (x - mean) / sqrt(variance + eps) * weight + bias, or of SiLU of that, rounded once."""
     pixel = tl.program_id(0) * tile_pixels + tl.arange(0, tile_pixels)
     channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
     known = channel < channels
@@ -107,14 +107,14 @@ def _launch(kernel: Any, grid: tuple[int, int], given: tuple[Any, ...], options:
 
 
 def _row_stride(strip: torch.Tensor) -> int:
-    """Values from a row to the next. *Raises* ValueError unless channels lie together and pixels after each other."""
+    """How many values lie between two rows. *Raises* ValueError unless the strip is dense and channels last."""
     if strip.shape[0] != 1 or (strip.shape[1] > 1 and strip.stride(1) != 1) or strip.stride(3) != strip.shape[1]:
         raise ValueError("a strip is one picture's rows, channels last")
     return strip.stride(2)
 
 
 def _merge(means: torch.Tensor, spreads: torch.Tensor, pixels: int, each: int) -> Moments:
-    """Of all parts, each of `each` pixels but the last. *Shapes*: [parts,C] both."""
+    """Merges all parts; each has `each` pixels, and the last one the rest. *Shapes*: [parts,C] both."""
     counts = torch.full((len(means), 1), float(each), device=means.device)
     counts[-1] = pixels - each * (len(means) - 1)
     mean = (counts * means).sum(0) / pixels

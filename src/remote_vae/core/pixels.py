@@ -12,7 +12,7 @@ def to_unit(pixels: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
 
 
 def to_uint8(unit: torch.Tensor) -> torch.Tensor:
-    """[0, 1] to 0..255, rounded to nearest. *Source*: diffusers' VaeImageProcessor.numpy_to_pil."""
+    """[0, 1] to 0..255, rounded to the nearest level. *Source*: diffusers' VaeImageProcessor.numpy_to_pil."""
     return (unit.float() * 255).round().to(torch.uint8)
 
 
@@ -32,13 +32,13 @@ def signed(unit: torch.Tensor) -> torch.Tensor:
 
 
 def from_signed(pixels: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
-    """[-1, 1] to the VAE's range, the inverse of `to_unit`; a VAE of that very range gets the same bits."""
+    """[-1, 1] to the VAE's range: the inverse of `to_unit`. If the range is [-1, 1], the bits stay the same."""
     return pixels * (0.5 / affine.mul) + (0.5 - affine.add) / affine.mul
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite.
 
-    A finite sum says so, and takes a fraction of the time and no memory; where it overflowed, each value is looked at.
+    A finite sum shows that, in a fraction of the time and without memory. If the sum overflows, each value is checked.
     """
     return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())

@@ -1,7 +1,7 @@
 """Feature maps by rows: stored as strips, or computed from other maps whenever their rows are read.
 
-A map is [1,C,H,W], channels last. `read` gives the rows start..stop, as far as they exist, as pieces from top to
-bottom; `drop(row)` promises that no row above `row` is read again, so that strips can go.
+A map is [1,C,H,W], channels last. `read` gives the rows from start to stop that exist, as pieces from top to bottom.
+`drop(row)` promises that no row above `row` is read again, so strips above it are freed.
 """
 
 from bisect import bisect_right
@@ -52,16 +52,16 @@ class Stored:
         self.measure(moments)
 
     def measure(self, moments: Moments | None) -> None:
-        """Adds the statistics of one more strip, if somebody took them."""
+        """Merges the statistics of one more strip, if there are any."""
         if moments is not None:
             self.moments = moments if self.moments is None else self.moments.merge(moments)
 
     def spans(self) -> list[Span]:
-        """Of its strips."""
+        """The rows of each strip."""
         return list(zip(self._starts, [*self._starts[1:], self._filled], strict=True))
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
-        """*Raises* IndexError for rows that have been dropped."""
+        """*Raises* IndexError for rows that were dropped."""
         start, stop = max(start, 0), min(stop, self.height)
         pieces: list[torch.Tensor] = []
         index = bisect_right(self._starts, start) - 1
@@ -80,7 +80,7 @@ class Stored:
 
 
 class Normalised:
-    """Windows of another map's rows for a convolution: zeros outside, norm and SiLU inside."""
+    """Windows of another map's rows for a convolution: zeros outside the map, norm and SiLU inside."""
 
     def __init__(self, source: Rows, kernels: Kernels, norm: Norm | None, moments: Moments | None) -> None:
         self._source, self._kernels, self._norm = source, kernels, norm
@@ -150,7 +150,7 @@ class Upsampled:
         found = self._filter(window, last - first, self._source.width)
         if (start, stop) == (2 * first, 2 * last):
             return [found]
-        return [found[:, :, start - 2 * first : stop - 2 * first].clone()]  # a part would keep all of it alive
+        return [found[:, :, start - 2 * first : stop - 2 * first].clone()]  # a view would keep the whole alive
 
     def drop(self, row: int) -> None:
         self._source.drop(row // 2 - 1)
@@ -176,7 +176,7 @@ class Downsampled:
 
 
 def windows(height: int, rows: int) -> Iterator[Span]:
-    """Strips of at most `rows` rows, from top to bottom."""
+    """The rows of strips that have at most `rows` rows, from top to bottom."""
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
 

@@ -1,6 +1,6 @@
 """A GroupNorm encoder or decoder as data: the stages that `core.strips` runs, first to last.
 
-Every norm is followed by SiLU, but the attention's. Weights are the loaded module's own tensors where they can be.
+Every norm is followed by SiLU, except the norm of attention. Weights are the tensors of the loaded module if possible.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """1x1 or 3x3 with zero padding, after a norm and SiLU if there is a norm. *Shapes*: weight [out,in,k,k]."""
+    """A 1x1 or 3x3 convolution with zero padding, after SiLU of the norm if there is one.
+
+    *Shapes*: weight [out,in,k,k].
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -29,7 +32,7 @@ class Convolution:
 
     @property
     def halo(self) -> int:
-        """Rows above and below that a row of the output depends on."""
+        """How many rows above and below a row of the output depends on."""
         return self.weight.shape[-1] // 2
 
     @property
@@ -39,7 +42,7 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """x + second(first(x)), or shortcut(x) + second(first(x)) where the width changes; both have their norms."""
+    """x + second(first(x)), or shortcut(x) + second(first(x)) if the width changes. Both convolutions have norms."""
 
     first: Convolution
     second: Convolution
@@ -67,9 +70,9 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Upsample:
-    """Nearest 2x and a 3x3 convolution, folded into one transposed convolution or as they are.
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution; `folded` if they are one transposed convolution.
 
-    *Shapes*: weight [in,out,4,4] folded, [out,in,3,3] if not.
+    *Shapes*: weight [in,out,4,4] if folded, otherwise [out,in,3,3].
     """
 
     weight: torch.Tensor
@@ -101,13 +104,13 @@ Stage = Layer | Residual | Attention
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What an encoder or decoder does, as a list."""
+    """What an encoder or decoder does, as a list of stages."""
 
     stages: tuple[Stage, ...]
 
 
 def layers_of(stage: Stage) -> tuple[Layer, ...]:
-    """What a stage multiplies with."""
+    """The layers of a stage that have weights."""
     match stage:
         case Residual():
             shortcut = () if stage.shortcut is None else (stage.shortcut,)
@@ -119,7 +122,7 @@ def layers_of(stage: Stage) -> tuple[Layer, ...]:
 
 
 def measured(program: Program, index: int) -> bool:
-    """Whether the output of a stage goes into a norm, whose statistics are then gathered as it is written."""
+    """Whether a norm reads the output of a stage. Its statistics are then gathered when the output is written."""
     if index + 1 == len(program.stages):
         return False
     following = program.stages[index + 1]

@@ -1,7 +1,7 @@
-"""Strips side by side: each is computed on a core of its own, from its first operation to its last.
+"""Strips side by side: one core computes a strip from its first operation to its last.
 
-OpenMP, which torch's operations use, splits every one of them among all cores, and at its end each waits for the
-others: thousands of times a picture. Here they wait for each other at the end of a layer.
+Torch's operations use OpenMP, which splits each operation among all cores. The cores then wait for each other at the
+end of every operation, thousands of times for a picture. Here they wait for each other only at the end of a layer.
 """
 
 import os
@@ -18,32 +18,32 @@ import torch
 T = TypeVar("T")
 Span = tuple[int, int]  # the first row, and the one past the last
 
-# What every piece of work runs in, in whichever thread: torch's dispatch modes hold for one thread only.
+# A context in which all work runs, in every thread: a dispatch mode of torch applies only to the thread that enters it.
 WITHIN: Final[ContextVar[Callable[[], AbstractContextManager[object]]]] = ContextVar("within", default=nullcontext)
 
 
 def cores(device: torch.device) -> int:
-    """How many strips a device computes at a time. A CPU as many as torch has threads, others one: it fills them."""
+    """How many strips a device computes at a time: a CPU one for each of torch's threads, other devices one."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 @cache
 def workers(count: int) -> "Workers":
-    """The process's own; they wait for work as long as it lives."""
+    """The workers of this process. Their threads wait for work until the process ends."""
     return Workers(count)
 
 
 class Workers:
-    """This thread and others, each with one core; a single one has all the cores that torch gives it."""
+    """This thread and others, each with one core. A single worker uses all the cores that torch gives it."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._pool = _started(count - 1) if count > 1 else None
 
     def each(self, spans: Iterable[Span], work: Callable[[Span], T], take: Callable[[Span, T], None]) -> None:
-        """Gives what `work` makes of each span to `take`, in order and in this thread, while others are at work.
+        """Calls `work` for each span, and `take` with each result, in order and in this thread.
 
-        The first error, in whichever of the three, is raised once nobody is at work any more.
+        Other threads work meanwhile. The first error in `spans`, `work` or `take` is raised after all of them stopped.
         """
         if self._pool is None:
             for span in spans:
@@ -61,7 +61,7 @@ class Workers:
 
 
 class _Line(Generic[T]):
-    """Spans that several threads serve. At most `ahead` have been begun and are not taken yet."""
+    """Spans that several threads work on. At most `ahead` spans have been begun but not taken."""
 
     def __init__(self, spans: Iterator[Span], work: Callable[[Span], T], ahead: int) -> None:
         self._spans, self._work, self._ahead = spans, work, ahead
@@ -72,7 +72,7 @@ class _Line(Generic[T]):
         self._error: BaseException | None = None
 
     def help(self, within: Callable[[], AbstractContextManager[object]]) -> None:
-        """Works until there is nothing left to begin."""
+        """What a helping thread does: it works until no span is left to begin."""
         try:
             with torch.inference_mode(), within():
                 while (begun := self._begin()) is not None:
@@ -84,7 +84,7 @@ class _Line(Generic[T]):
                 self._changed.notify_all()
 
     def lead(self, take: Callable[[Span, T], None]) -> None:
-        """Works too, but takes first what is done."""
+        """What the calling thread does: it takes results that are ready, and works if there are none."""
         while True:
             with self._changed:
                 if self._error is not None:
@@ -92,7 +92,7 @@ class _Line(Generic[T]):
                 done = self._done.pop(self._taken, None)
             if done is not None:
                 take(*done)
-                del done  # `take` may have let it go
+                del done  # so that `take` decides how long the result lives
                 with self._changed:
                     self._taken += 1
                     self._changed.notify_all()
@@ -102,7 +102,7 @@ class _Line(Generic[T]):
                 return
 
     def close(self) -> None:
-        """Nothing more is begun."""
+        """No further span is begun."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -131,20 +131,23 @@ class _Line(Generic[T]):
                 self._changed.notify_all()
 
     def _wait_for_next(self) -> bool:
-        """False when everything has been taken."""
+        """Returns False if all results have been taken."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._taken in self._done or self._taken == self._begun)
             return self._error is not None or self._taken < self._begun or not self._closed
 
 
 def _started(count: int) -> ThreadPoolExecutor:
-    """Threads with one core each. Saying that to torch also tells all threads to come, so it is taken back."""
+    """Starts single-threaded workers.
+
+    torch.set_num_threads also changes the default of later threads, so that default is restored afterwards.
+    """
     before, together = torch.get_num_threads(), Barrier(count + 1)
     places = iter(_places(count + 1)[1:])
 
     def start() -> None:
         _stay_on(next(places, None))
-        torch.get_num_threads()  # the first call of a thread takes what all threads to come were told last
+        torch.get_num_threads()  # a thread reads the global default at its first call, which must come before the next
         torch.set_num_threads(1)
         together.wait()
 
@@ -158,7 +161,7 @@ def _started(count: int) -> ThreadPoolExecutor:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """In which this thread uses one core: small operations take less time than cores wait for each other."""
+    """Lets this thread use one core, because small operations take less time than cores need to wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -168,10 +171,10 @@ def one_core() -> Iterator[None]:
 
 
 def _places(count: int) -> list[int]:
-    """A core for each of so many threads, where they are to use all that this process may use; else none.
+    """A core for each of `count` threads if this process may use exactly that many; otherwise no cores.
 
-    *Why*: Linux wakes a thread on the core of the one that wakes it when it takes the others for busy, which in a
-    virtual machine are those that sleep; there it waits for milliseconds.
+    *Why*: Linux wakes a thread on the core of the waking thread if the other cores seem busy. In a virtual machine
+    sleeping cores seem busy, and the woken thread then waits for milliseconds.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []

@@ -1,12 +1,11 @@
 """3x3 convolutions with fewer multiplications, as three matrix products.
 
 Rows and columns of a tile of the input are recombined, multiplied by a kernel that is recombined too, and recombined
-again into a tile of the output: Y = A (G g G' * B' d B) A'. The product * goes value by value, and over all channels is
-a matrix product for each value. So 4x4 pixels take 36 multiplications where the definition takes 144, and 2x2 pixels of
-a map that is upsampled first take 9, where a folded kernel takes 16 and the definition 36. *Source*: Winograd,
-Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015).
-The first one's interpolation points are 0, 1, -1, 1/2, -2 and infinity; what it rounds beside the libraries' own form
-is in `benchmarks/convolutions.py`.
+again into a tile of the output: Y = A (G g G' * B' d B) A'. The product * multiplies value by value; over all channels
+it is a matrix product for each value. So 4x4 pixels take 36 multiplications instead of 144, and 2x2 pixels of a map
+that is upsampled first take 9 instead of 36 (16 with a folded kernel). *Source*: Winograd, Arithmetic Complexity of
+Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015). The interpolation points
+of the first form are 0, 1, -1, 1/2, -2 and infinity; `benchmarks/convolutions.py` measures how it rounds.
 """
 
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from typing import Final
 
 import torch
 
-BLOCK_BYTES: Final = 4 * 2**20  # of a block's recombined input: it shall stay in the cache until it is multiplied
+BLOCK_BYTES: Final = 4 * 2**20  # of a block's recombined input, which must stay in the cache until it is multiplied
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The matrices of one algorithm; `step` is how far apart tiles of the input are.
+    """The matrices of one algorithm; `step` is the distance between two tiles of the input.
 
-    With fewer channels recombining maps costs as much as it saves; with fewer pixels per channel recombining kernels.
+    `least_channels`: with fewer channels, recombining maps costs as much as it saves. `least_pixels_per_channel`: with
+    fewer pixels for each channel, recombining the kernel does.
     *Shapes*: tile [p,n], taps [p,k], found [m,p] for n inputs, k taps, p products and m outputs along an axis.
     """
 
@@ -69,23 +69,23 @@ _FOUND = (
 )
 CONVOLUTION: Final = Form(torch.tensor(_TILE), torch.tensor(_TAPS), torch.tensor(_FOUND), 4, 64, 4)
 
-# A pixel and its two neighbours give the two pixels that it becomes.
+# The two pixels that a pixel becomes are computed from it and its two neighbours.
 _PIXEL = torch.tensor(((1.0, -1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 1.0, -1.0)))
 _PAIR = torch.tensor(((1.0, 1.0, 0.0), (0.0, 1.0, -1.0)))
 UPSAMPLING: Final = Form(_PIXEL, torch.tensor(((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))), _PAIR, 1, 256)
-# The same from the taps of `core.filters.fold`, whose rows are c, b + c, a + b and a of a kernel's a, b and c.
+# The same algorithm for the taps of `core.filters.fold`, whose rows are c, b + c, a + b and a of a kernel's a, b and c.
 _FOLDED_TAPS = torch.tensor(((0.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0)))
 FOLDED_UPSAMPLING: Final = Form(_PIXEL, _FOLDED_TAPS, _PAIR, 1, 256)
 
 
 def recombine(form: Form, weight: torch.Tensor) -> torch.Tensor:
-    """The kernel's part. *Shapes*: [out,in,k,k] -> [p*p,in,out], float32."""
+    """Recombines a kernel. *Shapes*: [out,in,k,k] -> [p*p,in,out], float32."""
     taps = weight.permute(2, 3, 1, 0).reshape(form.taps.shape[1] ** 2, -1).float()
     return (torch.kron(form.taps, form.taps) @ taps).view(-1, weight.shape[1], weight.shape[0])
 
 
 def convolve(form: Form, window: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Every tile that the window has, in blocks that stay in the cache; sums are in float32.
+    """Convolves every tile of a window, in blocks that stay in the cache; sums are in float32.
 
     *Shapes*: window [1,C,step*t+n-step,...], channels last -> [1,K,m*t,...] in the window's dtype, channels last.
     """
@@ -126,7 +126,7 @@ def pays(form: Form, channels: int, after: int, height: int, width: int) -> bool
 
 
 def scratch_bytes(form: Form, channels: int, after: int, tiles: int) -> int:
-    """What is alive beside the window and the result: the kernel's part and the largest two steps of a block."""
+    """Bytes beside the window and the result: the recombined kernel and the two largest steps of a block."""
     block = min(tiles, block_tiles(form, channels, after))
     mixed, multiplied = form.products**2 * channels, form.products**2 * after
     steps = (form.inputs**2 * channels + mixed, mixed + multiplied, multiplied + form.outputs**2 * after)

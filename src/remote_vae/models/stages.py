@@ -1,7 +1,7 @@
 """A diffusers encoder or decoder, described as the stages that `core.strips` runs.
 
-Every part is checked, not only the class: an architecture that is not recognised gives None, and runs as diffusers has
-it. *Source*: diffusers' Encoder, Decoder, ResnetBlock2D, Attention, Upsample2D and Downsample2D.
+Every part is checked, not only the class. An architecture that is not recognised gives None; the model then runs by its
+own code. *Source*: diffusers' Encoder, Decoder, ResnetBlock2D, Attention, Upsample2D and Downsample2D.
 """
 
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from remote_vae.core.stages import Attention, Convolution, Downsample, Norm, Pro
 
 
 class _Unknown(Exception):
-    """A part that the stages have no word for."""
+    """A part that the stages cannot describe."""
 
 
 def describe_decoder(module: nn.Module) -> Program | None:
-    """post_quant_conv and the decoder of an AutoencoderKL; None when it is of another kind."""
+    """post_quant_conv and the decoder of an AutoencoderKL; None for other architectures."""
     return _describe(module, "decoder", Decoder, before="post_quant_conv")
 
 
 def describe_encoder(module: nn.Module) -> Program | None:
-    """The encoder of an AutoencoderKL and quant_conv; None when it is of another kind."""
+    """The encoder of an AutoencoderKL and quant_conv; None for other architectures."""
     return _describe(module, "encoder", Encoder, after="quant_conv")
 
 
@@ -104,7 +104,7 @@ def _upsample(block: Any) -> Upsample:
     _expect(block.norm is None)
     conv = _convolution(block.conv)
     _expect(conv.halo == 1)
-    if conv.weight.dtype is torch.float16:  # rounding the folded taps would be heard above float16's own noise
+    if conv.weight.dtype is torch.float16:  # folded taps round more than float16's own noise
         return Upsample(conv.weight, conv.bias, folded=False)
     return Upsample(fold(conv.weight), conv.bias)
 
@@ -135,9 +135,9 @@ def _norm(norm: Any) -> Norm:
 
 
 def _weight(weight: nn.Parameter) -> torch.Tensor:
-    """The module's own, so that there is one copy of it; channels last where the libraries run only that fast.
+    """The module's own tensor, so that there is one copy of it; channels last if the libraries are faster with that.
 
-    On a CPU each call sorts weights anew whatever their order, and the module's own code keeps its very bits.
+    On a CPU it stays as it is: each call reorders weights anyway, and the module's own code keeps its very bits.
     """
     if weight.device.type != "cpu":
         weight.data = weight.data.contiguous(memory_format=torch.channels_last)
