@@ -24,13 +24,13 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(VENV)/.demo   ## a photograph to a latent and back, into demo-output/
+demo: $(VENV)/.demo   ## encodes a photograph and decodes it again, into demo-output/
 	$(RUN) demo
 
 serve: $(VENV)/.demo  ## the embedded model at http://127.0.0.1:8000
 	$(RUN) serve
 
-test: lint            ## lint, then every test, JOBS files at a time; those that need the machine to themselves last
+test: lint            ## lint, then every test, JOBS files at a time, and then the tests that nothing may run beside
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 
@@ -44,15 +44,15 @@ lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fuzz: $(VENV)/.dev    ## what reads strangers' bytes, under a fuzzer, an hour for each of image, request and reply
+fuzz: $(VENV)/.dev    ## fuzzes the readers of images, requests and replies, an hour each
 	for target in image request reply; do mkdir -p fuzz/$$target && $(BIN)/python tests/hostile/fuzz.py $$target \
 	  -max_total_time=$(or $(SECONDS),3600) -rss_limit_mb=2048 -timeout=10 -artifact_prefix=fuzz/ fuzz/$$target || exit 1; done
 
-hostile: $(VENV)/.dev ## every kind of hostile request for its memory; what stays of a thousand; a read-only file system
+hostile: $(VENV)/.dev ## measures the memory of hostile requests, looks for what a thousand leave behind; a read-only file system
 	EVERY=1 $(BIN)/python -m pytest tests/hostile/test_memory.py tests/hostile/test_stored.py
 	READ_ONLY=1 $(BIN)/python -m pytest tests/server tests/hostile
 
-bench: $(VENV)/.dev   ## decoding by plan beside its rivals; what the service costs beside a VAE
+bench: $(VENV)/.dev   ## time and memory of each plan beside other ways to run a VAE; what the service costs
 	$(BIN)/python benchmarks/decode.py --random-weights --json benchmarks/results/decode.json --csv benchmarks/results/decode.csv \
 		--plot benchmarks/results/decode.png $(BENCH)
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
@@ -60,13 +60,13 @@ bench: $(VENV)/.dev   ## decoding by plan beside its rivals; what the service co
 chaos: $(VENV)/.dev   ## Ray Serve under load, while processes are killed for a minute
 	$(BIN)/python benchmarks/ray_chaos.py --json benchmarks/results/ray_chaos.json
 
-train: $(VENV)/.dev   ## the embedded model again, from nothing
+train: $(VENV)/.dev   ## trains the embedded model from the beginning
 	$(BIN)/python training/demo_vae.py
 
 docs: $(VENV)/.dev    ## the documentation, as a site in build/site; broken links fail
 	$(BIN)/mkdocs build --strict
 
-picture: $(VENV)/.dev  ## the pictures of the README and the documentation, of the project as it is now
+picture: $(VENV)/.dev  ## draws the pictures of the README and the documentation again
 	$(RUN) demo
 	$(BIN)/python -c "from PIL import Image; Image.open('demo-output/comparison.png').save('docs/images/demo.jpg', quality=90)"
 	$(BIN)/python docs/figures/models.py
@@ -80,7 +80,7 @@ $(VENV)-supply/.done: deploy/requirements/supply.txt
 
 SUPPLY := PATH=$(VENV)-supply/bin:$$PATH $(VENV)-supply/bin/python deploy/supply.py
 
-lock: $(VENV)-supply/.done ## the hash-locked requirements anew; TORCH_WHEELS is a folder with torch's wheel for CPUs
+lock: $(VENV)-supply/.done ## writes the hash-locked requirements; TORCH_WHEELS is a folder with torch's wheel for CPUs
 	$(SUPPLY) lock $(if $(TORCH_WHEELS),--torch-wheels $(TORCH_WHEELS))
 
 audit: $(VENV)-supply/.done ## known vulnerabilities of what is locked; what cannot be looked up fails too

@@ -116,15 +116,15 @@ def test_a_client_that_goes_away(two: Any) -> None:
     head = b"POST /?shape=1,3,8,8&dtype=float32&output_type=pt HTTP/1.1\r\nhost: a\r\n"
     head += b"content-type: tensor/binary\r\ncontent-length: 768\r\n\r\n"
     body = struct.pack("192f", SLEEP, *([0.0] * 191))
-    connections = [socket.create_connection(("127.0.0.1", two.port)) for _ in range(12)]
+    connections = [socket.create_connection(("127.0.0.1", two.port)) for _ in range(24)]  # 12 s of work
     for connection in connections:
         connection.sendall(head + body)
-    time.sleep(0.5)
+    time.sleep(1)
     for connection in connections:
         connection.close()
     asked = time.monotonic()
     assert two.decode().status_code == 200
-    assert time.monotonic() - asked < 3
+    assert time.monotonic() - asked < 6
 
 
 def test_a_replica_that_is_killed(two: Any) -> None:
@@ -140,7 +140,7 @@ def test_a_replica_that_is_killed(two: Any) -> None:
     threads = [threading.Thread(target=ask) for _ in range(6)]  # some for each replica
     for thread in threads:
         thread.start()
-    time.sleep(0.4)
+    time.sleep(1)  # of the three that the work takes
     victim = actors(two)[0]
     victim.kill()
     for thread in threads:
@@ -148,7 +148,7 @@ def test_a_replica_that_is_killed(two: Any) -> None:
     assert set(map(str, outcomes)) in ({"200", "503"}, {"200", "broken"}, {"200", "503", "broken"})
     for _ in range(10):
         assert two.decode().status_code == 200
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(actors(two)) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(actors(two)) == 2
@@ -159,7 +159,7 @@ def test_while_ray_starts(port: int) -> None:
     command = [sys.executable, "-m", "remote_vae.cli.main", "serve", "--ray", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 120
         while not any(child.name() == "raylet" for child in psutil.Process(process.pid).children()):
             assert time.monotonic() < ends
             time.sleep(0.1)
@@ -167,7 +167,7 @@ def test_while_ray_starts(port: int) -> None:
             other.bind(("127.0.0.1", port))
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=15) == (b"", b"")
+        assert process.communicate(timeout=60) == (b"", b"")
         assert process.returncode == 0
         assert alive(children) == []
     finally:
@@ -193,7 +193,7 @@ def test_accepted_work_is_finished(start: Any) -> None:
         threads = [threading.Thread(target=lambda: replies.append(server.decode(SLEEP))) for _ in range(8)]
         for thread in threads:
             thread.start()
-        time.sleep(0.7)
+        time.sleep(2)  # of the eight that the work takes
         children = psutil.Process(server.process.pid).children(recursive=True)
         server.process.send_signal(signal.SIGTERM)
         for thread in threads:

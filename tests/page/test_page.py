@@ -175,7 +175,7 @@ def test_a_video_plays(live: Any, visit: Visit, folder: Path) -> None:
     send(page)
     video = page.locator("#stage video")
     video.evaluate("video => video.readyState >= 2 || new Promise((done) => (video.oncanplay = () => done()))")
-    assert video.evaluate("video => [video.videoWidth, video.videoHeight, video.duration]") == [32, 32, 0.9]
+    assert video.evaluate("video => [video.videoWidth, video.videoHeight, video.duration]") == [32, 32, 9 / 24]
     video.evaluate("video => video.play()")
     moved = "video => new Promise((done) => (video.ontimeupdate = () => video.currentTime > 0.2 && done(true)))"
     assert video.evaluate(moved)
