@@ -3,7 +3,7 @@
 Every norm is followed by SiLU, except the norm of attention. Weights are the tensors of the loaded module if possible.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -107,6 +107,7 @@ class Program:
     """What an encoder or decoder does, as a list of stages."""
 
     stages: tuple[Stage, ...]
+    peaks: dict[object, int] = field(default_factory=dict, repr=False, compare=False)  # of one picture, by its shape
 
 
 def layers_of(stage: Stage) -> tuple[Layer, ...]:

@@ -28,6 +28,7 @@ FEWEST_EACH: Final = 12  # of the widest map for each worker, for the same reaso
 FEWEST_EACH_ON_CPU: Final = 6  # for each worker of the fastest plan, because strips below a megabyte are slower
 LIGHT: Final = 4e7  # products that one core computes in about the time that it takes to wake another one
 WHOLE_BYTES: Final = 2**62
+MOST_KEPT: Final = 64  # predictions of a program, one for each shape
 SMALL_BYTES: Final = 24 * 2**20  # below this, strips would save no memory that matters
 
 
@@ -162,8 +163,13 @@ def is_small(program: Program, shape: tuple[int, ...], dtype: torch.dtype, devic
 
 
 def predict_whole(program: Program, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Bytes that are alive if one picture is run in one strip."""
-    return predict(program, _size_of(shape, dtype), StripPlan(WHOLE_BYTES))
+    """Bytes that are alive if one picture is run in one strip; kept, because every executor asks for it."""
+    key = dtype, tuple(shape[1:])
+    if key not in program.peaks:
+        if len(program.peaks) == MOST_KEPT:
+            program.peaks.clear()
+        program.peaks[key] = predict(program, _size_of(shape, dtype), StripPlan(WHOLE_BYTES))
+    return program.peaks[key]
 
 
 def is_light(program: Program, shape: tuple[int, ...], cores: int) -> bool:
