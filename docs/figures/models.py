@@ -27,7 +27,7 @@ def table() -> list[str]:
 
 
 def row(model: Model) -> str:
-    overflows = model.honours_force_upcast and model.config.get("force_upcast")
+    overflows = model.honours_force_upcast and (model.config or {}).get("force_upcast")
     cells = (
         f"`{model.name}`",
         ", ".join(f"`{alias}`" for alias in model.aliases),
@@ -43,6 +43,8 @@ def facts(model: Model) -> tuple[str, str, str]:
     """Channels, scaling and shift; "by channel" if the statistics of the weights take their place."""
     if model.repository is None:
         return "16", "own", "own"
+    if model.config is None:
+        return "own", "by channel" if model.recipe.needs else "own", ""
     defaults = inspect.signature(family_of(model).load_class().__init__).parameters.values()
     config = {item.name: item.default for item in defaults} | dict(model.config)
     affine = next((op for op in model.recipe.ops if isinstance(op, Affine)), Affine())

@@ -5,7 +5,7 @@ import torch
 from diffusers import Flux2Pipeline, FluxPipeline
 from einops import rearrange
 
-from remote_vae.core.layout import MatchedLayout, fit_latent
+from remote_vae.core.layout import MatchedLayout, example_shape, fit_latent
 from remote_vae.core.recipe import Constants
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
@@ -158,3 +158,20 @@ def test_frames_and_back() -> None:
     """A video's length in frames gives the latent's length that gives it; frames beyond a whole group are dropped."""
     assert [VIDEO.frames.of_latent(count) for count in (1, 2, 7)] == [1, 5, 25]
     assert [VIDEO.frames.latent(count) for count in (1, 4, 5, 8, 25)] == [1, 1, 2, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "info", "shape"),
+    [
+        ("sd1", IMAGE[4], (1, 4, 8, 8)),
+        ("flux1", IMAGE[16], (1, 16, 8, 8)),
+        ("flux2", IMAGE[16], (1, 64, 4, 4)),
+        ("hunyuanvideo", VIDEO, (1, 16, 1, 8, 8)),
+    ],
+)
+def test_an_example_fits(recipe: str, info: VAEInfo, shape: tuple[int, ...]) -> None:
+    """The latent with which a replica warms up has the recipe's first layout."""
+    found = example_shape(find_recipe(recipe), info, 8)
+    assert found == shape
+    fit = fit_latent(find_recipe(recipe), info, found, model="m", height=None, width=None)
+    assert (fit.pattern, fit.height, fit.width) == (find_recipe(recipe).layouts[0].pattern, 64, 64)

@@ -106,6 +106,14 @@ def _fit(
     )
 
 
+def example_shape(recipe: Recipe, info: VAEInfo, side: int) -> tuple[int, ...]:
+    """The shape of one latent of `side` by `side` cells and one frame, in the recipe's first layout."""
+    layout = recipe.layouts[0]
+    grid = {"h": side // layout.sizes.get("i", 1), "w": side // layout.sizes.get("j", 1)}
+    sizes = {"b": 1, "f": 1, "1": 1, "c": info.latent_channels, **grid, **layout.sizes}
+    return tuple(math.prod(sizes[name] for name in names) for names in _axes(layout))
+
+
 def _axes(layout: Rearrange) -> list[list[str]]:
     """The names that make up each axis on the wire."""
     return [token.strip("()").split() for token in re.findall(r"\([^)]*\)|\S+", layout.wire)]

@@ -94,8 +94,8 @@ class Recipe:
     `ops`. `posterior` is what the family's pipelines take when they encode. `patch` is the number of latent cells
     per side that the pipelines handle as one, so picture sides are floored to ratio x patch before encoding.
     `channels` are the latent channels that weights for this recipe have; empty if any do. `ignores` names constants
-    that the pipelines do not use although the weights' config may have them. `fps` is the rate of the family's
-    own examples, in frames a second.
+    that the pipelines do not use although the weights' config may have them, `needs` those that the config must have.
+    `fps` is the rate of the family's own examples, in frames a second.
     """
 
     name: str
@@ -105,6 +105,7 @@ class Recipe:
     patch: int = 1
     channels: tuple[int, ...] = ()
     ignores: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     fps: float = 10  # the default of diffusers' export_to_video
 
     @property

@@ -16,7 +16,7 @@ import torch
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.executor import RunOptions
-from remote_vae.core.layout import MatchedLayout, fit_latent
+from remote_vae.core.layout import MatchedLayout, example_shape, fit_latent
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.result import Result
 from remote_vae.core.vae import VAE
@@ -94,8 +94,7 @@ class JobRunner:
         *Raises* ModelLoadError when the weights cannot even do that.
         """
         info = self._vae.info
-        frames = (1,) if self._recipe.has_frames else ()
-        shape = (1, info.latent_channels, *frames, WARM_SIDE, WARM_SIDE)
+        shape = example_shape(self._recipe, info, WARM_SIDE)
         fit = fit_latent(self._recipe, info, shape, model=info.source, height=None, width=None)
         try:
             decode(

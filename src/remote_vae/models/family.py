@@ -22,9 +22,9 @@ class Model:
     """A model that is known by name. Its aliases are names of models that have the same weights.
 
     `repository` is None if the weights come with the package. `config` is the true architecture, for single files and
-    random weights. `dtype` is the precision on a GPU in the family's own examples. If `honours_force_upcast`, the
-    pipelines decode in float32 when the weights are float16 and their config says force_upcast. `preview` is the small
-    model that approximates this one.
+    random weights; it is None if it is not known here. `dtype` is the precision on a GPU in the family's own examples.
+    If `honours_force_upcast`, the pipelines decode in float32 when the weights are float16 and their config says
+    force_upcast. `preview` is the small model that approximates this one.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Model:
     dtype: str
     aliases: tuple[str, ...] = ()
     subfolder: str | None = "vae"
-    config: Mapping[str, object] = field(default_factory=dict)
+    config: Mapping[str, object] | None = field(default_factory=dict)
     honours_force_upcast: bool = False
     preview: str | None = None
 
@@ -41,6 +41,10 @@ class Model:
 def statistics_of_config(module: Any) -> Statistics:
     """The mean and the standard deviation of each latent channel, if the module's config has them."""
     return _numbers(getattr(module.config, "latents_mean", None)), _numbers(getattr(module.config, "latents_std", None))
+
+
+def as_loaded(module: Any) -> None:
+    """The module is used as its config says."""
 
 
 def no_conversion(weights: Weights, module: Any) -> Weights:
@@ -55,7 +59,7 @@ class Family:
     `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
     encoder gives a latent and not a distribution. `float32` names the submodules that keep this precision whatever the
     rest has. `statistics` reads mean and deviation by channel from a loaded module. `convert` renames the tensors of a
-    file that has the names of the original code.
+    file that has the names of the original code. `prepare` sets what the family's pipelines set on a loaded module.
     """
 
     cls: str
@@ -66,6 +70,7 @@ class Family:
     float32: tuple[str, ...] = ()
     statistics: Callable[[Any], Statistics] = statistics_of_config
     convert: Callable[[Weights, Any], Weights] = no_conversion
+    prepare: Callable[[Any], None] = as_loaded
 
     def load_class(self) -> Any:
         """The class itself; this imports the part of diffusers that defines it."""
@@ -101,6 +106,9 @@ def misfit(recipe: Recipe, config: Mapping[str, object]) -> str:
     if recipe.channels and "latent_channels" in config and channels_of(config) not in recipe.channels:
         expected = " or ".join(map(str, recipe.channels))
         return f"it is for {expected} latent channels, and these weights have {channels_of(config)}"
+    lacking = [name for name in recipe.needs if config.get(name) is None]
+    if lacking:
+        return f"it needs {' and '.join(lacking)}, which the config of these weights does not have"
     used = {name for op in recipe.ops if isinstance(op, Affine) for name in op.uses}
     unused = [name for name in _stated(config) if name not in used and name not in recipe.ignores]
     return f"it does not use the {' and '.join(unused)} of these weights" if unused else ""

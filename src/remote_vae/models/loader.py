@@ -52,6 +52,7 @@ def _load(spec: ModelSpec, weights: FoundWeights | None) -> DiffusersVAE:
         module = (
             _from_file(weights.place, spec) if weights.config is None else _from_folder(weights.place, family, spec)
         )
+    family.prepare(module)
     device = resolve_device(spec.device)
     dtype = resolve_dtype(
         spec, spec.recipe_model, device, force_upcast=bool(getattr(module.config, "force_upcast", False))
@@ -96,7 +97,8 @@ def resolve_dtype(spec: ModelSpec, model: Model | None, device: torch.device, *,
 def _random(spec: ModelSpec) -> torch.nn.Module:
     """The architecture of the model of this name with seeded weights; the caller's random state is left alone."""
     model = find_model(spec.name)
-    assert model is not None  # `find_weights` has refused other names
+    assert model is not None
+    assert model.config is not None  # `find_weights` has refused other names
     cls = family_of(model).load_class()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -124,7 +126,7 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
     """One safetensors file, with diffusers' names or the original ones; the architecture is the recipe's model's."""
     model = spec.recipe_model
     family = family_of(model)
-    if model.repository is None:
+    if model.repository is None or model.config is None:
         raise ModelLoadError("a single file does not say its architecture; name a model of the registry as its recipe")
     with _load_errors(path):
         check_digests(path, [path], spec)

@@ -37,8 +37,8 @@ def find_weights(spec: ModelSpec) -> FoundWeights | None:
     """The weights of a spec, or None if they are to be random; *raises* ModelLoadError."""
     model = find_model(spec.name)
     if spec.random_weights:
-        if model is None:
-            raise ModelLoadError(f"model {spec.name!r} is not in the registry, so its architecture is not known")
+        if model is None or model.config is None:
+            raise ModelLoadError(f"the architecture of model {spec.name!r} is not known here; name its weights")
         config = {"_class_name": family_of(model).cls, **model.config}
         refuse_other_weights(config, spec.recipe or spec.name, "random weights")
         return None

@@ -18,7 +18,7 @@ _SD: Final[Mapping[str, object]] = {
     "latent_channels": 4,
     "norm_num_groups": 32,
 }
-_SIXTEEN: Final[Mapping[str, object]] = {
+SIXTEEN_CHANNELS: Final[Mapping[str, object]] = {
     **_SD,
     "use_quant_conv": False,
     "use_post_quant_conv": False,
@@ -29,7 +29,7 @@ _SIXTEEN: Final[Mapping[str, object]] = {
 _SD1_CONFIG: Final = {**_SD, "sample_size": 512, "scaling_factor": 0.18215}
 _SDXL_CONFIG: Final = {**_SD, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
 _COGVIEW: Final[Mapping[str, object]] = {
-    **_SIXTEEN,
+    **SIXTEEN_CHANNELS,
     "block_out_channels": (128, 512, 1024, 1024),
     "layers_per_block": 3,
     "mid_block_add_attention": False,
@@ -123,7 +123,7 @@ _MODELS: Final = (
         "stabilityai/stable-diffusion-3-medium-diffusers",
         "float16",
         aliases=("sd3.5",),
-        config={**_SIXTEEN, "scaling_factor": 1.5305, "shift_factor": 0.0609},
+        config={**SIXTEEN_CHANNELS, "scaling_factor": 1.5305, "shift_factor": 0.0609},
         preview="taesd3",
     ),
     Model(
@@ -134,7 +134,7 @@ _MODELS: Final = (
         aliases=(
             "flux", "flux-dev", "flux-schnell", "flux-kontext", "chroma", "hidream", "z-image", "lumina2", "ovis-image",
         ),
-        config={**_SIXTEEN, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+        config={**SIXTEEN_CHANNELS, "scaling_factor": 0.3611, "shift_factor": 0.1159},
         preview="taef1",
     ),
     Model("cogview4", COGVIEW4, "THUDM/CogView4-6B", "bfloat16", config=_COGVIEW),
