@@ -27,7 +27,7 @@ WRONG = [
     ("sd1", "hunyuanvideo", "for AutoencoderKLHunyuanVideo; .*: sd1,"),
     ("playground", "sd1", "does not use the latents_mean and latents_std .*: sdxl$"),
     ("playground", "flux1", "does not use the latents_mean and latents_std .*: sdxl$"),
-    ("flux1", "sd1", "does not use the shift_factor .*: sd3, flux1, cogview4$"),
+    ("flux1", "sd1", "does not use the shift_factor .*: sd3, flux1$"),
     ("glm", "sdxl", "for 4 latent channels, and these weights have 16"),
     ("glm", "flux1", "does not use the latents_mean and latents_std"),
     ("flux2", "flux1", "for AutoencoderKL; .*: flux2, flux2-klein"),

@@ -110,7 +110,7 @@ def misfit(recipe: Recipe, config: Mapping[str, object]) -> str:
     if lacking:
         return f"it needs {' and '.join(lacking)}, which the config of these weights does not have"
     used = {name for op in recipe.ops if isinstance(op, Affine) for name in op.uses}
-    unused = [name for name in _stated(config) if name not in used and name not in recipe.ignores]
+    unused = [name for name in stated_constants(config) if name not in used and name not in recipe.ignores]
     return f"it does not use the {' and '.join(unused)} of these weights" if unused else ""
 
 
@@ -120,7 +120,7 @@ def channels_of(config: Mapping[str, object]) -> int:
     return int(str(next(config[name] for name in names if name in config)))
 
 
-def _stated(config: Mapping[str, object]) -> list[str]:
+def stated_constants(config: Mapping[str, object]) -> list[str]:
     """The constants in a config that change a latent."""
     factors = (("scaling_factor", 1), ("shift_factor", 0))
     found = [name for name, neutral in factors if config.get(name) not in (None, neutral)]

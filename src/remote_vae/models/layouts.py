@@ -28,6 +28,7 @@ def recipe(
     patch: int = 1,
     channels: tuple[int, ...] = (),
     ignores: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
 ) -> Recipe:
     """The recipe of nearly every family: one affine map, the VAE, and pixels from [-1, 1]."""
-    return Recipe(name, layouts, (affine, Decode(), PixelAffine()), posterior, patch, channels, ignores)
+    return Recipe(name, layouts, (affine, Decode(), PixelAffine()), posterior, patch, channels, ignores, needs)

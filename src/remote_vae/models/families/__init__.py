@@ -10,7 +10,7 @@ from typing import Final
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError, ModelLoadError
-from remote_vae.models.family import Family, Model, misfit
+from remote_vae.models.family import Family, Model, misfit, stated_constants
 
 FAMILIES: Final[tuple[Family, ...]] = tuple(
     family
@@ -48,14 +48,16 @@ def family_of_class(cls: str) -> Family:
 
 
 def recipes_for(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of the recipes that give the right pixels for weights with this config, the most common first."""
+    """Names of the recipes for weights with this config, those first that use every constant of it."""
     found: dict[str, Recipe] = {}
     for family in FAMILIES:
         for model in family.models:
             fits = family.cls == config.get("_class_name", family.cls) and not misfit(model.recipe, config)
             if fits and model.recipe not in found.values():
                 found[model.name] = model.recipe
-    return tuple(found)
+    stated = stated_constants(config)
+    using_all = tuple(name for name, recipe in found.items() if not set(stated) & set(recipe.ignores))
+    return using_all or tuple(found)
 
 
 def refuse_other_weights(config: Mapping[str, object], name: str, place: str) -> None:
