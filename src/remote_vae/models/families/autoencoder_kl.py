@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from remote_vae.core.recipe import Affine
 from remote_vae.models.family import Family, Model, Weights
-from remote_vae.models.layouts import recipe
+from remote_vae.models.layouts import GRID, UNBATCHED, recipe
 
 _SD: Final[Mapping[str, object]] = {
     "in_channels": 3,
@@ -42,6 +42,16 @@ SD1: Final = recipe("sd1", Affine(("scaling_factor",)))
 SDXL: Final = recipe("sdxl", Affine(("scaling_factor", "latents_mean", "latents_std")), channels=(4,))
 SD3: Final = recipe("sd3", Affine(("scaling_factor", "shift_factor")))
 FLUX1: Final = recipe("flux1", Affine(("scaling_factor", "shift_factor")), patch=2)
+# Mean and deviation by channel and no factor, although the class has one by default.
+GLM_IMAGE: Final = recipe(
+    "glm-image",
+    Affine(("latents_mean", "latents_std")),
+    layouts=(GRID, UNBATCHED),
+    posterior="mode",
+    patch=4,
+    ignores=("scaling_factor", "shift_factor"),
+    needs=("latents_mean", "latents_std"),
+)
 COGVIEW4: Final = replace(SD1, ignores=("shift_factor",))
 
 
@@ -139,6 +149,7 @@ _MODELS: Final = (
     ),
     Model("cogview4", COGVIEW4, "THUDM/CogView4-6B", "bfloat16", config=_COGVIEW),
     Model("cogview3-plus", COGVIEW4, "THUDM/CogView3-Plus-3B", "bfloat16", config=_COGVIEW),
+    Model("glm-image", GLM_IMAGE, "zai-org/GLM-Image", "bfloat16", config=None),
     Model("demo", SD3, None, "float32", subfolder=None),
 )  # fmt: skip
 

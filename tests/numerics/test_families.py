@@ -1,0 +1,114 @@
+"""Each family against the formula of its pipeline in diffusers: tiny modules, with factors and statistics of their own.
+
+The formulas are written with view and permute, as the pipelines have them, and not as recipes have them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from remote_vae.core.decode import decode
+from remote_vae.core.encode import encode
+from remote_vae.core.layout import example_shape, fit_latent
+from remote_vae.core.recipe import Recipe
+from remote_vae.models.fast_import import open_model
+from remote_vae.models.spec import ModelSpec
+from remote_vae.models.vae import DiffusersVAE
+from remote_vae.values import Output, Posterior, Scaling, ScalingMode
+
+OWN = Scaling(ScalingMode.MODEL)
+BLOCKS: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+}
+Formula = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`inputs` makes the decoder's input of a latent, `latent` a latent of the encoder's mean.
+
+    `latents` are shapes of one picture of `size`, height and width in pixels, in the layouts of the family's pipelines.
+    """
+
+    module: Callable[[], Any]
+    latents: tuple[tuple[int, ...], ...]
+    size: tuple[int, int]
+    inputs: Formula
+    latent: Formula
+    frames: int | None = None
+
+
+def per_channel(values: Any, z: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(values).view(1, -1, *[1] * (z.ndim - 2))
+
+
+def kl(**config: Any) -> Callable[[], Any]:
+    return lambda: diffusers.AutoencoderKL(**{**BLOCKS, "latent_channels": 4, **config})
+
+
+CASES = {
+    "glm-image": Case(
+        kl(latents_mean=[-0.7, 0.4, 0.2, -0.3], latents_std=[1.7, 0.6, 1.3, 0.8], scaling_factor=0.4, shift_factor=0.3),
+        ((1, 4, 4, 8), (2, 4, 4, 4)),
+        (32, 64),
+        lambda module, z: z * per_channel(module.config.latents_std, z) + per_channel(module.config.latents_mean, z),
+        lambda module, z: (z - per_channel(module.config.latents_mean, z)) / per_channel(module.config.latents_std, z),
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Case, Any, DiffusersVAE, Recipe]:
+    """A case, diffusers' module and ours with the same weights, which came through a folder."""
+    case = CASES[request.param]
+    torch.manual_seed(7)
+    module = case.module().eval()
+    if hasattr(module, "bn"):  # untrained statistics are zero and one, and would hide their use
+        module.bn.running_mean.uniform_(-1, 1)
+        module.bn.running_var.uniform_(0.01, 3)
+    module.save_pretrained(tmp_path)
+    vae, recipe = open_model(ModelSpec("mine", str(tmp_path), recipe=request.param, device="cpu").to_json())
+    return case, module, vae, recipe
+
+
+@torch.no_grad()
+def test_decode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
+    """In each layout of its pipelines a latent gives the pixels that their own formula gives."""
+    case, module, vae, recipe = family
+    height, width = case.size
+    for shape in case.latents:
+        z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        fit = fit_latent(recipe, vae.info, shape, model="m", height=height, width=width)
+        found = decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.RAW).pixels
+        expected = module.decode(case.inputs(module, z)).sample
+        assert (fit.height, fit.width) == tuple(expected.shape[-2:])
+        assert fit.frames == (expected.shape[2] if expected.ndim == 5 else 1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_encode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
+    """A picture gives the latent that the pipelines' own formula gives."""
+    case, module, vae, recipe = family
+    frames = () if case.frames is None else (case.frames,)
+    pixels = torch.rand((1, 3, *frames, *case.size), generator=torch.Generator().manual_seed(5)) * 2 - 1
+    found = encode(vae, recipe, pixels, scaling=OWN, posterior=Posterior.MODE).latent
+    expected = case.latent(module, module.encode(pixels).latent_dist.mode())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_warming_up(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
+    """The latent with which a replica warms up is one that the family takes."""
+    _, _, vae, recipe = family
+    z = torch.zeros(example_shape(recipe, vae.info, 8))
+    fit = fit_latent(recipe, vae.info, tuple(z.shape), model="m", height=None, width=None)
+    assert torch.isfinite(decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.UINT8).pixels.float()).all()
