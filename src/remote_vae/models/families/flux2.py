@@ -43,7 +43,33 @@ _MODELS: Final = (
     Model("flux2-klein", KLEIN, "black-forest-labs/FLUX.2-klein-base-9B", "bfloat16", aliases=("flux.2-klein",)),
 )
 
+# The cell of a patch comes before the channel.
+IDEOGRAM4: Final = Recipe(
+    "ideogram4",
+    (
+        Rearrange("b c (h i) (w j) -> b (i j c) h w", PATCH),
+        Rearrange("b (h w) (i j c) -> b (i j c) h w", PATCH),
+        Rearrange("c (h i) (w j) -> 1 (i j c) h w", PATCH),
+    ),
+    (
+        Affine(("latents_mean", "latents_std")),
+        Rearrange("b (i j c) h w -> b c (h i) (w j)", PATCH),
+        Decode(),
+        PixelAffine(),
+    ),
+    posterior="mode",
+    patch=2,
+)
+
 # No layer computes with the batch norm, so it can stay in float32.
 FAMILIES: Final = (
     Family("AutoencoderKLFlux2", _MODELS, strips=True, tiles=True, float32=("bn",), statistics=statistics),
+    Family(
+        "AutoencoderKLFlux2",
+        (Model("ideogram4", IDEOGRAM4, "ideogram-ai/ideogram-4-fp8", "bfloat16"),),
+        strips=True,
+        tiles=True,
+        float32=("bn",),
+        statistics=statistics,
+    ),
 )
