@@ -8,6 +8,7 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "kandinsky5-image": (),
     "ideogram4": (),
     "sd1": ("sd1.5",),
     "sd2": ("sd2.1",),
@@ -30,6 +31,7 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "kandinsky5-image": 83_819_683,
     "ideogram4": 84_046_115,
     "sd1": 83_653_863,
     "sd2": 83_653_863,

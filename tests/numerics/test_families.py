@@ -118,6 +118,13 @@ CASES = {
         lambda module, z: (z - per_channel(module.config.latents_mean, z)) / per_channel(module.config.latents_std, z),
     ),
     "ideogram4": Case(flux2, ((1, 8, 4, 6), (1, 6, 32)), (32, 48), ideogram_inputs, ideogram_latent),
+    "kandinsky5-image": Case(
+        kl(scaling_factor=0.41, shift_factor=-0.17),
+        ((2, 1, 4, 6, 4), (2, 4, 4, 6)),
+        (32, 48),
+        lambda module, z: (z[:, 0].permute(0, 3, 1, 2) if z.ndim == 5 else z) / module.config.scaling_factor,
+        lambda module, z: z * module.config.scaling_factor,
+    ),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from remote_vae.core.recipe import Affine
+from remote_vae.core.recipe import Affine, Rearrange
 from remote_vae.models.family import Family, Model, Weights
 from remote_vae.models.layouts import GRID, UNBATCHED, recipe
 
@@ -28,6 +28,7 @@ SIXTEEN_CHANNELS: Final[Mapping[str, object]] = {
 }
 _SD1_CONFIG: Final = {**_SD, "sample_size": 512, "scaling_factor": 0.18215}
 _SDXL_CONFIG: Final = {**_SD, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
+_FLUX1_CONFIG: Final = {**SIXTEEN_CHANNELS, "scaling_factor": 0.3611, "shift_factor": 0.1159}
 _COGVIEW: Final[Mapping[str, object]] = {
     **SIXTEEN_CHANNELS,
     "block_out_channels": (128, 512, 1024, 1024),
@@ -51,6 +52,14 @@ GLM_IMAGE: Final = recipe(
     patch=4,
     ignores=("scaling_factor", "shift_factor"),
     needs=("latents_mean", "latents_std"),
+)
+# Latents with channels last; the shift of the config is not used.
+KANDINSKY5: Final = recipe(
+    "kandinsky5-image",
+    Affine(("scaling_factor",)),
+    layouts=(GRID, Rearrange("b 1 h w c -> b c h w"), UNBATCHED),
+    patch=2,
+    ignores=("shift_factor",),
 )
 COGVIEW4: Final = replace(SD1, ignores=("shift_factor",))
 
@@ -144,12 +153,19 @@ _MODELS: Final = (
         aliases=(
             "flux", "flux-dev", "flux-schnell", "flux-kontext", "chroma", "hidream", "z-image", "lumina2", "ovis-image",
         ),
-        config={**SIXTEEN_CHANNELS, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+        config=_FLUX1_CONFIG,
         preview="taef1",
     ),
     Model("cogview4", COGVIEW4, "THUDM/CogView4-6B", "bfloat16", config=_COGVIEW),
     Model("cogview3-plus", COGVIEW4, "THUDM/CogView3-Plus-3B", "bfloat16", config=_COGVIEW),
     Model("glm-image", GLM_IMAGE, "zai-org/GLM-Image", "bfloat16", config=None),
+    Model(
+        "kandinsky5-image",
+        KANDINSKY5,
+        "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",
+        "bfloat16",
+        config=_FLUX1_CONFIG,
+    ),
     Model("demo", SD3, None, "float32", subfolder=None),
 )  # fmt: skip
 
