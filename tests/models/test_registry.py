@@ -8,6 +8,7 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "hunyuan-image-2.1": (),
     "kandinsky5-image": (),
     "ideogram4": (),
     "sd1": ("sd1.5",),
@@ -31,6 +32,7 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "hunyuan-image-2.1": 405_575_491,
     "kandinsky5-image": 83_819_683,
     "ideogram4": 84_046_115,
     "sd1": 83_653_863,

@@ -125,6 +125,22 @@ CASES = {
         lambda module, z: (z[:, 0].permute(0, 3, 1, 2) if z.ndim == 5 else z) / module.config.scaling_factor,
         lambda module, z: z * module.config.scaling_factor,
     ),
+    "hunyuan-image-2.1": Case(
+        lambda: diffusers.AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=16,
+            block_out_channels=(32,) * 6,
+            layers_per_block=1,
+            spatial_compression_ratio=32,
+            sample_size=64,
+            scaling_factor=0.7,
+        ),
+        ((1, 16, 2, 4),),
+        (64, 128),
+        lambda module, z: z / module.config.scaling_factor,
+        lambda module, z: z * module.config.scaling_factor,
+    ),
 }
 
 

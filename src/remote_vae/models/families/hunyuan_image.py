@@ -1,0 +1,32 @@
+"""The VAE of HunyuanImage 2.1: 64 channels, one latent cell for 32 by 32 pixels."""
+
+from typing import Final
+
+from remote_vae.core.recipe import Affine
+from remote_vae.models.family import Family, Model
+from remote_vae.models.layouts import GRID, UNBATCHED, recipe
+
+_RECIPE: Final = recipe("hunyuan-image-2.1", Affine(("scaling_factor",)), layouts=(GRID, UNBATCHED), patch=2)
+
+_MODELS: Final = (
+    Model(
+        "hunyuan-image-2.1",
+        _RECIPE,
+        "hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
+        "bfloat16",
+        config={
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": 64,
+            "block_out_channels": (128, 256, 512, 512, 1024, 1024),
+            "layers_per_block": 2,
+            "spatial_compression_ratio": 32,
+            "sample_size": 384,
+            "scaling_factor": 0.75289,
+            "downsample_match_channel": True,
+            "upsample_match_channel": True,
+        },
+    ),
+)
+
+FAMILIES: Final = (Family("AutoencoderKLHunyuanImage", _MODELS),)
