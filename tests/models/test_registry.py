@@ -8,6 +8,7 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "hunyuanvideo-1.5": (),
     "hunyuan-image-2.1": (),
     "kandinsky5-image": (),
     "ideogram4": (),
@@ -32,6 +33,7 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "hunyuanvideo-1.5": 1_260_634_115,
     "hunyuan-image-2.1": 405_575_491,
     "kandinsky5-image": 83_819_683,
     "ideogram4": 84_046_115,
