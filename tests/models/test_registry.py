@@ -8,6 +8,8 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "ernie-image-turbo": (),
+    "ernie-image": (),
     "hunyuanvideo-1.5": (),
     "hunyuan-image-2.1": (),
     "kandinsky5-image": (),
@@ -33,6 +35,8 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "ernie-image-turbo": 84_046_115,
+    "ernie-image": 84_046_115,
     "hunyuanvideo-1.5": 1_260_634_115,
     "hunyuan-image-2.1": 405_575_491,
     "kandinsky5-image": 83_819_683,

@@ -154,6 +154,13 @@ CASES = {
         lambda module, z: z * module.config.scaling_factor,
         frames=5,
     ),
+    "ernie-image": Case(
+        flux2,
+        ((1, 32, 2, 3),),
+        (32, 48),
+        lambda module, z: cells(affine(module, z, 1e-5)),
+        lambda module, z: inverse(module, patches(z), 1e-5),
+    ),
 }
 
 

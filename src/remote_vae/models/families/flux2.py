@@ -1,5 +1,6 @@
 """The VAE of FLUX.2, which is normalised by channel of a patch of 2 by 2 cells; the statistics are in its weights."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Decode, PixelAffine, Rearrange, Recipe
@@ -61,6 +62,20 @@ IDEOGRAM4: Final = Recipe(
     patch=2,
 )
 
+
+def with_the_pipelines_eps(module: Any) -> None:
+    """ERNIE-Image's pipelines add 1e-5 to the variance, whatever the config says."""
+    module.bn.eps = ERNIE_EPS
+    module.register_to_config(batch_norm_eps=ERNIE_EPS)
+
+
+ERNIE_EPS: Final = 1e-5
+ERNIE_IMAGE: Final = replace(FLUX2, name="ernie-image")
+_ERNIE_MODELS: Final = (
+    Model("ernie-image", ERNIE_IMAGE, "baidu/ERNIE-Image", "bfloat16"),
+    Model("ernie-image-turbo", ERNIE_IMAGE, "baidu/ERNIE-Image-Turbo", "bfloat16"),
+)
+
 # No layer computes with the batch norm, so it can stay in float32.
 FAMILIES: Final = (
     Family("AutoencoderKLFlux2", _MODELS, strips=True, tiles=True, float32=("bn",), statistics=statistics),
@@ -71,5 +86,14 @@ FAMILIES: Final = (
         tiles=True,
         float32=("bn",),
         statistics=statistics,
+    ),
+    Family(
+        "AutoencoderKLFlux2",
+        _ERNIE_MODELS,
+        strips=True,
+        tiles=True,
+        float32=("bn",),
+        statistics=statistics,
+        prepare=with_the_pipelines_eps,
     ),
 )
