@@ -8,6 +8,7 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "fibo2": (),
     "ernie-image-turbo": (),
     "ernie-image": (),
     "hunyuanvideo-1.5": (),
@@ -35,6 +36,7 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "fibo2": 84_046_115,
     "ernie-image-turbo": 84_046_115,
     "ernie-image": 84_046_115,
     "hunyuanvideo-1.5": 1_260_634_115,

@@ -161,6 +161,13 @@ CASES = {
         lambda module, z: cells(affine(module, z, 1e-5)),
         lambda module, z: inverse(module, patches(z), 1e-5),
     ),
+    "fibo2": Case(
+        flux2,
+        ((1, 8, 4, 6),),
+        (32, 48),
+        lambda module, z: cells(affine(module, patches(z))),
+        lambda module, z: cells(inverse(module, patches(z))),
+    ),
 }
 
 

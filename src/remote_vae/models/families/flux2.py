@@ -76,6 +76,24 @@ _ERNIE_MODELS: Final = (
     Model("ernie-image-turbo", ERNIE_IMAGE, "baidu/ERNIE-Image-Turbo", "bfloat16"),
 )
 
+# Cells on the wire, normalised in patches; the wire's pattern says that sides are even.
+FIBO2: Final = Recipe(
+    "fibo2",
+    (
+        Rearrange("b c (h i) (w j) -> b c (h i) (w j)", PATCH),
+        Rearrange("c (h i) (w j) -> 1 c (h i) (w j)", PATCH),
+    ),
+    (
+        Rearrange("b c (h i) (w j) -> b (c i j) h w", PATCH),
+        Affine(("latents_mean", "latents_std")),
+        UNPATCH,
+        Decode(),
+        PixelAffine(),
+    ),
+    posterior="mode",
+    patch=2,
+)
+
 # No layer computes with the batch norm, so it can stay in float32.
 FAMILIES: Final = (
     Family("AutoencoderKLFlux2", _MODELS, strips=True, tiles=True, float32=("bn",), statistics=statistics),
@@ -95,5 +113,13 @@ FAMILIES: Final = (
         float32=("bn",),
         statistics=statistics,
         prepare=with_the_pipelines_eps,
+    ),
+    Family(
+        "AutoencoderKLFlux2",
+        (Model("fibo2", FIBO2, "briaai/Fibo-2.0-dev", "bfloat16"),),
+        strips=True,
+        tiles=True,
+        float32=("bn",),
+        statistics=statistics,
     ),
 )
