@@ -8,6 +8,7 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "bria3.2": (),
     "fibo2": (),
     "ernie-image-turbo": (),
     "ernie-image": (),
@@ -36,6 +37,7 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "bria3.2": 83_653_863,
     "fibo2": 84_046_115,
     "ernie-image-turbo": 84_046_115,
     "ernie-image": 84_046_115,

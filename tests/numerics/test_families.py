@@ -168,6 +168,13 @@ CASES = {
         lambda module, z: cells(affine(module, patches(z))),
         lambda module, z: cells(inverse(module, patches(z))),
     ),
+    "bria3.2": Case(
+        kl(scaling_factor=0.37, shift_factor=None),
+        ((1, 6, 16),),
+        (32, 48),
+        lambda module, z: z.view(1, 2, 3, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 4, 4, 6) / 0.37,
+        lambda module, z: z * 0.37,
+    ),
 }
 
 

@@ -166,6 +166,14 @@ _MODELS: Final = (
         "bfloat16",
         config=_FLUX1_CONFIG,
     ),
+    # FLUX.1's patches of four channels; there is no shift.
+    Model(
+        "bria3.2",
+        FLUX1,
+        "briaai/BRIA-3.2",
+        "float32",
+        config={**_SDXL_CONFIG, "shift_factor": 0.0},
+    ),
     Model("demo", SD3, None, "float32", subfolder=None),
 )  # fmt: skip
 
