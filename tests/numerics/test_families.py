@@ -175,6 +175,18 @@ CASES = {
         lambda module, z: z.view(1, 2, 3, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 4, 4, 6) / 0.37,
         lambda module, z: z * 0.37,
     ),
+    "sd-x4-upscaler": Case(
+        kl(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 8),
+            scaling_factor=0.31,  # the pipeline sets its own
+        ),
+        ((1, 4, 4, 6),),
+        (16, 24),
+        lambda module, z: z / 0.08333,
+        lambda module, z: z * 0.08333,
+    ),
 }
 
 

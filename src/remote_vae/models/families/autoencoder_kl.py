@@ -177,4 +177,36 @@ _MODELS: Final = (
     Model("demo", SD3, None, "float32", subfolder=None),
 )  # fmt: skip
 
-FAMILIES: Final = (Family("AutoencoderKL", _MODELS, strips=True, tiles=True, convert=from_original_names),)
+
+def with_the_upscalers_factor(module: Any) -> None:
+    """The x4 upscaler's pipeline takes this factor whatever the config says."""
+    module.register_to_config(scaling_factor=UPSCALER_FACTOR)
+
+
+UPSCALER_FACTOR: Final = 0.08333
+_UPSCALER: Final = Model(
+    "sd-x4-upscaler",
+    SD1,
+    "stabilityai/stable-diffusion-x4-upscaler",
+    "float16",
+    config={
+        **_SD,
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (128, 256, 512),
+        "scaling_factor": UPSCALER_FACTOR,
+    },
+    honours_force_upcast=True,
+)
+
+FAMILIES: Final = (
+    Family("AutoencoderKL", _MODELS, strips=True, tiles=True, convert=from_original_names),
+    Family(
+        "AutoencoderKL",
+        (_UPSCALER,),
+        strips=True,
+        tiles=True,
+        convert=from_original_names,
+        prepare=with_the_upscalers_factor,
+    ),
+)
