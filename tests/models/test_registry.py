@@ -8,6 +8,7 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "flux3": (),
     "sd-x4-upscaler": (),
     "bria3.2": (),
     "fibo2": (),
@@ -38,6 +39,7 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "flux3": 84_046_115,
     "sd-x4-upscaler": 55_312_103,
     "bria3.2": 83_653_863,
     "fibo2": 84_046_115,

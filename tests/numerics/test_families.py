@@ -187,6 +187,20 @@ CASES = {
         lambda module, z: z / 0.08333,
         lambda module, z: z * 0.08333,
     ),
+    "flux3": Case(
+        flux2,
+        ((1, 32, 2, 3), (1, 8, 4, 6)),
+        (32, 48),
+        lambda module, z: cells(affine(module, z if z.shape[1] == 32 else patches(z))),
+        lambda module, z: inverse(module, patches(z)),
+    ),
+    "flux2-small-decoder": Case(
+        lambda: diffusers.AutoencoderKLFlux2(**BLOCKS, latent_channels=8, decoder_block_out_channels=(4, 4, 8, 8)),
+        ((1, 32, 2, 3),),
+        (32, 48),
+        lambda module, z: cells(affine(module, z)),
+        lambda module, z: inverse(module, patches(z)),
+    ),
 }
 
 

@@ -41,6 +41,16 @@ def statistics(module: Any) -> Statistics:
 
 _MODELS: Final = (
     Model("flux2", FLUX2, "black-forest-labs/FLUX.2-dev", "bfloat16", aliases=("flux2-dev", "flux.2")),
+    Model("flux3", FLUX2, "black-forest-labs/flux-3-image-klein-base", "bfloat16"),
+    # A narrower decoder for the same latents.
+    Model(
+        "flux2-small-decoder",
+        FLUX2,
+        "black-forest-labs/FLUX.2-small-decoder",
+        "bfloat16",
+        subfolder=None,
+        config=None,
+    ),
     Model("flux2-klein", KLEIN, "black-forest-labs/FLUX.2-klein-base-9B", "bfloat16", aliases=("flux.2-klein",)),
 )
 
