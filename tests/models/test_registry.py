@@ -40,7 +40,7 @@ PROMISED = {
 }
 PARAMETERS = {
     "flux3": 84_046_115,
-    "sd-x4-upscaler": 55_312_103,
+    "sd-x4-upscaler": 55_325_927,
     "bria3.2": 83_653_863,
     "fibo2": 84_046_115,
     "ernie-image-turbo": 84_046_115,

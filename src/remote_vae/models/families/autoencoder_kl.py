@@ -199,14 +199,5 @@ _UPSCALER: Final = Model(
     honours_force_upcast=True,
 )
 
-FAMILIES: Final = (
-    Family("AutoencoderKL", _MODELS, strips=True, tiles=True, convert=from_original_names),
-    Family(
-        "AutoencoderKL",
-        (_UPSCALER,),
-        strips=True,
-        tiles=True,
-        convert=from_original_names,
-        prepare=with_the_upscalers_factor,
-    ),
-)
+_FAMILY: Final = Family("AutoencoderKL", _MODELS, strips=True, tiles=True, convert=from_original_names)
+FAMILIES: Final = (_FAMILY, replace(_FAMILY, models=(_UPSCALER,), prepare=with_the_upscalers_factor))

@@ -39,21 +39,6 @@ def statistics(module: Any) -> Statistics:
     return tuple(norm.running_mean.tolist()), tuple(deviation.tolist())
 
 
-_MODELS: Final = (
-    Model("flux2", FLUX2, "black-forest-labs/FLUX.2-dev", "bfloat16", aliases=("flux2-dev", "flux.2")),
-    Model("flux3", FLUX2, "black-forest-labs/flux-3-image-klein-base", "bfloat16"),
-    # A narrower decoder for the same latents.
-    Model(
-        "flux2-small-decoder",
-        FLUX2,
-        "black-forest-labs/FLUX.2-small-decoder",
-        "bfloat16",
-        subfolder=None,
-        config=None,
-    ),
-    Model("flux2-klein", KLEIN, "black-forest-labs/FLUX.2-klein-base-9B", "bfloat16", aliases=("flux.2-klein",)),
-)
-
 # The cell of a patch comes before the channel.
 IDEOGRAM4: Final = Recipe(
     "ideogram4",
@@ -104,32 +89,23 @@ FIBO2: Final = Recipe(
     patch=2,
 )
 
-# No layer computes with the batch norm, so it can stay in float32.
-FAMILIES: Final = (
-    Family("AutoencoderKLFlux2", _MODELS, strips=True, tiles=True, float32=("bn",), statistics=statistics),
-    Family(
-        "AutoencoderKLFlux2",
-        (Model("ideogram4", IDEOGRAM4, "ideogram-ai/ideogram-4-fp8", "bfloat16"),),
-        strips=True,
-        tiles=True,
-        float32=("bn",),
-        statistics=statistics,
+_MODELS: Final = (
+    Model("flux2", FLUX2, "black-forest-labs/FLUX.2-dev", "bfloat16", aliases=("flux2-dev", "flux.2")),
+    Model("flux3", FLUX2, "black-forest-labs/flux-3-image-klein-base", "bfloat16"),
+    # A narrower decoder for the same latents.
+    Model(
+        "flux2-small-decoder",
+        FLUX2,
+        "black-forest-labs/FLUX.2-small-decoder",
+        "bfloat16",
+        subfolder=None,
+        config=None,
     ),
-    Family(
-        "AutoencoderKLFlux2",
-        _ERNIE_MODELS,
-        strips=True,
-        tiles=True,
-        float32=("bn",),
-        statistics=statistics,
-        prepare=with_the_pipelines_eps,
-    ),
-    Family(
-        "AutoencoderKLFlux2",
-        (Model("fibo2", FIBO2, "briaai/Fibo-2.0-dev", "bfloat16"),),
-        strips=True,
-        tiles=True,
-        float32=("bn",),
-        statistics=statistics,
-    ),
+    Model("flux2-klein", KLEIN, "black-forest-labs/FLUX.2-klein-base-9B", "bfloat16", aliases=("flux.2-klein",)),
+    Model("ideogram4", IDEOGRAM4, "ideogram-ai/ideogram-4-fp8", "bfloat16"),
+    Model("fibo2", FIBO2, "briaai/Fibo-2.0-dev", "bfloat16"),
 )
+
+# No layer computes with the batch norm, so it can stay in float32.
+_FAMILY: Final = Family("AutoencoderKLFlux2", _MODELS, strips=True, tiles=True, float32=("bn",), statistics=statistics)
+FAMILIES: Final = (_FAMILY, replace(_FAMILY, models=_ERNIE_MODELS, prepare=with_the_pipelines_eps))
