@@ -29,6 +29,7 @@ def recipe(
     channels: tuple[int, ...] = (),
     ignores: tuple[str, ...] = (),
     needs: tuple[str, ...] = (),
+    fps: float = 10,
 ) -> Recipe:
     """The recipe of nearly every family: one affine map, the VAE, and pixels from [-1, 1]."""
-    return Recipe(name, layouts, (affine, Decode(), PixelAffine()), posterior, patch, channels, ignores, needs)
+    return Recipe(name, layouts, (affine, Decode(), PixelAffine()), posterior, patch, channels, ignores, needs, fps)

@@ -1,14 +1,13 @@
 """The VAE of HunyuanVideo: causal in time, four frames for each latent frame after the first."""
 
-from dataclasses import replace
 from typing import Final
 
 from remote_vae.core.recipe import Affine
 from remote_vae.models.family import Family, Model
 from remote_vae.models.layouts import VIDEO_LAYOUTS, recipe
 
-HUNYUANVIDEO: Final = replace(
-    recipe("hunyuanvideo", Affine(("scaling_factor",)), layouts=VIDEO_LAYOUTS, posterior="mode"), fps=24
+HUNYUANVIDEO: Final = recipe(
+    "hunyuanvideo", Affine(("scaling_factor",)), layouts=VIDEO_LAYOUTS, posterior="mode", fps=24
 )
 
 _MODELS: Final = (

@@ -6,7 +6,9 @@ from remote_vae.core.recipe import Affine
 from remote_vae.models.family import Family, Model
 from remote_vae.models.layouts import VIDEO_LAYOUTS, recipe
 
-_RECIPE: Final = recipe("hunyuanvideo-1.5", Affine(("scaling_factor",)), layouts=VIDEO_LAYOUTS, posterior="mode")
+_RECIPE: Final = recipe(
+    "hunyuanvideo-1.5", Affine(("scaling_factor",)), layouts=VIDEO_LAYOUTS, posterior="mode", fps=24
+)
 
 _MODELS: Final = (
     Model(
