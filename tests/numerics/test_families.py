@@ -226,7 +226,7 @@ def test_decode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
     for shape in case.latents:
         z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
         fit = fit_latent(recipe, vae.info, shape, model="m", height=height, width=width)
-        found = decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.RAW).pixels
+        found = decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.RAW).tensor
         expected = module.decode(case.inputs(module, z)).sample
         assert (fit.height, fit.width) == tuple(expected.shape[-2:])
         assert fit.frames == (expected.shape[2] if expected.ndim == 5 else 1)
@@ -239,7 +239,7 @@ def test_encode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
     case, module, vae, recipe = family
     frames = () if case.frames is None else (case.frames,)
     pixels = torch.rand((1, 3, *frames, *case.size), generator=torch.Generator().manual_seed(5)) * 2 - 1
-    found = encode(vae, recipe, pixels, scaling=OWN, posterior=Posterior.MODE).latent
+    found = encode(vae, recipe, pixels, scaling=OWN, posterior=Posterior.MODE).tensor
     expected = case.latent(module, module.encode(pixels).latent_dist.mode())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -249,4 +249,4 @@ def test_warming_up(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
     _, _, vae, recipe = family
     z = torch.zeros(example_shape(recipe, vae.info, 8))
     fit = fit_latent(recipe, vae.info, tuple(z.shape), model="m", height=None, width=None)
-    assert torch.isfinite(decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.UINT8).pixels.float()).all()
+    assert torch.isfinite(decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.UINT8).tensor.float()).all()
