@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from remote_vae import RemoteVAE
 from remote_vae.cli.main import app
+from remote_vae.errors import NotReady
 from remote_vae.server.settings import Settings
 
 RAW = {"content-type": "tensor/binary"}
@@ -162,6 +163,8 @@ def test_loaded_models_while_others_load(start: Any) -> None:
         assert (document["default"], document["unknown"], document["loading"]) == ("copy", [], ["never-loads"])
         assert RemoteVAE(f"{server.url}/copy").decode(torch.zeros(1, 3, 8, 8)).sample.shape == (1, 3, 8, 8)
         assert server.decode(path="/copy").status_code == 200
+        with pytest.raises(NotReady, match=r"'never-loads' at .* is still loading"):
+            RemoteVAE(f"{server.url}/never-loads")
         for reply in (requests.get(server.url + "/ready", timeout=10), server.decode(path="/never-loads")):
             assert (reply.status_code, reply.json()["error_type"]) == (503, "not_ready")
 

@@ -110,8 +110,11 @@ def _read(request: DecodeRequest | EncodeRequest, reply: HttpReply) -> Reply:
     return found
 
 
-def read_models(reply: HttpReply) -> list[dict[str, Any]]:
-    """The cards of GET /models, with the names of `ModelInfo`; *raises* InvalidReply, and what the server raised."""
+def read_models(reply: HttpReply) -> dict[str, Any]:
+    """What GET /models says: the cards under "models", and names under "default", "unknown" and "loading".
+
+    *Raises* InvalidReply, and what the server raised.
+    """
     if reply.status != 200:
         parse_reply(reply.status, reply.headers, reply.body)
     try:
@@ -121,7 +124,8 @@ def read_models(reply: HttpReply) -> list[dict[str, Any]]:
     cards = document.get("models") if isinstance(document, dict) else None
     if not isinstance(cards, list) or not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in cards):
         raise InvalidReply("the list of models has no models with names; is this a remote-vae server?")
-    return cards
+    found: dict[str, Any] = document
+    return found
 
 
 def read_ready(reply: HttpReply) -> bool:

@@ -58,7 +58,8 @@ class Calls(Generic[H]):
         reply = await send(self._network, post(self._endpoint, request), self._bounds)
         return read_encoded(request, reply, like=image)
 
-    async def _models(self) -> list[dict[str, Any]]:
+    async def model_list(self) -> dict[str, Any]:
+        """What GET /models says, as a coroutine of both clients: the cards, and the names of models without a card."""
         return read_models(await send(self._network, self._endpoint.request("GET", "/models"), self._bounds))
 
     async def _ready(self) -> bool:
@@ -118,7 +119,8 @@ class Client(Calls[httpx2.Client]):
 
     def models(self) -> list[dict[str, Any]]:
         """The cards of the server's models, with the names of `ModelInfo`."""
-        return run(self._models())
+        cards: list[dict[str, Any]] = run(self.model_list())["models"]
+        return cards
 
     def ready(self) -> bool:
         """Whether the server answers and has loaded its models; it is asked once, for 10 seconds at most."""
@@ -162,7 +164,8 @@ class AsyncClient(Calls[httpx2.AsyncClient]):
 
     async def models(self) -> list[dict[str, Any]]:
         """`Client.models`, awaited."""
-        return await self._models()
+        cards: list[dict[str, Any]] = (await self.model_list())["models"]
+        return cards
 
     async def ready(self) -> bool:
         """`Client.ready`, awaited."""

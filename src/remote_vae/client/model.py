@@ -7,7 +7,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from remote_vae.client.clients import Client
 from remote_vae.client.latents import AnyTensor
-from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, UnknownModel
+from remote_vae.client.network import run
+from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotReady, UnknownModel
 
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
 NEEDED: Final = (
@@ -25,7 +26,7 @@ class RemoteModel:
     """A model at `endpoint`, which is http://host:8000/<model>, or http://host:8000 with `model` or the first model.
 
     *Units*: timeout in seconds, for a whole call with all its tries.
-    *Raises* UnknownModel if the model is not served there, and the errors of `Client`.
+    *Raises* UnknownModel if the model is not served there, NotReady if it is still loading, and the errors of `Client`.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class RemoteModel:
         self.close = weakref.finalize(self, self._client.close)
         self.place = _without_credentials(base)
         try:
-            self.card = _find(self._client.models(), name, self.place)
+            self.card = _find(run(self._client.model_list()), name, self.place)
         except BaseException:
             self.close()
             raise
@@ -153,12 +154,16 @@ def _without_credentials(endpoint: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _find(cards: list[dict[str, Any]], name: str | None, place: str) -> dict[str, Any]:
-    """The card of a name or alias, in any case; None is the first."""
+def _find(listed: dict[str, Any], name: str | None, place: str) -> dict[str, Any]:
+    """The card of a name or alias, in any case; None is the server's default model."""
+    cards: list[dict[str, Any]] = listed["models"]
+    wanted = name or listed.get("default")
     for card in cards:
-        if name is None or name == card["name"] or name.lower() in card.get("aliases", ()):
+        if wanted is None or wanted == card["name"] or wanted.lower() in card.get("aliases", ()):
             break
     else:
+        if wanted in listed.get("loading", ()):
+            raise NotReady(f"model {wanted!r} at {place} is still loading; try again in a moment", model=wanted)
         served = ", ".join(card["name"] for card in cards) or "none"
         raise UnknownModel(f"model {name!r} is not served at {place}; served are {served}", model=name)
     missing = [key for key in NEEDED if card.get(key) is None or card[key] in ([], {})]

@@ -180,8 +180,7 @@ class Endpoints:
     async def models(self, request: Request) -> Response:
         """GET /models: the cards of the loaded models. `unknown` and `loading` name those that have no card yet.
 
-        `unknown` models are loaded when they are first asked for. *Raises* NotReady while the default model is loading:
-        a client that names no model would take another model's card for its card.
+        `unknown` models are loaded when they are first asked for. *Raises* NotReady while no model has been loaded.
         """
         cards: list[dict[str, object]] = []
         unknown: list[str] = []
@@ -191,8 +190,8 @@ class Endpoints:
                 cards.append(model_info(model, info, self._settings).to_json())
             else:
                 (unknown if model.lazy else loading).append(model.name)
-        if self._engine.default in loading:
-            raise NotReady(f"model {self._engine.default!r} is still loading; try again in a moment")
+        if loading and not cards:
+            raise NotReady(f"model {loading[0]!r} is still loading; try again in a moment")
         return JSONResponse({"default": self._engine.default, "models": cards, "unknown": unknown, "loading": loading})
 
     async def openapi(self, request: Request) -> Response:
