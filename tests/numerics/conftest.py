@@ -1,9 +1,11 @@
 """A live server whose models are tiny VAEs of every family, each with factors and statistics of its own."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,10 +95,16 @@ def make_modules() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Families]:
-    modules, folder = make_modules(), tmp_path_factory.mktemp("families")
+    with serve(make_modules(), RECIPES, tmp_path_factory.mktemp("families")) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serve(modules: dict[str, Any], recipes: dict[str, str], folder: Path) -> Iterator[Families]:
+    """A live server of these modules, which are saved in `folder` for it."""
     for name, module in modules.items():
         module.save_pretrained(folder / name)
-    specs = tuple(f"{name}={folder / name},recipe={RECIPES[name]}" for name in modules)
+    specs = tuple(f"{name}={folder / name},recipe={recipes[name]}" for name in modules)
     settled, failures = threading.Event(), list[BaseException]()
     app = build_app(
         Settings(models=specs),

@@ -154,7 +154,7 @@ class Case:
         """The pipeline with `vae` and without what encodes text; its networks are the same every time."""
         torch.manual_seed(3)
         names = self.cls._get_signature_types()
-        parts = dict.fromkeys(name for name in names if name.startswith(("text_encoder", "tokenizer")))
+        parts = dict.fromkeys(name for name in names if name.startswith(("text_encoder", "tokenizer", "processor")))
         parts |= {name: None for name in ("image_processor", "safety_checker", "feature_extractor") if name in names}
         extra = {"requires_safety_checker": False} if "safety_checker" in names and "unet" in names else {}
         if self.cls is diffusers.StableDiffusionUpscalePipeline:
