@@ -44,7 +44,7 @@ def facts(model: Model) -> tuple[str, str, str]:
     if model.repository is None:
         return "16", "own", "own"
     if model.config is None:
-        return "own", "by channel" if model.recipe.needs else "own", ""
+        return "own", "by channel", ""
     defaults = inspect.signature(family_of(model).load_class().__init__).parameters.values()
     config = {item.name: item.default for item in defaults} | dict(model.config)
     affine = next((op for op in model.recipe.ops if isinstance(op, Affine)), Affine())

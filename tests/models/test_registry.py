@@ -9,6 +9,7 @@ from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
     "flux3": (),
+    "flux2-small-decoder": (),
     "sd-x4-upscaler": (),
     "bria3.2": (),
     "fibo2": (),
@@ -40,6 +41,7 @@ PROMISED = {
 }
 PARAMETERS = {
     "flux3": 84_046_115,
+    "flux2-small-decoder": 62_373_091,
     "sd-x4-upscaler": 55_325_927,
     "bria3.2": 83_653_863,
     "fibo2": 84_046_115,

@@ -99,7 +99,7 @@ _MODELS: Final = (
         "black-forest-labs/FLUX.2-small-decoder",
         "bfloat16",
         subfolder=None,
-        config=None,
+        config={"decoder_block_out_channels": (96, 192, 384, 384)},
     ),
     Model("flux2-klein", KLEIN, "black-forest-labs/FLUX.2-klein-base-9B", "bfloat16", aliases=("flux.2-klein",)),
     Model("ideogram4", IDEOGRAM4, "ideogram-ai/ideogram-4-fp8", "bfloat16"),
