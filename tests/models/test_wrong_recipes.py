@@ -14,7 +14,14 @@ from remote_vae.models.spec import ModelSpec
 
 STATISTICS = {"latents_mean": [0.1] * 4, "latents_std": [1.5] * 4}
 CONFIGS: dict[str, dict[str, object]] = {
-    "sd1": {"_class_name": "AutoencoderKL", "latent_channels": 4, "scaling_factor": 0.18215, "shift_factor": None},
+    "sd1": {
+        "_class_name": "AutoencoderKL",
+        "latent_channels": 4,
+        "scaling_factor": 0.18215,
+        "shift_factor": None,
+        "block_out_channels": [128, 256, 512, 512],
+    },
+    "upscaler": {"_class_name": "AutoencoderKL", "latent_channels": 4, "block_out_channels": [128, 256, 512]},
     "playground": {"_class_name": "AutoencoderKL", "latent_channels": 4, "scaling_factor": 0.5, **STATISTICS},
     "flux1": {"_class_name": "AutoencoderKL", "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159},
     "glm": {"_class_name": "AutoencoderKL", "latent_channels": 16, "latents_mean": [0.1] * 16, "latents_std": [2] * 16},
@@ -24,6 +31,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 WRONG = [
     ("sd1", "taesd", "AutoencoderKL, .*'taesd'.* for AutoencoderTiny; recipes for these weights: sd1,"),
+    ("sd1", "sd-x4-upscaler", "for 4 pixels to a side of a latent cell, and these weights have 8; .*: sd1,"),
     ("sd1", "hunyuanvideo", "for AutoencoderKLHunyuanVideo; .*: sd1,"),
     ("playground", "sd1", "does not use the latents_mean and latents_std .*: sdxl$"),
     ("playground", "flux1", "does not use the latents_mean and latents_std .*: sdxl$"),
@@ -31,7 +39,10 @@ WRONG = [
     ("glm", "sdxl", "for 4 latent channels, and these weights have 16; .*: glm-image$"),
     ("glm", "flux1", "does not use the latents_mean and latents_std"),
     ("flux1", "glm-image", "needs latents_mean and latents_std, which .*: sd3, flux1$"),
-    ("flux2", "flux1", "for AutoencoderKL; .*: flux2, flux2-klein"),
+    ("flux2", "flux1", "for AutoencoderKL; .*: flux2, flux2-klein, ideogram4, fibo2, ernie-image$"),
+    ("flux2", "bria3.2", "for AutoencoderKL; .*: flux2,"),
+    ("sd1", "ernie-image", "for AutoencoderKLFlux2; .*: sd1,"),
+    ("upscaler", "fibo2", "for AutoencoderKLFlux2; .*: sd1, .*sd-x4-upscaler$"),
     ("tiny", "sd1", "AutoencoderTiny, .*'sd1'.* for AutoencoderKL; .*: taesd, taesdxl$"),
     ("tiny", "taef1", "for 16 latent channels, and these weights have 4; .*: taesd, taesdxl$"),
     ("video", "sd1", "for AutoencoderKL; .*: hunyuanvideo"),

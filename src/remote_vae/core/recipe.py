@@ -95,7 +95,8 @@ class Recipe:
     per side that the pipelines handle as one, so picture sides are floored to ratio x patch before encoding.
     `channels` are the latent channels that weights for this recipe have; empty if any do. `ignores` names constants
     that the pipelines do not use although the weights' config may have them, `needs` those that the config must have.
-    `fps` is the rate of the family's own examples, in frames a second.
+    `fps` is the rate of the family's own examples, in frames a second. `ratio` is the number of pixels to a side of a
+    latent cell that weights for this recipe have; 0 if any do.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Recipe:
     ignores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     fps: float = 10  # the default of diffusers' export_to_video
+    ratio: int = 0
 
     @property
     def has_frames(self) -> bool:

@@ -82,7 +82,7 @@ class Family:
         mean, std = self.statistics(module)
         return VAEInfo(
             latent_channels=channels_of(config),
-            spatial_compression_ratio=_spatial_ratio(module),
+            spatial_compression_ratio=_spatial_ratio(config) or int(module.spatial_compression_ratio),
             frames=_frames(module),
             constants=Constants(
                 scaling_factor=_number(getattr(config, "scaling_factor", None)),
@@ -106,6 +106,9 @@ def misfit(recipe: Recipe, config: Mapping[str, object]) -> str:
     if recipe.channels and "latent_channels" in config and channels_of(config) not in recipe.channels:
         expected = " or ".join(map(str, recipe.channels))
         return f"it is for {expected} latent channels, and these weights have {channels_of(config)}"
+    ratio = _spatial_ratio(config)
+    if recipe.ratio and ratio not in (None, recipe.ratio):
+        return f"it is for {recipe.ratio} pixels to a side of a latent cell, and these weights have {ratio}"
     lacking = [name for name in recipe.needs if config.get(name) is None]
     if lacking:
         return f"it needs {' and '.join(lacking)}, which the config of these weights does not have"
@@ -128,14 +131,13 @@ def stated_constants(config: Mapping[str, object]) -> list[str]:
     return [*found, "latents_mean", "latents_std"] if both else found
 
 
-def _spatial_ratio(module: Any) -> int:
-    """Pixels per latent cell and side."""
-    config = module.config
-    for stated in (getattr(config, "spatial_compression_ratio", None), getattr(config, "scale_factor_spatial", None)):
+def _spatial_ratio(config: Mapping[str, object]) -> int | None:
+    """Pixels per latent cell and side, if the config has them."""
+    for stated in (config.get("spatial_compression_ratio"), config.get("scale_factor_spatial")):
         if stated is not None:
-            return int(stated)
-    blocks = getattr(config, "decoder_block_out_channels", None) or getattr(config, "block_out_channels", None)
-    return int(2 ** (len(blocks) - 1)) if blocks else int(module.spatial_compression_ratio)
+            return int(str(stated))
+    blocks = config.get("decoder_block_out_channels") or config.get("block_out_channels")
+    return 1 << len(blocks) - 1 if isinstance(blocks, list | tuple) else None
 
 
 def _frames(module: Any) -> Frames:

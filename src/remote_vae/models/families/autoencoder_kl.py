@@ -186,7 +186,7 @@ def with_the_upscalers_factor(module: Any) -> None:
 UPSCALER_FACTOR: Final = 0.08333
 _UPSCALER: Final = Model(
     "sd-x4-upscaler",
-    SD1,
+    replace(SD1, name="sd-x4-upscaler", ratio=4),
     "stabilityai/stable-diffusion-x4-upscaler",
     "float16",
     config={
@@ -195,6 +195,7 @@ _UPSCALER: Final = Model(
         "up_block_types": ("UpDecoderBlock2D",) * 3,
         "block_out_channels": (128, 256, 512),
         "scaling_factor": UPSCALER_FACTOR,
+        "force_upcast": True,
     },
     honours_force_upcast=True,
 )
