@@ -21,7 +21,7 @@ _listed: dict[str, tuple[float, list[str] | RemoteVAEError]] = {}
 
 
 def list_models(url: str) -> list[str] | RemoteVAEError:
-    """The names that a server has, or why it does not say; asked anew after a few seconds."""
+    """The names that a server has, or why it does not say. The answer is kept for a few seconds."""
     at, found = _listed.get(url, (float("-inf"), []))
     if time.monotonic() - at < FRESH_SECONDS:
         return found

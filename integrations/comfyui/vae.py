@@ -48,7 +48,7 @@ class RemoteComfyVAE:
     def __init__(self, model: RemoteModel) -> None:
         if "batch_norm_eps" in model.card["config"]:
             raise LatentMismatch(
-                f"model {model.name!r} is FLUX.2's VAE, whose latents in ComfyUI are patches of {4 * model.channels} "
+                f"model {model.name!r} is FLUX.2's VAE. Its latents in ComfyUI are patches of {4 * model.channels} "
                 "channels; these nodes do not take them yet",
                 model=model.name,
             )

@@ -130,7 +130,7 @@ def _photograph(path: Path | None) -> Image.Image:
 
 @contextlib.contextmanager
 def _server(model: str, options: list[str], report: Report) -> Iterator[str]:
-    """A server of our own on a free port, in a process of its own, as a user would start it."""
+    """A server on a free port in another process, started as a user would start it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

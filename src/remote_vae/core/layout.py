@@ -32,7 +32,7 @@ class MatchedLayout:
 
 @dataclass(frozen=True, slots=True)
 class _Miss:
-    """Why a layout does not fit; of several the one that came furthest is told."""
+    """Why a layout does not fit. Of several misses the deepest one, which matched most, becomes the error."""
 
     depth: int
     error: RemoteVAEError

@@ -44,7 +44,7 @@ class Rearrange:
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """Drops what lies before `start` on `axis`; has no inverse, so encoding passes it by."""
+    """Drops what lies before `start` on `axis`. It has no inverse, so encoding leaves it out."""
 
     axis: int
     start: int
@@ -55,8 +55,8 @@ class Affine:
     """z * (std or 1) / (scaling_factor or 1) + (mean or shift_factor or 0), per channel.
 
     `uses` names the model's constants that take part; mean and std take part together or not at all.
-    With `literal` the VAE itself works on normalised latents (previews that replace another VAE): then nothing
-    is to be done when the caller asks for scaling, and a caller who has scaled already is undone with these.
+    With `literal` the VAE itself works on normalised latents, as a preview that replaces another VAE does. Then a
+    latent is left alone if the caller asks for scaling, and is normalised with these constants if it does not.
     """
 
     uses: tuple[str, ...] = ()

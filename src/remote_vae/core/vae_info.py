@@ -18,7 +18,7 @@ class VAEInfo:
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
     plans: tuple[str, ...] = ("whole",)
-    executor: str = "diffusers"  # or "strips": whose code runs the model
+    executor: str = "diffusers"  # or "strips": the code that runs the model
     weight_bytes: int = 0
     pixel_channels: int = 3
     source: str = ""

@@ -151,7 +151,7 @@ def _frames(module: Any) -> Frames:
 
 
 def _plain(module: Any) -> dict[str, object]:
-    """The config as JSON has it, with the class and without what only says where it came from."""
+    """The config as JSON values, with the name of the class and without the private keys of diffusers."""
     config = dict(module.config)
     shown = {"_class_name": type(module).__name__, **{key: config[key] for key in config if not key.startswith("_")}}
     plain: dict[str, object] = json.loads(json.dumps(shown))

@@ -1,8 +1,8 @@
 """`open_model` for a replica's own process, which needs diffusers' VAEs and nothing else of it.
 
-Importing diffusers also imports transformers and SciPy where they are installed, and torch's compiler: a good part of
-the time until a model is served, or served again after its process has died, and of a replica's memory. No VAE uses
-them.
+Importing diffusers also imports transformers and SciPy, if they are installed, and torch's compiler. That takes a good
+part of a replica's memory, and of the time until a model is served or served again after its process has died. No VAE
+uses them.
 """
 
 import importlib
@@ -27,7 +27,7 @@ def _unchanged(function: Any = None, *_: object, **__: object) -> Any:
     return _unchanged if function is None else function
 
 
-# Some of diffusers' classes say of a method that the compiler shall leave it alone: without a compiler that is true.
+# Some classes of diffusers exclude a method from compilation by these names; without a compiler nothing is compiled.
 _NO_COMPILER: Final = ModuleType("torch._dynamo")
 _NO_COMPILER.disable = _NO_COMPILER.allow_in_graph = _unchanged  # type: ignore[attr-defined]
 
@@ -37,7 +37,7 @@ UNUSED: Final[Mapping[str, ModuleType | None]] = {"transformers": None, "scipy":
 
 @contextmanager
 def _in_place_of(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
-    """In which whoever looks for these finds what is given, unless they have been imported before."""
+    """Imports inside find these modules in the place of the real ones, unless the real ones were imported before."""
     placed = {name: module for name, module in modules.items() if name not in sys.modules}
     sys.modules.update(placed)  # type: ignore[arg-type]
     try:

@@ -15,12 +15,12 @@ _YES_NO = {"yes": True, "no": False}
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model under the name it is served by.
+    """A model to be served, under the name that its route has.
 
-    `source` is a hub id, a folder in diffusers' layout or a .safetensors file; None takes the registry's.
-    `sha256` is what the weights must have, of all their safetensors files in the order of their names.
-    `dtype` None leaves the precision to the registry's policy. *Units*: memory_budget in bytes, for weights and work
-    together; None is what the device has free. `lazy` is loaded when it is first asked for; `pinned` is never unloaded.
+    `source` is a hub id, a folder in diffusers' layout or a .safetensors file; None is the known model's own.
+    `sha256` is the digest that the safetensors files must have, joined in the order of their names. If `dtype` is None,
+    the family's policy chooses the precision. A `lazy` model is loaded at its first request; a `pinned` one is never
+    unloaded. *Units*: memory_budget in bytes, for weights and work together; None is what the device has free.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ModelSpec:
 
     @property
     def recipe_model(self) -> Model:
-        """The model whose recipe, precision policy and, for a single file, architecture apply."""
+        """The model that gives the recipe, the precision policy and, for a single file, the architecture."""
         found = find_model(self.recipe or self.name)
         assert found is not None  # checked when the spec was made
         return found
