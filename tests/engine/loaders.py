@@ -46,6 +46,17 @@ MISBEHAVE: dict[str, Callable[[], object]] = {
 }
 
 
+class Layer(torch.nn.Module):
+    """Takes its time."""
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.5)
+        return latent
+
+
+SLOW = torch.nn.Sequential(*(Layer() for _ in range(8)))
+
+
 class CopyVAE:
     """Ratio 1, three channels: decoding and encoding hand the tensor on; a first value of 7 makes it misbehave."""
 
@@ -62,6 +73,8 @@ class CopyVAE:
         if self.misbehaviour == "tell its cores":
             return torch.full_like(latent, torch.get_num_threads())
         if 7 in latent.flatten(1)[:, 0].tolist():
+            if self.misbehaviour == "slow layers":
+                return SLOW(latent)  # type: ignore[no-any-return]
             MISBEHAVE[self.misbehaviour]()
         return latent
 

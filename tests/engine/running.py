@@ -30,10 +30,12 @@ def served(name: str = "copy", misbehaviour: str = "", *, replicas: int = 1, **o
 @asynccontextmanager
 async def running(misbehaviour: str = "", *, replicas: int = 1, **options: Any) -> AsyncIterator[Engine]:
     """An engine of one model, or of `models`."""
+    wait = options.pop("wait", True)
     models = options.pop("models", None) or [served("copy", misbehaviour, replicas=replicas)]
     engine = Engine(models, loader="loaders:load", **options)
     try:
-        await engine.start()
+        if wait:
+            await engine.start()
         yield engine
     finally:
         await engine.stop()
@@ -62,3 +64,14 @@ async def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():
             await asyncio.sleep(0.02)
+
+
+def pids(engine: Engine, model: str = "copy") -> list[int | None]:
+    return [replica.pid for replica in engine._pools[model].replicas]
+
+
+def segments(engine: Engine) -> list[str]:
+    """The names of all shared memory that is in use."""
+    replicas = [replica for pool in engine._pools.values() for replica in pool.replicas]
+    names = [name for replica in replicas for name in (*replica.segments.names, replica.signals.name)]
+    return [*names, engine._ledger.name]

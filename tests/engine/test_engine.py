@@ -22,7 +22,7 @@ from remote_vae.errors import (
     UnknownModel,
 )
 
-from .running import job, run, running, until
+from .running import job, pids, run, running, segments, until
 
 DEADLY = ((7, 4), (1, 8), (2, 4))  # first pixel and side of three jobs, of which the first kills the process
 
@@ -96,33 +96,33 @@ async def test_segments_grow() -> None:
 async def test_death_over_a_job() -> None:
     """A job over which two processes die fails as PoisonRequest, and the next job finds a new process."""
     async with running("die") as engine:
-        before = engine.pids()["copy"][0]
+        before = pids(engine)[0]
         with pytest.raises(PoisonRequest):
             await run(engine, job(7))
         outcome = await run(engine, job(1))
         assert outcome.tensor.shape == (1, 3, 4, 4)
-        assert engine.pids()["copy"][0] != before
+        assert pids(engine)[0] != before
 
 
 async def test_death_while_idle() -> None:
     """A process that is killed while idle is noticed and started again without a request."""
     async with running() as engine:
-        before = engine.pids()["copy"][0]
+        before = pids(engine)[0]
         assert before is not None
         os.kill(before, signal.SIGKILL)
-        await until(lambda: engine.ready and engine.pids()["copy"][0] != before)
+        await until(lambda: engine.ready and pids(engine)[0] != before)
         assert (await run(engine, job())).tensor.shape == (1, 3, 4, 4)
 
 
 async def test_foreign_exception() -> None:
     """An exception of the model's code becomes an InternalError that tells nothing of the inside; the process lives."""
     async with running("raise") as engine:
-        before = engine.pids()["copy"][0]
+        before = pids(engine)[0]
         with pytest.raises(InternalError) as caught:
             await run(engine, job(7))
         assert "internal name" not in caught.value.message
         await run(engine, job(1))
-        assert engine.pids()["copy"][0] == before
+        assert pids(engine)[0] == before
 
 
 async def test_our_errors_cross_the_process_boundary() -> None:
@@ -227,9 +227,9 @@ async def test_nothing_is_left() -> None:
     """After stop the process is gone and its shared memory freed."""
     async with running() as engine:
         await run(engine, job())
-        pid = engine.pids()["copy"][0]
-        names = engine.segments()
-        assert len(names) == 3
+        pid = pids(engine)[0]
+        names = segments(engine)
+        assert len(names) == 4  # both tensors, the signals, the ledger
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -16,9 +16,9 @@ from remote_vae.engine.engine import Engine
 from remote_vae.engine.job import Outcome
 from remote_vae.engine.observer import Silent
 from remote_vae.engine.pool import Rules
-from remote_vae.errors import NotReady, Overloaded, PoisonRequest, ReplicaFailed
+from remote_vae.errors import NotReady, PoisonRequest, ReplicaFailed
 
-from .running import job, run, running, served, until
+from .running import job, pids, run, running, segments, served, until
 
 DEADLY = ("die", "die in native code", "abort", "be killed", "exit", "lose the device", "leave the pipe")
 HANGING = ("hang",)
@@ -35,7 +35,7 @@ class Restarts(Silent):
 
 
 def pid(engine: Engine, index: int = 0) -> int:
-    found = engine.pids()["copy"][index]
+    found = pids(engine)[index]
     assert found is not None
     return found
 
@@ -129,11 +129,11 @@ async def test_two_replicas() -> None:
 async def test_poison_spares_the_other_replica() -> None:
     """A deadly job is tried again by the replica that it killed, so another one works on undisturbed."""
     async with running("die", replicas=2) as engine:
-        before = engine.pids()["copy"]
+        before = pids(engine)
         with pytest.raises(PoisonRequest):
             await run(engine, job(BAD))
         await until(lambda: engine.ready)
-        assert len(set(before) & set(engine.pids()["copy"])) == 1
+        assert len(set(before) & set(pids(engine))) == 1
 
 
 async def test_a_replica_that_does_not_come_back(tmp_path: Path) -> None:
@@ -146,16 +146,6 @@ async def test_a_replica_that_does_not_come_back(tmp_path: Path) -> None:
             await run(engine, job(GOOD))
         await until(lambda: engine.ready)
         assert (await run(engine, job(GOOD))).plan == "whole"
-
-
-async def test_out_of_memory() -> None:
-    """A device without memory for a job is Overloaded, which can be tried again; the process lives."""
-    async with running("run out of memory") as engine:
-        before = pid(engine)
-        with pytest.raises(Overloaded):
-            await run(engine, job(BAD))
-        await run(engine, job(GOOD))
-        assert pid(engine) == before
 
 
 async def test_stopping_while_it_hangs() -> None:
@@ -192,7 +182,7 @@ async def test_nothing_is_left_of_many_faults() -> None:
         with pytest.raises(PoisonRequest):
             await run(engine, job(BAD))
         await run(engine, job(GOOD, side=1500))
-        names |= set(engine.segments())
+        names |= set(segments(engine))
         gone = asyncio.create_task(run(engine, job(GOOD, side=1500)))
         await asyncio.sleep(0)
         gone.cancel()

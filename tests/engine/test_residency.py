@@ -7,7 +7,7 @@ import pytest
 from remote_vae.engine.engine import Engine
 from remote_vae.errors import NotReady
 
-from .running import job, run, running, served
+from .running import job, pids, run, running, served
 
 ROOM_FOR_TWO = 2500  # each weighs 1000
 
@@ -24,7 +24,7 @@ async def test_lazy() -> None:
         assert engine.known(engine.find("later")) is None
         info = await asyncio.gather(*(engine.info(engine.find("later")) for _ in range(3)))
         assert info[0].latent_channels == 3
-        assert len(engine.pids()["later"]) == 1
+        assert len(pids(engine, "later")) == 1
         assert (await run(engine, job(), "later")).plan == "whole"
 
 

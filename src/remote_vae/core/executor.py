@@ -14,6 +14,8 @@ STRIPS: Final = "strips"  # two maps of the widest layer
 RECOMPUTE: Final = "strips-recompute"  # one such map, for about a quarter more arithmetic
 TILES: Final = "tiles"  # overlapping tiles that are blended: approximate
 
+RESERVATIONS: Final = 5  # attempts to reserve memory before a job gives way to the others
+
 Sink = Callable[[int, int, torch.Tensor], None]
 """Takes a finished block: the number of its first picture or frame, its first row, and [N,C,rows,W]."""
 
@@ -55,17 +57,23 @@ def _unbounded() -> int | None:
     return None
 
 
+def _granted(_: int | None) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """How a job may run.
 
     `plan` names the executor; None leaves the choice to the planner. `budget` returns the bytes that are free, or None
-    for no limit. `checkpoint` is called between strips and between layers; an exception from it ends the job.
+    for no limit. `checkpoint` is called between strips and between layers; an exception from it ends the job. `reserve`
+    gets the predicted peak of the choice; if it returns False, the memory is taken by now, and a new choice is made.
     """
 
     plan: str | None = None
     budget: Callable[[], int | None] = _unbounded
     checkpoint: Callable[[], None] = _carry_on
+    reserve: Callable[[int | None], bool] = _granted
 
 
 RUN_OPTIONS: Final = RunOptions()
@@ -142,17 +150,26 @@ def execute(
     If the device runs out of memory, the next smaller executor is tried. *Raises* Overloaded if the smallest one does
     not fit now, TooLarge, InvalidValue.
     """
-    budget, shape = options.budget(), tuple(z.shape)
-    for choice in choose(executors, shape, z.dtype, output=output, budget=budget, wanted=options.plan):
+    for choice in _reserved(executors, z, options, output):
         try:
             found = canvas()
             choice.executor.run(z, found.put, options.checkpoint)
             return found.output, choice
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
-            if not _is_out_of_memory(exc):
+            if not is_out_of_memory(exc):
                 raise
     raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def _reserved(executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, output: int) -> tuple[Choice, ...]:
+    """The choices, once the memory for the first one is reserved."""
+    for _ in range(RESERVATIONS):
+        budget = options.budget()
+        choices = choose(executors, tuple(z.shape), z.dtype, output=output, budget=budget, wanted=options.plan)
+        if options.reserve(choices[0].peak_bytes):
+            return choices
+    raise Overloaded("other work takes the memory of the device; try again later")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Whether a job may come in: what it costs, against what is in hand already. A refusal says when to try again."""
+"""Whether a job is accepted: its cost is weighed against the jobs already accepted. A refusal says when to retry."""
 
 import math
 from collections import Counter
@@ -15,8 +15,8 @@ FADING: Final = 0.9  # how much of what was measured counts still after one more
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """*Units*: jobs and pixels that are accepted and not done yet, for each model; bytes of replies not sent yet, in
-    all; the share of jobs and pixels that one client may have.
+    """*Units*: jobs and pixels that are accepted and not done yet, for each model; bytes of replies that are not sent
+    yet, of all models together; the share of each of these that one client may have.
     """
 
     jobs: int = 64
@@ -53,17 +53,29 @@ class InHand:
 
 
 class Admission:
-    """Counts what is in hand. One job always comes in where nothing is: else a large one never could."""
+    """Counts what is accepted. An idle model always accepts one job; otherwise a job above a limit could never run."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._in_hand: dict[str, InHand] = {}
-        self.permits = self.reply_bytes = 0
+        self._replies: Counter[str | None] = Counter()  # bytes that are not sent yet, by client
+        self.permits = 0
 
     @property
     def empty(self) -> bool:
         """No job is in hand and every reply has been sent."""
         return self.permits == 0
+
+    @property
+    def reply_bytes(self) -> int:
+        """Bytes of replies that are not sent yet, of which a client's excess over its share harms nobody else."""
+        share = self._limits.client_share * self._limits.reply_bytes
+        return sum(count if name is None else min(count, int(share)) for name, count in self._replies.items())
+
+    def count_reply(self, client: str | None, nbytes: int) -> None:
+        self._replies[client] += nbytes
+        if not self._replies[client]:
+            del self._replies[client]
 
     def of(self, model: str) -> InHand:
         return self._in_hand.setdefault(model, InHand())
@@ -72,22 +84,30 @@ class Admission:
         self, model: str, *, pixels: int = 1, reply_bytes: int = 0, client: str | None, seconds: float | None = None
     ) -> None:
         """`seconds` is how long the client will wait. *Raises* TooManyRequests, Overloaded."""
-        held, limits = self.of(model), self._limits
-        if not held.jobs and not self.reply_bytes:
+        held, limits, unsent = self.of(model), self._limits, self.reply_bytes
+        if not held.jobs and not unsent:
             return
         wait = held.pace.seconds(held.pixels)
         if held.jobs >= limits.jobs:
             raise _later(Overloaded, f"{held.jobs} requests wait for model {model!r}; try again later", wait)
         if held.jobs and held.pixels + pixels > limits.pixels:
             raise _later(Overloaded, f"{held.pixels} pixels wait for model {model!r}; try again later", wait)
-        if self.reply_bytes and self.reply_bytes + reply_bytes > limits.reply_bytes:
-            raise _later(Overloaded, f"{self.reply_bytes} bytes of replies wait to be sent; try again later", wait)
+        if unsent and unsent + reply_bytes > limits.reply_bytes:
+            raise _later(Overloaded, f"{unsent} bytes of replies wait to be sent; try again later", wait)
         if seconds is not None and wait > seconds:
             text = f"model {model!r} has work for {wait:.0f} s; this request waits {seconds:g} s at most"
             raise _later(Overloaded, text, wait - seconds)
-        if client is not None and held.client_jobs[client]:
+        if client is not None:
+            self._check_share(model, client, pixels=pixels, reply_bytes=reply_bytes)
+
+    def _check_share(self, model: str, client: str, *, pixels: int, reply_bytes: int) -> None:
+        held, share, unsent = self.of(model), self._limits.client_share, self._replies[client]
+        if unsent and unsent + reply_bytes > share * self._limits.reply_bytes:
+            text = f"{unsent} bytes of your replies wait until you read them; that is your share"
+            raise _later(TooManyRequests, text, 1)
+        if held.client_jobs[client]:
             jobs, mine = held.client_jobs[client] + 1, held.client_pixels[client] + pixels
-            if jobs > max(1, limits.client_share * limits.jobs) or mine > limits.client_share * limits.pixels:
+            if jobs > max(1, share * self._limits.jobs) or mine > share * self._limits.pixels:
                 text = f"{held.client_jobs[client]} of your requests wait for model {model!r}; that is your share"
                 raise _later(TooManyRequests, text, held.pace.seconds(held.client_pixels[client]))
 
@@ -98,9 +118,9 @@ class Admission:
 
 
 class Permit:
-    """A job that has come in. Its work counts until `worked`, its reply until `release`; both may be called again.
+    """An accepted job. Its work counts until `worked`, its reply until `release`; both may be called repeatedly.
 
-    As a context it is released when something is raised, and kept otherwise, for the one who sends the reply.
+    As a context it is released if an exception leaves it. Otherwise the code that sends the reply releases it.
     """
 
     def __init__(
@@ -111,7 +131,7 @@ class Permit:
         self._working = self._replying = True
         self._count(+1)
         admission.permits += 1
-        admission.reply_bytes += job.reply_bytes
+        admission.count_reply(client, job.reply_bytes)
 
     def worked(self) -> None:
         if self._working:
@@ -123,7 +143,7 @@ class Permit:
         if self._replying:
             self._replying = False
             self._admission.permits -= 1
-            self._admission.reply_bytes -= self.job.reply_bytes
+            self._admission.count_reply(self.client, -self.job.reply_bytes)
 
     def _count(self, sign: int) -> None:
         self._held.jobs += sign

@@ -7,22 +7,26 @@ import resource
 import signal
 import sys
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
-from remote_vae.core.executor import RunOptions
+from remote_vae.core.executor import RunOptions, is_out_of_memory
 from remote_vae.core.layout import MatchedLayout, example_shape, fit_latent
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.result import Result
 from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
+from remote_vae.engine.ledger import Entry
 from remote_vae.engine.memory import Budget, held_bytes
-from remote_vae.engine.shared_memory import StopWord, Views
+from remote_vae.engine.shared_memory import Signals, Views
 from remote_vae.errors import (
     DeadlineExceeded,
     InternalError,
@@ -34,6 +38,8 @@ from remote_vae.errors import (
 from remote_vae.values import Output, Posterior, Scaling, ScalingMode
 
 BROKEN_DEVICE: Final = 70  # the exit code of a process whose device answers nothing but errors any more
+FRAMES: Final = 8  # of an exception, in the log
+LAYERS_AHEAD: Final = 16
 WARM_SIDE: Final = 8  # of the first latent, in latent pixels
 IDLE_SECONDS: Final = 10.0  # after which the process lets go of shared memory that only a large job needed
 
@@ -41,7 +47,7 @@ Message = dict[str, Any]
 Loaded = tuple[VAE, Recipe]
 
 
-def main(pipe: Connection, stop_word: str, loader: str, spec: Message) -> None:
+def main(pipe: Connection, shared: Message, loader: str, spec: Message) -> None:
     """The process's body. `loader` is `module:function`; called with the spec, it returns a VAE and its recipe."""
     malloc.keep_freed()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would keep what was sent
@@ -51,15 +57,23 @@ def main(pipe: Connection, stop_word: str, loader: str, spec: Message) -> None:
         module, _, name = loader.partition(":")
         load: Callable[[Message], Loaded] = getattr(importlib.import_module(module), name)
         vae, recipe = load(spec)
-        budget = Budget(vae.device, limit_bytes=spec.get("memory_budget"), weights_bytes=vae.info.weight_bytes)
-        runner = JobRunner(vae, recipe, budget, Views(), StopWord(stop_word))
+        budget = _budget(vae, shared, spec.get("memory_budget"))
+        runner = JobRunner(vae, recipe, budget, Signals(shared["signals"]))
         runner.warm_up()
     except RemoteVAEError as exc:
         _send(pipe, {"error": to_json(exc)})
         return
     _send(pipe, {"info": vae.info.to_json()})
     while True:
-        _send(pipe, runner.work(_next(pipe, runner)))
+        answer = runner.work(_next(pipe, runner))
+        _send(pipe, answer)
+        if answer.get("fatal"):
+            os._exit(BROKEN_DEVICE)  # such an error sticks to the process: every later call would fail as well
+
+
+def _budget(vae: VAE, shared: Message, limit_bytes: int | None) -> Budget:
+    entry = Entry(shared["ledger"], shared["entry"], device=str(vae.device))
+    return Budget(vae.device, limit_bytes=limit_bytes, weights_bytes=vae.info.weight_bytes, entry=entry)
 
 
 def _next(pipe: Connection, runner: "JobRunner") -> Message:
@@ -83,9 +97,9 @@ def _send(pipe: Connection, message: Message) -> None:
 class JobRunner:
     """A loaded VAE and what it needs to run jobs."""
 
-    def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, views: Views, stop_word: StopWord) -> None:
-        self._vae, self._recipe, self._budget = vae, recipe, budget
-        self._views, self._stop_word = views, stop_word
+    def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, signals: Signals) -> None:
+        self._vae, self._recipe, self._budget, self._signals = vae, recipe, budget, signals
+        self._views, self._queue = Views(), DeviceQueue(vae.device)
         self._serial, self._trim = 0, malloc.Trim()
 
     def warm_up(self) -> None:
@@ -115,7 +129,11 @@ class JobRunner:
     def work(self, job: Message) -> Message:
         """The job's answer; its tensor is left in shared memory."""
         self._serial, self._trim = job["serial"], malloc.Trim()
-        return {**self._answer(job), "device_bytes": held_bytes(self._vae.device)}
+        self._budget.begin()
+        try:
+            return {**self._answer(job), "device_bytes": held_bytes(self._vae.device)}
+        finally:
+            self._budget.end()
 
     def rest(self) -> None:
         self._views.shrink()
@@ -126,9 +144,12 @@ class JobRunner:
             tensor, done = self._run(job, self._input(job))
             return self._written(tensor, done, job, started)
         except RemoteVAEError as exc:
-            return {"error": to_json(exc)}
+            return {"error": to_json(self._budget.judge(exc))}
         except Exception as exc:  # noqa: BLE001  # boundary: whatever a model's code raises becomes one answer
-            return {"error": to_json(_as_ours(exc))}
+            if is_out_of_memory(exc):
+                full = Overloaded("the device ran out of memory; try again later")
+                return {"error": to_json(self._budget.judge(full))}
+            return _failure(exc)
 
     def _input(self, job: Message) -> torch.Tensor:
         data, dtype = self._views.view("in", job["in"]), getattr(torch, job["dtype"])
@@ -136,7 +157,7 @@ class JobRunner:
         return torch.frombuffer(data, dtype=dtype, count=count).reshape(job["shape"])
 
     def _written(self, tensor: torch.Tensor, done: Result, job: Message, started: float) -> Message:
-        """Copied out; by one thread: more would wait for each other longer than they copy."""
+        """Copies the output into shared memory; one thread does it, since several would only wait for each other."""
         blob = tensor.contiguous().view(torch.uint8).reshape(-1)
         self._views.view("out", job["out"])[: blob.numel()] = blob.numpy().data
         return {
@@ -153,7 +174,7 @@ class JobRunner:
     def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Result]:
         self._checkpoint()
         scaling = Scaling(**{**job["scaling"], "mode": ScalingMode(job["scaling"]["mode"])})
-        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint)
+        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint, self._budget.reserve)
         if job["op"] == "decode":
             fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)
@@ -165,19 +186,43 @@ class JobRunner:
         return _travelling(encoded.tensor, of_bfloat16=torch.float32), encoded
 
     def _checkpoint(self) -> None:
+        """Called between blocks and layers: tells the server of the progress, and ends a job that nobody waits for."""
+        self._queue.wait()
+        self._signals.beat()
         self._trim.when_due()
-        if self._stop_word.said() == self._serial:
+        self._budget.update()
+        if self._signals.stopped(self._serial):
             raise DeadlineExceeded("nobody waits for this any more")
 
 
-def _as_ours(error: Exception) -> RemoteVAEError:
-    """What may be told of an error of the model's code or the device's; a broken device ends the process."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return Overloaded("the device ran out of memory; try again later, or send a smaller picture")
-    print(f"remote-vae replica {os.getpid()}: {type(error).__name__} while running a job", file=sys.stderr, flush=True)
-    if isinstance(error, torch.AcceleratorError):
-        os._exit(BROKEN_DEVICE)  # such an error sticks to the process: every later call would fail as well
-    return InternalError("the VAE failed on this request")
+class DeviceQueue:
+    """Lets the work that is queued on a CUDA device run ahead by a few layers only.
+
+    So progress means that the device has worked, and the last wait of a job is short. Other devices do not queue.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._events: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
+
+    def wait(self) -> None:
+        if self._events is None:
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._events.append(event)
+        if len(self._events) > LAYERS_AHEAD:
+            self._events.popleft().synchronize()
+
+
+def _failure(error: Exception) -> Message:
+    """The answer to an exception of the model's code, for the client and for the log, without what it says."""
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    return {
+        "error": to_json(InternalError("the VAE failed on this request")),
+        "exception": type(error).__name__,
+        "frames": [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
+        "fatal": isinstance(error, torch.AcceleratorError),
+    }
 
 
 def _travelling(tensor: torch.Tensor, *, of_bfloat16: torch.dtype) -> torch.Tensor:

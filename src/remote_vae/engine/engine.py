@@ -1,18 +1,23 @@
 """The facade: `await engine.run(permit)` for what `engine.admit` let in, by the name of a model."""
 
 import asyncio
-import sys
+import logging
 from collections.abc import Mapping
+from typing import Final
 
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
 from remote_vae.engine.admission import Admission, Limits, Permit
 from remote_vae.engine.job import Job, Outcome
+from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Silent
 from remote_vae.engine.pool import Pool, Rules, Served
 from remote_vae.engine.queue import Ticket
 from remote_vae.engine.residency import Residency
-from remote_vae.errors import DeadlineExceeded, NotReady, RemoteVAEError, SetupError, UnknownModel
+from remote_vae.errors import DeadlineExceeded, NotReady, SetupError, UnknownModel
+
+LOG: Final = logging.getLogger("remote_vae.engine")
+LOADS_AT_ONCE: Final = 2  # at the start: more would fight for the disk and memory, but one may be a long download
 
 
 class Engine:
@@ -33,24 +38,30 @@ class Engine:
         self._names = {alias: model.name for model in models for alias in model.aliases}
         self.draining = False
         self._admission = Admission(limits or Limits())
-        self._pools = {
-            model.name: Pool(
+        self._ledger = Ledger(sum(len(model.specs) for model in models))
+        self._pools: dict[str, Pool] = {}
+        for model in models:
+            self._pools[model.name] = Pool(
                 model,
                 loader=loader,
                 rules=rules or Rules(),
                 held=self._admission.of(model.name),
                 observer=observer or Silent(),
+                ledger=self._ledger,
+                entry=sum(len(pool.model.specs) for pool in self._pools.values()),
             )
-            for model in models
-        }
         self._residency = Residency(list(self._pools.values()), budget_bytes=weights_budget)
 
     async def start(self) -> None:
         """Loads every model that is not lazy; *raises* what loading raises."""
         malloc.keep_freed()
-        for pool in self._pools.values():
-            if not pool.model.lazy:
+        slots = asyncio.Semaphore(LOADS_AT_ONCE)
+
+        async def load(pool: Pool) -> None:
+            async with slots:
                 await self._residency.want(pool)
+
+        await asyncio.gather(*(load(pool) for pool in self._pools.values() if not pool.model.lazy))
 
     def drain(self) -> None:
         """From now on `check` lets nothing in; what it has let in before goes on."""
@@ -58,34 +69,25 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Nothing is in hand, and every reply has been sent."""
+        """No job is accepted or running, and every reply has been sent."""
         return self._admission.empty
 
     async def stop(self) -> None:
         self.drain()
         await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
+        self._ledger.free()
 
     def kill(self) -> None:
         """Ends every process and frees what is shared, at once."""
         for pool in self._pools.values():
             pool.kill()
+        self._ledger.free()
 
     @property
     def ready(self) -> bool:
         """Every model that should be loaded is, all of its processes live, and work is taken."""
         wanted = [pool for pool in self._pools.values() if pool.loaded or not pool.model.lazy]
         return not self.draining and all(pool.ready for pool in wanted)
-
-    @property
-    def failure(self) -> RemoteVAEError | None:
-        return next((pool.failure for pool in self._pools.values() if pool.failure), None)
-
-    def pids(self) -> dict[str, list[int | None]]:
-        return {name: [replica.pid for replica in pool.replicas] for name, pool in self._pools.items()}
-
-    def segments(self) -> list[str]:
-        """The names of all shared memory that is in use."""
-        return [name for pool in self._pools.values() for replica in pool.replicas for name in replica.segments]
 
     def state(self) -> list[ModelState]:
         return [pool.state() for pool in self._pools.values()]
@@ -132,13 +134,16 @@ class Engine:
             raise NotReady(f"the process of model {model.name!r} could not be started again yet", model=model.name)
         return self._admission.enter(model.name, job, client=client, seconds=seconds)
 
-    async def run(self, permit: Permit) -> Outcome:
-        """*Raises* what the core raises, ReplicaFailed, PoisonRequest, DeadlineExceeded, Overloaded."""
+    async def run(self, permit: Permit, *, request_id: str = "") -> Outcome:
+        """The job's outcome; `request_id` names it in the log.
+
+        *Raises* what the core raises, ReplicaFailed, PoisonRequest, DeadlineExceeded, Overloaded.
+        """
         pool = self._pools[permit.model]
         try:
             async with asyncio.timeout(permit.seconds):
                 await self._want(pool)
-                ticket = Ticket(permit.job, permit.client, asyncio.get_running_loop().create_future())
+                ticket = Ticket(permit.job, permit.client, asyncio.get_running_loop().create_future(), request_id)
                 pool.queue.put(ticket)
                 return await ticket.answer
         except TimeoutError:
@@ -150,5 +155,5 @@ class Engine:
         try:
             await self._residency.want(pool)
         except SetupError as exc:  # it names files, which are the operator's business
-            print(f"remote-vae: {exc.message}", file=sys.stderr, flush=True)
+            LOG.error(exc.message, extra={"model": pool.model.name})
             raise NotReady(f"model {pool.model.name!r} could not be loaded", model=pool.model.name) from exc

@@ -1,24 +1,32 @@
-"""How many bytes a job may take on a device, as far as that can be known beforehand."""
+"""How many bytes a job may take on a device, as far as that can be known in advance."""
 
+import os
+import time
 from typing import Final
 
 import psutil
 import torch
 
 from remote_vae.engine.container import container_bytes
-from remote_vae.errors import ConfigurationError
+from remote_vae.engine.ledger import Entry
+from remote_vae.errors import ConfigurationError, Overloaded, RemoteVAEError, TooLarge
 
 SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody announces
 SPARE_ON_CPU: Final = 0.7  # the heap has gaps besides (`engine.malloc`): benchmarks/large.py shows how much
+MOSTLY_FREE: Final = 0.8  # of the most that was ever free: with less, something else holds the device's memory
+UPDATE_SECONDS: Final = 0.1
 
 
 class Budget:
-    """Of one replica. `limit_bytes` is the operator's, weights and work together; None takes what the device has free.
+    """The memory budget of one replica, which shares its device with others through the ledger.
 
-    *Raises* ConfigurationError when the weights alone exceed the limit.
+    `limit_bytes` is the operator's limit for weights and work; None allows what the device has free.
+    *Raises* ConfigurationError if the weights alone exceed the limit.
     """
 
-    def __init__(self, device: torch.device, *, limit_bytes: int | None, weights_bytes: int) -> None:
+    def __init__(
+        self, device: torch.device, *, limit_bytes: int | None, weights_bytes: int, entry: Entry | None = None
+    ) -> None:
         if limit_bytes is not None and weights_bytes >= limit_bytes:
             raise ConfigurationError(
                 f"the weights take {weights_bytes / 1e6:.0f} MB and the memory budget is {limit_bytes / 1e6:.0f} MB; "
@@ -26,15 +34,87 @@ class Budget:
                 weights_bytes=weights_bytes,
                 budget_bytes=limit_bytes,
             )
-        self._device = device
-        self._most = None if limit_bytes is None else limit_bytes - weights_bytes
+        self._device, self._entry = device, entry
+        self._limit = None if limit_bytes is None else limit_bytes - weights_bytes
+        self._most_free = free_bytes(device) or 0
+        self._claimed = self._held_before = 0
+        self._others_before = False
+        self._due = 0.0
+
+    def begin(self) -> None:
+        """A job begins: the other replicas of the device can see that this one is at work."""
+        if self._entry is not None:
+            self._entry.begin()
+        self._claimed = 0
+        self._others_before = self._others_hold_memory()
+
+    def end(self) -> None:
+        if self._entry is not None:
+            self._entry.end()
 
     def bytes_now(self) -> int | None:
-        """For the next job; None where the device does not say."""
+        """What this job may take; None if the device does not say."""
         free = free_bytes(self._device)
-        if free is None or self._most is None:
-            return self._most if free is None else free
-        return min(free, self._most)
+        if free is None or self._limit is None:
+            return self._limit if free is None else max(0, free - sum(self._others()))
+        return min(max(0, free - sum(self._others())), self._limit)
+
+    def reserve(self, peak_bytes: int | None) -> bool:
+        """Claims what the plan takes. False if another replica has claimed the same memory since `bytes_now`.
+
+        Both write their claim before they read the other's, so that at least one of them sees both.
+        """
+        self._held_before, self._claimed = self._held(), peak_bytes or 0
+        if self._entry is None:
+            return True
+        self._entry.claim(self._claimed)
+        free = self.bytes_now()
+        if free is None or self._claimed <= free:
+            return True
+        self._entry.claim(0)
+        return False
+
+    def update(self) -> None:
+        """Called often during a job: what the job has taken by now is no longer free, and need not be claimed."""
+        if self._entry is None or not self._claimed or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + UPDATE_SECONDS
+        self._entry.claim(max(0, self._claimed - max(0, self._held() - self._held_before)))
+
+    def judge(self, error: RemoteVAEError) -> RemoteVAEError:
+        """The error to answer with: TooLarge if the job can never fit, Overloaded if it does not fit only now."""
+        shared = self._others_before or self._others_hold_memory()
+        peak, budget = error.detail.get("peak_bytes"), error.detail.get("budget_bytes")
+        if isinstance(error, TooLarge) and isinstance(peak, int) and isinstance(budget, int):
+            if shared and peak <= min(self._most_free, self._limit or self._most_free):
+                return Overloaded(
+                    f"this needs {peak / 1e6:.0f} MB of memory and {budget / 1e6:.0f} MB are free now, because other "
+                    "work holds the rest; try again later",
+                    peak_bytes=peak,
+                    budget_bytes=budget,
+                )
+        elif isinstance(error, Overloaded) and not shared:
+            free = free_bytes(self._device)
+            return TooLarge(
+                f"the device ran out of memory over this, although nothing else was at work on it and "
+                f"{(free or 0) / 1e6:.0f} MB are free; send a smaller picture",
+                budget_bytes=free,
+            )
+        return error
+
+    def _others(self) -> list[int]:
+        return [] if self._entry is None else self._entry.others()
+
+    def _others_hold_memory(self) -> bool:
+        """Whether another replica is at work, or much less is free than once was."""
+        free = free_bytes(self._device) or 0
+        self._most_free = max(self._most_free, free)
+        return bool(self._others()) or free < MOSTLY_FREE * self._most_free
+
+    def _held(self) -> int:
+        """The bytes of the device's memory that this process holds."""
+        held = held_bytes(self._device)
+        return int(psutil.Process(os.getpid()).memory_info().rss) if held is None else held
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -52,7 +132,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """What this process holds on a device of its own; None on a CPU, whose memory the system counts."""
+    """What this process holds on a device with memory of its own; None on a CPU, whose memory the system counts."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     return torch.mps.driver_allocated_memory() if device.type == "mps" else None

@@ -10,39 +10,45 @@ from remote_vae.errors import PoisonRequest
 
 MOST_REMEMBERED: Final = 256
 DEATHS: Final = 2
+DIED: Final = "two processes have died over this request; it is not tried again"
 
 
 class Poison:
     """Counts the processes of one model that died over a job, until it succeeds."""
 
     def __init__(self) -> None:
-        self._deaths: OrderedDict[bytes, int] = OrderedDict()
+        self._deaths: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
 
     def check(self, job: Job) -> None:
         """*Raises* PoisonRequest for a job over which two processes have died."""
-        if self._deaths and self._deaths.get(_digest(job), 0) >= DEATHS:
-            raise poisoned()
+        if self._deaths:
+            count, cause = self._deaths.get(_digest(job), (0, ""))
+            if count >= DEATHS:
+                raise PoisonRequest(cause)
 
-    def blame(self, job: Job) -> int:
-        """One more process has died over it; gives how many have."""
+    def blame(self, job: Job, *, hung_seconds: float | None) -> PoisonRequest | None:
+        """One more process has died over this job, or hung for so many seconds; the error if it was one too many."""
         digest = _digest(job)
-        deaths = self._deaths.pop(digest, 0) + 1
-        self._deaths[digest] = deaths
+        count, cause = self._deaths.pop(digest, (0, ""))[0] + 1, DIED if hung_seconds is None else _hung(hung_seconds)
+        self._deaths[digest] = count, cause
         if len(self._deaths) > MOST_REMEMBERED:
             self._deaths.popitem(last=False)
-        return deaths
+        return PoisonRequest(cause) if count >= DEATHS else None
 
     def acquit(self, job: Job) -> None:
         if self._deaths:
             self._deaths.pop(_digest(job), None)
 
 
-def poisoned() -> PoisonRequest:
-    return PoisonRequest("two processes have died over this request; it is not tried again")
+def _hung(seconds: float) -> str:
+    return (
+        f"two processes have been replaced over this request, the last one because it made no progress for {seconds:g} "
+        "s; it is not tried again. If the model is only slow, serve it with a larger --hang-seconds"
+    )
 
 
 def _digest(job: Job) -> bytes:
-    """Of all that decides what a job does; tells nothing about what is in it."""
+    """A digest of all that decides what a job does; it tells nothing about the content."""
     found = hashlib.blake2b(json.dumps(to_message(job), default=dict).encode(), digest_size=16)
     found.update(tensor_of(job).buffer)
     return found.digest()

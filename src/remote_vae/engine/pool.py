@@ -1,6 +1,7 @@
 """One model's replicas, which share a queue: loaded, replaced when they die, and unloaded."""
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,13 +11,15 @@ from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.admission import InHand
 from remote_vae.engine.container import available_cores
 from remote_vae.engine.job import Outcome, op_of
+from remote_vae.engine.lease import Lease
+from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Ran
-from remote_vae.engine.poison import DEATHS, Poison, poisoned
+from remote_vae.engine.poison import Poison
 from remote_vae.engine.queue import Queue, Ticket
-from remote_vae.engine.replica import Answer, Replica, ReplicaLost
+from remote_vae.engine.replica import Replica, ReplicaLost
 from remote_vae.errors import NotReady, RemoteVAEError, ReplicaFailed
 
-HANG_PIXELS: Final = 2**20  # a job of as many may take `hang_seconds`, a larger one more in proportion
+LOG: Final = logging.getLogger("remote_vae.engine")
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts to start a process that does not start
 
 
@@ -24,7 +27,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts to start a pr
 class Served:
     """A model as the server knows it before it is loaded; each of `specs` is what the loader of one replica gets.
 
-    `lazy` is loaded by the first request for it, `pinned` never unloaded to make room for another.
+    A lazy model is loaded by the first request for it; a pinned one is never unloaded to make room for another.
     """
 
     name: str
@@ -37,15 +40,17 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """*Units*: seconds for 1024x1024 pixels, after which a replica counts as hung."""
+    """`hang_seconds` without progress during a job, and a replica counts as hung."""
 
-    hang_seconds: float = 120.0
+    hang_seconds: float = 100.0
 
 
 class Pool:
     """Takes tickets; every replica has a task that takes the next one whenever it is free."""
 
-    def __init__(self, model: Served, *, loader: str, rules: Rules, held: InHand, observer: Observer) -> None:
+    def __init__(
+        self, model: Served, *, loader: str, rules: Rules, held: InHand, observer: Observer, ledger: Ledger, entry: int
+    ) -> None:
         self.model = model
         self.info: VAEInfo | None = None  # kept when the model is unloaded
         self.failure: RemoteVAEError | None = None
@@ -55,6 +60,7 @@ class Pool:
         self.poison = Poison()
         self.replicas: list[Replica] = []
         self._loader, self._rules, self._held, self._observer = loader, rules, held, observer
+        self._ledger, self._entry = ledger, entry  # of its first replica; the others' entries follow
         self._loading = asyncio.Lock()
         self._running = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -112,12 +118,14 @@ class Pool:
             if self.loaded:
                 return
             try:
-                for spec in self.model.specs:
+                for number, spec in enumerate(self.model.specs):
                     replica = Replica(
                         self.model.name,
                         loader=self._loader,
                         spec=spec,
                         cores=max(1, available_cores() // len(self.model.specs)),
+                        ledger=self._ledger,
+                        entry=self._entry + number,
                         on_lost=self.queue.wake,
                     )
                     self.replicas.append(replica)
@@ -125,13 +133,16 @@ class Pool:
             except BaseException as exc:
                 self.failure = exc if isinstance(exc, RemoteVAEError) else None
                 await self._stop_replicas()
-                raise
+                if isinstance(exc, RemoteVAEError) or not isinstance(exc, Exception):
+                    raise
+                LOG.exception("a model could not be loaded", extra={"model": self.model.name})
+                raise ReplicaFailed(f"no process could be started for model {self.model.name!r}") from exc
             self.failure = None
             self._held.pace.replicas = len(self.replicas)
             self._tasks = [asyncio.create_task(self._serve(replica)) for replica in self.replicas]
 
     async def unload(self) -> None:
-        """Ends the processes; who still waits gets ReplicaFailed."""
+        """Ends the processes; jobs that still wait get ReplicaFailed."""
         async with self._loading:
             tasks, self._tasks = self._tasks, []  # from here on it is not loaded, and gets no more tickets
             for task in tasks:
@@ -143,7 +154,7 @@ class Pool:
     async def stop(self) -> None:
         self._stopped = True
         for replica in self.replicas:
-            replica.give_up()  # who waits for it, or for its loading, need not any more
+            replica.give_up()  # nobody need wait any more for its answer, or until it has loaded
         await self.unload()
 
     def kill(self) -> None:
@@ -152,58 +163,66 @@ class Pool:
             replica.free()
 
     async def _stop_replicas(self) -> None:
-        await asyncio.gather(*(replica.stop() for replica in self.replicas))
-        self.replicas = []
+        replicas, self.replicas = self.replicas, []
+        for error in await asyncio.gather(*(replica.stop() for replica in replicas), return_exceptions=True):
+            if error is not None:
+                LOG.error("a replica did not stop in good order", exc_info=error, extra={"model": self.model.name})
 
     async def _serve(self, replica: Replica) -> None:
+        """Runs as long as the replica is wanted, whatever is raised."""
         again: Ticket | None = None  # the job that the process died over, if it is to be tried once more
-        while True:
-            while replica.ready:
-                ticket = again or await self.queue.take(lambda: replica.ready)
-                again = await self._run(replica, ticket) if ticket is not None and ticket.wanted else None
-            await self._revive(replica, again)
+        while not replica.closed:
+            try:
+                while replica.ready:
+                    ticket = again or await self.queue.take(lambda: replica.ready)
+                    again = await self._run(replica, ticket) if ticket is not None and ticket.wanted else None
+                await self._revive(replica, again)
+            except Exception:  # boundary: nothing may end this loop but the pool itself
+                LOG.exception("the loop that feeds a replica failed", extra={"model": self.model.name})
+                replica.hang_up()
+                await asyncio.sleep(FIRST_PAUSE)
 
     async def _run(self, replica: Replica, ticket: Ticket) -> Ticket | None:
-        """Answers the ticket, or gives it back if it is to be tried once more, because the process has died."""
+        """Answers the ticket, or returns it if it is to be tried once more because the process has died."""
         started = time.perf_counter()
         self._running += 1
         try:
-            answer = await self._watched(replica, ticket)
+            outcome = await Lease(replica, ticket, hang_seconds=self._rules.hang_seconds).run()
         except ReplicaLost:
-            return ticket if self._deserves_another(ticket) else None
+            return ticket if self._deserves_another(replica, ticket) else None
         except RemoteVAEError as exc:
-            answer = exc
+            _fail([ticket], exc)
         except asyncio.CancelledError:
             _fail([ticket], self._stopped_over())
             raise
+        except (
+            Exception
+        ):  # boundary: a fault of the server's own, such as no memory, after which the replica is replaced
+            LOG.exception("a job failed on its way", extra=self._named(ticket))
+            _fail([ticket], self._stopped_over())
+            replica.hang_up()
+            return None
+        else:
+            self._tell(ticket, outcome, started)
+            if ticket.wanted:
+                seconds = {"queue": started - ticket.asked, **outcome.seconds}
+                ticket.answer.set_result(replace(outcome, seconds=seconds))
         finally:
             self._running -= 1
-        if isinstance(answer, Outcome):
-            self._tell(ticket, answer, started)
         self.poison.acquit(ticket.job)
-        _give(ticket, answer, started - ticket.asked)
         return None
 
-    async def _watched(self, replica: Replica, ticket: Ticket) -> Answer:
-        """Stops the work when nobody waits for it any more, and the process when it hangs."""
-
-        def left(_: object) -> None:
-            replica.abandon()
-
-        ticket.answer.add_done_callback(left)
-        patience = self._rules.hang_seconds * max(1.0, ticket.job.pixels / HANG_PIXELS)
-        watchdog = asyncio.get_running_loop().call_later(patience, replica.kill)
-        try:
-            return await replica.run(ticket.job)
-        finally:
-            watchdog.cancel()
-            ticket.answer.remove_done_callback(left)
-
-    def _deserves_another(self, ticket: Ticket) -> bool:
-        if self.poison.blame(ticket.job) < DEATHS:
+    def _deserves_another(self, replica: Replica, ticket: Ticket) -> bool:
+        cause = "hung" if replica.hung else "died"
+        LOG.error("a replica was lost over a request", extra=self._named(ticket) | {"cause": cause})
+        poisoned = self.poison.blame(ticket.job, hung_seconds=self._rules.hang_seconds if replica.hung else None)
+        if poisoned is None:
             return ticket.wanted
-        _fail([ticket], poisoned())
+        _fail([ticket], poisoned)
         return False
+
+    def _named(self, ticket: Ticket) -> dict[str, str]:
+        return {"model": self.model.name, "request_id": ticket.request_id}
 
     def _tell(self, ticket: Ticket, outcome: Outcome, started: float) -> None:
         seconds, job = time.perf_counter() - started, ticket.job
@@ -214,32 +233,26 @@ class Pool:
         self._observer.ran(Ran(self.model.name, op_of(job), job.pixels, queued, seconds, plan, planned))
 
     async def _revive(self, replica: Replica, again: Ticket | None) -> None:
-        """Starts the process again, however often that takes; nobody waits for what may never come."""
+        """Starts the process again, however often that takes; jobs that it cannot serve for now are told so at once."""
         cause, pause = "hung" if replica.hung else "died", FIRST_PAUSE
-        while not replica.ready:
+        while not replica.ready and not replica.closed:
             try:
                 await replica.load()
-            except RemoteVAEError as exc:
-                self.failure = exc
+            except Exception as exc:  # boundary: from the loader's own errors to a system without memory for a process
+                self.failure = exc if isinstance(exc, RemoteVAEError) else self._stopped_over()
+                text = f"a replica could not be started: {self.failure.message}"
+                LOG.warning(text, exc_info=exc, extra={"model": self.model.name})
                 waiting = [] if self.alive else self.queue.empty()
                 _fail(waiting if again is None else [again, *waiting], self._stopped_over())
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-        self.failure = None
-        self.restarts += 1
-        self._observer.restarted(self.model.name, cause)
+        if replica.ready:
+            self.failure = None
+            self.restarts += 1
+            self._observer.restarted(self.model.name, cause)
 
     def _stopped_over(self) -> ReplicaFailed:
         return ReplicaFailed(f"the process of model {self.model.name!r} ended over this request; try again")
-
-
-def _give(ticket: Ticket, answer: Answer, queued: float) -> None:
-    if not ticket.wanted:
-        return
-    if isinstance(answer, Outcome):
-        ticket.answer.set_result(replace(answer, seconds={"queue": queued, **answer.seconds}))
-    else:
-        ticket.answer.set_exception(answer)
 
 
 def _fail(tickets: list[Ticket], error: RemoteVAEError) -> None:

@@ -11,11 +11,12 @@ from remote_vae.engine.job import Job, Outcome
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A job, who sent it, and the answer to come; an answer that is done already means that nobody waits for it."""
+    """A job, its client, and the answer to come; if the answer is done already, nobody waits for it any more."""
 
     job: Job
     client: str | None
     answer: asyncio.Future[Outcome]
+    request_id: str = ""
     asked: float = field(default_factory=time.perf_counter)
     due: int = 0
 
@@ -25,10 +26,10 @@ class Ticket:
 
 
 class Queue:
-    """Clients take turns by the pixels that they were served; a client's jobs go by size, but none waits for ever.
+    """Clients take turns by the pixels that they were served; the jobs of one client go by size, and none starves.
 
-    A job is due when as many of its client's pixels have been served, counted from its arrival, as it has itself. So a
-    small job passes a large one, and a large one is passed by no more pixels than its own.
+    A job of N pixels is due when N pixels of its client have been served since it came. So a small job passes a large
+    one, and a large job is passed by no more pixels than it has itself.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Queue:
         return ticket
 
     def _join(self, client: str | None) -> None:
-        """Who was away gets no credit for that, and keeps what it was served beyond the others."""
+        """A client that was away gets no credit for that, and keeps what it was served beyond the others."""
         here = {ticket.client for ticket in self._waiting}
         least = min((self._served[name] for name in here), default=None)
         if least is None:

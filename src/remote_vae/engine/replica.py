@@ -1,44 +1,44 @@
-"""One VAE on one device in one process of its own, seen from the server."""
+"""One VAE on one device in its own process, seen from the server."""
 
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import psutil
 
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
-from remote_vae.engine.job import Job, Outcome, op_of, tensor_of, to_message
-from remote_vae.engine.shared_memory import Segments, StopWord
-from remote_vae.errors import RemoteVAEError, ReplicaFailed, from_json
-from remote_vae.values import Tensor
+from remote_vae.engine.ledger import Ledger
+from remote_vae.engine.shared_memory import Segments, Signals
+from remote_vae.errors import ReplicaFailed, from_json
 
-LARGE_BYTES: Final = 4 << 20  # a copy of this many takes half a millisecond
+LOG: Final = logging.getLogger("remote_vae.engine")
 STOP_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 10.0  # after which memory that only a large job needed is given back
 
 T = TypeVar("T")
-Answer = Outcome | RemoteVAEError
+P = ParamSpec("P")
 
 
 class ReplicaLost(Exception):
-    """The process died over a job; never leaves the engine."""
+    """The process ended during a job; never leaves the engine."""
 
 
 class Replica:
-    """Starts the process and passes jobs to it, one at a time; its owner calls one method after the other.
+    """Starts the process and carries messages to it; its pool calls one method after the other.
 
     The event loop itself talks with the process: questions and answers are short, and a thread in between would wait
-    for the interpreter more than for the process. What takes long, starting and stopping, is done in a thread, and so
-    is copying a large tensor. `cores` is how many the process uses, unless OMP_NUM_THREADS says so. `on_lost` is called
-    when the process dies, over a job or not.
+    for the interpreter more than for the process. A thread does what takes long: starting, stopping, and copying a
+    large tensor. `cores` is how many cores the process uses, unless OMP_NUM_THREADS says so. `on_lost` is called when
+    the process dies, during a job or not. `entry` is the replica's place in the ledger.
     """
 
     def __init__(
@@ -48,19 +48,23 @@ class Replica:
         loader: str,
         spec: dict[str, object],
         cores: int,
+        ledger: Ledger,
+        entry: int,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
-        self.hung = False  # killed by `kill`, and not loaded again yet
-        self.device_bytes: int | None = None  # that the device's allocator held at the last answer, where it says
+        self.hung = False  # killed because it made no progress, and not started again yet
+        self.closed = False
+        self.segments, self.signals = Segments(), Signals()
         self._loader, self._spec, self._cores, self._on_lost = loader, spec, cores, on_lost
+        self._ledger, self._entry = ledger, entry
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"replica-{name}")
         self._process: SpawnProcess | None = None
-        self._pipe: Connection | None = None  # None while there is no process that has loaded the model
+        self._pipe: Connection | None = None  # None while no process has loaded the model
         self._answer: asyncio.Future[dict[str, Any]] | None = None
-        self._segments, self._stop_word, self._serial = Segments(), StopWord(), 0
+        self._device_bytes: int | None = None  # what the device's allocator held at the last answer, if it says
+        self._serial = 0
         self._shrinking: asyncio.TimerHandle | None = None
-        self._stopping = threading.Event()
 
     @property
     def ready(self) -> bool:
@@ -72,46 +76,55 @@ class Replica:
 
     @property
     def memory_bytes(self) -> int:
-        """What it holds of its device's memory, or of the machine's."""
-        if self.device_bytes is not None:
-            return self.device_bytes
+        """What the process holds of its device's memory, or of the machine's."""
+        if self._device_bytes is not None:
+            return self._device_bytes
         try:
             return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
         except psutil.Error:
             return 0
 
-    @property
-    def segments(self) -> list[str]:
-        """The names of its shared memory."""
-        return [*self._segments.names, self._stop_word.name]
-
     async def load(self) -> VAEInfo:
         """Starts a process and waits until it has loaded the model; *raises* whatever the loader said."""
-        self._hang_up()
+        self.hang_up()
         await self._in_thread(self._end, 0.0)
+        self._ledger.clear(self._entry)
         pipe, info = await self._in_thread(self._load)
         self._pipe, self.hung = pipe, False
         asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
         return info
 
-    async def run(self, job: Job) -> Answer:
-        """The job's outcome or error.
+    def begin(self) -> int:
+        """The serial number of a new job, which has the shared memory to itself until `finish`."""
+        self._stop_shrinking()
+        self._serial += 1
+        return self._serial
 
-        *Raises* ReplicaLost when the process dies over it, Overloaded when there is no shared memory for it.
-        """
-        self._serial += 1  # first, since `abandon` may come while the tensor is copied
-        block = memoryview(tensor_of(job).buffer).cast("B")
-        name = await self._copy(block.nbytes, self._segments.fill, block)
-        out = self._segments.room(job.reply_bytes)
-        told = await self._ask({"serial": self._serial, "in": name, "out": out, **to_message(job)})
-        self.device_bytes = told["device_bytes"]
-        answer = await self._outcome(job, told)
-        self._shrink_later()
-        return answer
+    def finish(self) -> None:
+        """The job is over; large segments are freed if no other job comes for a while."""
+        self._stop_shrinking()
+        if not self.closed:
+            self._shrinking = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._shrink)
 
-    def abandon(self) -> None:
-        """Tells the process that nobody waits for its job any more; it answers at its next strip."""
-        self._stop_word.say(self._serial)
+    async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The process's answer to a message. *Raises* ReplicaLost if the process ends."""
+        self._answer = asyncio.get_running_loop().create_future()
+        try:
+            if self._pipe is None:
+                raise ReplicaLost
+            self._pipe.send_bytes(json.dumps(message).encode())
+            told = await self._answer
+        except OSError as exc:
+            self.hang_up()
+            raise ReplicaLost from exc
+        finally:
+            self._answer = None
+        self._device_bytes = told["device_bytes"]
+        return told
+
+    async def off_loop(self, large: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls the function, in a thread if it would hold up the event loop."""
+        return await self._in_thread(function, *args, **kwargs) if large else function(*args, **kwargs)
 
     def kill(self) -> None:
         """For a process that hangs."""
@@ -120,130 +133,111 @@ class Replica:
             self._process.kill()
 
     def give_up(self) -> None:
-        """Waits neither for an answer nor for loading to end; only `stop` can follow."""
-        self._stopping.set()
-        self._hang_up()
+        """Waits neither for an answer nor for the end of loading; only `stop` can follow."""
+        self.closed = True
+        self.hang_up()
 
     async def stop(self) -> None:
         """Ends the process, by force if it does not go by itself, and frees the shared memory."""
         self.give_up()
-        await self._in_thread(self._end, STOP_SECONDS)
-        self.free()
+        try:
+            await self._in_thread(self._end, STOP_SECONDS)
+        finally:
+            self.free()
 
     def free(self) -> None:
         """What `stop` does, at once and by force; a second time it does nothing."""
-        self.kill()
-        if self._shrinking is not None:
-            self._shrinking.cancel()
-        self._segments.free()
-        self._stop_word.free()
+        self.closed = True
+        self._stop_shrinking()
+        if self._process is not None:
+            self._process.kill()
+        self.segments.free()
+        self.signals.free()
         self._thread.shutdown(wait=False)
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-    async def _copy(self, nbytes: int, function: Callable[..., T], *arguments: object) -> T:
-        """In a thread when it would hold the event loop for milliseconds."""
-        return await self._in_thread(function, *arguments) if nbytes > LARGE_BYTES else function(*arguments)
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
 
     def _load(self) -> tuple[Connection, VAEInfo]:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = self._process = context.Process(
-            target=_enter_child,
-            args=(theirs, self._stop_word.name, self._loader, self._spec, self._cores),
-            name=f"remote-vae-{self.name}",
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
         try:
-            while not ours.poll(0.5):
-                if self._stopping.is_set():
-                    raise EOFError
-            message = json.loads(ours.recv_bytes())
-        except (EOFError, OSError):
+            with theirs:
+                shared = {"signals": self.signals.name, "ledger": self._ledger.name, "entry": self._entry}
+                process = context.Process(
+                    target=_enter_child,
+                    args=(theirs, shared, self._loader, self._spec, self._cores),
+                    name=f"remote-vae-{self.name}",
+                    daemon=True,
+                )
+                process.start()
+                self._process = process  # only now can it be joined
+            message = self._first_message(ours, process)
+            if "error" in message:
+                raise from_json(message["error"], status=0)
+        except BaseException:
             ours.close()
-            if self._stopping.is_set():
-                process.kill()  # it does not look at its pipe before it has loaded
-            process.join(STOP_SECONDS)
-            raise ReplicaFailed(f"the process of model {self.name!r} died while loading ({process.exitcode})") from None
-        if "error" in message:
-            ours.close()
-            raise from_json(message["error"], status=0)
+            raise
         return ours, VAEInfo.from_json(message["info"])
 
-    async def _outcome(self, job: Job, told: dict[str, Any]) -> Answer:
-        if "error" in told:
-            return from_json(told["error"], status=0)
-        found = await self._copy(told["nbytes"], self._segments.read, told["nbytes"])
-        return Outcome(
-            Tensor(told["dtype"], tuple(told["shape"]), found),
-            told["plan"],
-            told["dtype_run"],
-            told["note"],
-            {op_of(job): float(told["seconds"])},
-            told["planned_bytes"],
-        )
-
-    async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        self._answer = asyncio.get_running_loop().create_future()
+    def _first_message(self, pipe: Connection, process: SpawnProcess) -> dict[str, Any]:
+        """*Raises* ReplicaFailed if the process ends before it has said anything."""
         try:
-            if self._pipe is None:
-                raise EOFError
-            self._pipe.send_bytes(json.dumps(message).encode())
-            return await self._answer
-        except (EOFError, OSError) as exc:
-            self._hang_up()
-            raise ReplicaLost from exc
-        finally:
-            self._answer = None
+            while not pipe.poll(0.5):
+                if self.closed:
+                    process.kill()  # it does not look at its pipe before it has loaded
+            message: dict[str, Any] = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            process.join(STOP_SECONDS)
+            raise ReplicaFailed(f"the process of model {self.name!r} died while loading ({process.exitcode})") from None
+        return message
 
     def _on_answer(self) -> None:
         """The event loop calls this when the pipe can be read: there is an answer, or the process has died."""
         try:
             message = json.loads(self._pipe.recv_bytes()) if self._pipe is not None else None
-        except (EOFError, OSError):
-            self._hang_up()
+        except Exception as exc:  # boundary: after a broken read the next answer would be another job's
+            if not isinstance(exc, EOFError | ConnectionError):
+                LOG.error("a replica's answer could not be read", exc_info=exc, extra={"model": self.name})
+            self.hang_up()
             self._on_lost()
             return
         if self._answer is not None and not self._answer.done() and message is not None:
             self._answer.set_result(message)
 
-    def _hang_up(self) -> None:
-        """Closes the pipe, upon which a process that lives ends, and tells the one who waits for an answer."""
+    def hang_up(self) -> None:
+        """Closes the pipe, upon which the process ends, and tells the job that waits for an answer."""
         if self._pipe is not None:
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             self._pipe.close()
         self._pipe = None
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(EOFError())
+            self._answer.set_exception(ReplicaLost())
 
-    def _shrink_later(self) -> None:
+    def _stop_shrinking(self) -> None:
         if self._shrinking is not None:
             self._shrinking.cancel()
-        self._shrinking = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._shrink)
+        self._shrinking = None
 
     def _shrink(self) -> None:
-        if self._answer is None:
-            self._segments.shrink()
-            malloc.give_back()
+        self.segments.shrink()
+        malloc.give_back()
 
     def _end(self, patience: float) -> None:
-        if self._process is not None:
-            self._process.join(patience)
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-        self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.join(patience)
+            process.kill()
+            process.join()
+            process.close()
 
 
-def _enter_child(pipe: Connection, stop_word: str, loader: str, spec: dict[str, object], cores: int) -> None:
+def _enter_child(pipe: Connection, shared: dict[str, Any], loader: str, spec: dict[str, object], cores: int) -> None:
     """Torch is imported here, in the child, and never in the server's own process."""
-    # OpenMP's threads would spin between two regions, on cores that the server and the other replicas need: then one
-    # waits for a whole time slice for another that does not run. Both are read when torch is imported.
+    # Between two regions OpenMP's threads would spin on cores that the server and the other replicas need, and wait for
+    # a whole time slice for a thread that does not run. Both variables are read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     from remote_vae.engine.child import main
 
-    main(pipe, stop_word, loader, spec)
+    main(pipe, shared, loader, spec)

@@ -1,4 +1,4 @@
-"""Which models are loaded: the lazy ones when they are wanted, the least recently used unloaded to make room."""
+"""Which models are loaded: a lazy one when it is wanted; the least recently used one is unloaded to make room."""
 
 import asyncio
 from collections import OrderedDict
@@ -7,16 +7,19 @@ from remote_vae.engine.pool import Pool
 
 
 class Residency:
-    """`budget_bytes` bounds the weights of all models together, as far as pinned and busy ones allow; None does not."""
+    """Bounds the weights of all models by `budget_bytes`, as far as pinned and busy models allow; None sets no bound.
+
+    Models load side by side, so that no job waits for another model's download. Only unloading goes one at a time.
+    """
 
     def __init__(self, pools: list[Pool], *, budget_bytes: int | None) -> None:
         self._recent: OrderedDict[str, Pool] = OrderedDict((pool.model.name, pool) for pool in pools)
         self._budget_bytes = budget_bytes
-        self._changing = asyncio.Lock()
+        self._unloading = asyncio.Lock()
         self._loads: dict[str, asyncio.Task[None]] = {}
 
     async def want(self, pool: Pool) -> None:
-        """Returns when the model is loaded; *raises* what loading raises."""
+        """Returns when the model is loaded, at once if it is; *raises* what loading raises."""
         self._recent.move_to_end(pool.model.name)
         if pool.loaded:
             return
@@ -24,24 +27,25 @@ class Residency:
         if load is None:
             load = self._loads[pool.model.name] = asyncio.create_task(self._load(pool))
             load.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits any more
-        await asyncio.shield(load)  # one who goes away takes nothing from the others who wait for the same model
+        await asyncio.shield(load)  # a caller that goes away must not end the loading that others wait for
 
     async def _load(self, pool: Pool) -> None:
         try:
-            async with self._changing:
-                await self._make_room(pool)
-                await pool.load()
-                await self._make_room(pool)  # only now is its size known, if this was the first time
+            await self._make_room(pool)
+            await pool.load()
+            await self._make_room(pool)  # its size is known only now, if this was the first time
         finally:
             del self._loads[pool.model.name]
 
     async def _make_room(self, wanted: Pool) -> None:
-        for pool in list(self._recent.values()):
-            if self._budget_bytes is None or self._bytes(wanted) <= self._budget_bytes:
-                return
-            if pool is not wanted and pool.loaded and not pool.model.pinned and pool.idle:
-                await pool.unload()
+        async with self._unloading:
+            for pool in list(self._recent.values()):
+                if self._budget_bytes is None or self._bytes(wanted) <= self._budget_bytes:
+                    return
+                if pool is not wanted and pool.loaded and not pool.model.pinned and pool.idle:
+                    await pool.unload()
 
     def _bytes(self, wanted: Pool) -> int:
-        """Of everything that is loaded or about to be."""
-        return sum(pool.weight_bytes for pool in self._recent.values() if pool.loaded or pool is wanted)
+        """The weights of all models that are loaded or about to be."""
+        coming = {wanted.model.name, *self._loads}
+        return sum(pool.weight_bytes for name, pool in self._recent.items() if pool.loaded or name in coming)

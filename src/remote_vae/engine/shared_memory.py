@@ -1,16 +1,19 @@
-"""Shared memory between the server and a replica: tensors on the way in and out, and a word that says "stop"."""
+"""Shared memory between the server and a replica: tensors on the way in and out, and signals during a job."""
 
+import contextlib
 import os
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from remote_vae.errors import Overloaded
 
 SMALLEST_SEGMENT: Final = 1 << 20
-KEPT_BYTES: Final = 16 << 20  # of a segment that nobody has used for a while
+KEPT_BYTES: Final = 16 << 20  # a larger segment is freed when it has not been used for a while
 SHARED: Final = Path("/dev/shm")  # where Linux has it
-SERIAL_BYTES: Final = 8
+WORD: Final = 8  # bytes of a number in shared memory
 
 
 def opened(segment: SharedMemory) -> memoryview:
@@ -21,7 +24,10 @@ def opened(segment: SharedMemory) -> memoryview:
 
 
 class Segments:
-    """The parent's side, which owns the segments: one on the way in, one on the way out, kept for the next job."""
+    """The server's side, which owns the segments: one for input and one for output, both kept for the next job.
+
+    Every copy is numpy's, which releases the interpreter's lock, so that a thread can copy while others work.
+    """
 
     def __init__(self) -> None:
         self._segments: dict[str, SharedMemory] = {}
@@ -30,21 +36,23 @@ class Segments:
     def names(self) -> list[str]:
         return [segment.name for segment in self._segments.values()]
 
-    def fill(self, block: memoryview) -> str:
-        """Copies a tensor in; gives the segment's name."""
-        segment = self._segment("in", block.nbytes)
-        opened(segment)[: block.nbytes] = block
-        return segment.name
+    def prepare(self, tensor: memoryview, output_bytes: int) -> tuple[str, str]:
+        """Copies the input tensor in and makes room for the output; returns the names of both segments.
 
-    def room(self, nbytes: int) -> str:
-        """The name of a segment that holds this many bytes, for the way out."""
-        return self._segment("out", nbytes).name
+        *Raises* Overloaded if there is not enough shared memory.
+        """
+        source, segment = np.frombuffer(tensor, np.uint8), self._segment("in", tensor.nbytes)
+        np.copyto(np.frombuffer(opened(segment), np.uint8, tensor.nbytes), source)
+        return segment.name, self._segment("out", output_bytes).name
 
-    def read(self, nbytes: int) -> bytes:
-        return bytes(opened(self._segments["out"])[:nbytes])
+    def read(self, nbytes: int) -> memoryview:
+        """A copy of the first bytes of the output."""
+        found = np.empty(nbytes, np.uint8)
+        np.copyto(found, np.frombuffer(opened(self._segments["out"]), np.uint8, nbytes))
+        return found.data
 
     def shrink(self) -> None:
-        """Gives back what only a large job needed."""
+        """Frees the segments that only a large job needed."""
         for role in [role for role, segment in self._segments.items() if segment.size > KEPT_BYTES]:
             _free(self._segments.pop(role))
 
@@ -53,7 +61,7 @@ class Segments:
             _free(self._segments.popitem()[1])
 
     def _segment(self, role: str, nbytes: int) -> SharedMemory:
-        """Large enough; grows by doubling."""
+        """A segment that is large enough; it grows by doubling."""
         known = self._segments.get(role)
         if known is not None and known.size >= nbytes:
             return known
@@ -65,7 +73,7 @@ class Segments:
 
 
 def _create(size: int) -> SharedMemory:
-    """A segment whose memory is there: otherwise writing to it may end the process, in a container with little of it.
+    """A segment whose memory is allocated. Otherwise writing to it could kill the process if memory has run out.
 
     *Raises* Overloaded.
     """
@@ -89,12 +97,14 @@ def _full(size: int) -> Overloaded:
 
 
 def _free(segment: SharedMemory) -> None:
-    segment.close()
+    """Removes the segment; its pages live until nobody maps them, such as a thread that is still copying."""
     segment.unlink()
+    with contextlib.suppress(BufferError):
+        segment.close()
 
 
 class Views:
-    """The child's side: segments by name; those that it had open for the same role before are closed."""
+    """The replica's side: opens segments by name and closes the one that had the same role before."""
 
     def __init__(self) -> None:
         self._open: dict[str, SharedMemory] = {}
@@ -108,32 +118,63 @@ class Views:
         return opened(known)
 
     def shrink(self) -> None:
-        """Lets go of what the parent may want to give back."""
+        """Closes what the server may want to free."""
         for role in [role for role, segment in self._open.items() if segment.size > KEPT_BYTES]:
             self._open.pop(role).close()
 
 
-class StopWord:
-    """Holds the serial number of the job that need not go on; jobs are numbered from 1.
+class Words:
+    """Numbers in shared memory, zero at first. `name` opens those that another process has made."""
 
-    It is never cleared, so a word that comes too late stops nothing else.
-    """
-
-    def __init__(self, name: str | None = None) -> None:
-        self._segment = SharedMemory(name) if name else SharedMemory(create=True, size=SERIAL_BYTES)
+    def __init__(self, count: int, *, name: str | None = None) -> None:
+        self._segment = SharedMemory(name) if name else SharedMemory(create=True, size=count * WORD)
         self._freed = False
 
     @property
     def name(self) -> str:
         return self._segment.name
 
-    def say(self, serial: int) -> None:
-        opened(self._segment)[:SERIAL_BYTES] = serial.to_bytes(SERIAL_BYTES, "little")
+    def __len__(self) -> int:
+        return self._segment.size // WORD
 
-    def said(self) -> int:
-        return int.from_bytes(opened(self._segment)[:SERIAL_BYTES], "little")
+    def __getitem__(self, index: int) -> int:
+        return int.from_bytes(opened(self._segment)[index * WORD : (index + 1) * WORD], "little")
+
+    def __setitem__(self, index: int, value: int) -> None:
+        opened(self._segment)[index * WORD : (index + 1) * WORD] = value.to_bytes(WORD, "little")
 
     def free(self) -> None:
         if not self._freed:
             _free(self._segment)
         self._freed = True
+
+
+class Signals:
+    """What the server and a replica tell each other during a job.
+
+    The server writes the serial number of a job that need not go on. It is never cleared: jobs are numbered from 1, so
+    a word that comes too late stops no other job. The replica counts its heartbeats.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._words = Words(2, name=name)
+
+    @property
+    def name(self) -> str:
+        return self._words.name
+
+    @property
+    def beats(self) -> int:
+        return self._words[1]
+
+    def beat(self) -> None:
+        self._words[1] += 1
+
+    def stop(self, serial: int) -> None:
+        self._words[0] = serial
+
+    def stopped(self, serial: int) -> bool:
+        return self._words[0] == serial
+
+    def free(self) -> None:
+        self._words.free()

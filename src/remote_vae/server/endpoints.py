@@ -142,7 +142,7 @@ class Endpoints:
 
     async def _run(self, call: Call, job: Job, asked: Format, options: DecodeOptions) -> Response:
         with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
-            outcome = await self._engine.run(permit)
+            outcome = await self._engine.run(permit, request_id=call.record.request_id)
             status, headers, body = await _in_thread_if(
                 asked.name != "binary", _render, call, job, outcome, asked, options
             )

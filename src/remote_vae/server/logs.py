@@ -10,7 +10,7 @@ from typing import Final
 
 FIELDS: Final = (
     *("request_id", "model", "route", "method", "status", "error"),
-    *("ms", "bytes_in", "bytes_out", "plan", "cause"),
+    *("ms", "bytes_in", "bytes_out", "plan", "cause", "exception", "frames"),
 )  # what a record of ours may add
 OURS: Final = ("remote_vae", "uvicorn")  # loggers whose messages are constant text until their values are put in
 MOST_FRAMES: Final = 8  # of each exception

@@ -1,0 +1,85 @@
+"""One job at one replica, from sending it to its answer."""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from remote_vae.engine.job import Job, Outcome, op_of, tensor_of, to_message
+from remote_vae.engine.queue import Ticket
+from remote_vae.engine.replica import Replica, ReplicaLost
+from remote_vae.errors import from_json
+from remote_vae.values import Tensor
+
+LOG: Final = logging.getLogger("remote_vae.engine")
+LARGE_BYTES: Final = 1 << 20  # to copy this many takes a fraction of a millisecond; more is copied by a thread
+WATCH_SECONDS: Final = 1.0
+
+
+class Lease:
+    """Owns the job's serial number, its timers and the replica's shared memory, until `run` returns.
+
+    Nobody else can stop the job, and a stop that comes after `run` has returned stops no other job.
+    """
+
+    def __init__(self, replica: Replica, ticket: Ticket, *, hang_seconds: float) -> None:
+        self._replica, self._ticket, self._hang_seconds = replica, ticket, hang_seconds
+        self._loop = asyncio.get_running_loop()
+        self._serial = self._beats = 0
+        self._progressed = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> Outcome:
+        """*Raises* what the job raised in the replica, ReplicaLost, Overloaded if there is no shared memory for it."""
+        self._serial = self._replica.begin()
+        self._watch()
+        self._ticket.answer.add_done_callback(self._stop)
+        try:
+            return await self._run(self._ticket.job)
+        finally:
+            self._ticket.answer.remove_done_callback(self._stop)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._replica.finish()
+
+    async def _run(self, job: Job) -> Outcome:
+        tensor, segments = memoryview(tensor_of(job).buffer).cast("B"), self._replica.segments
+        size = max(tensor.nbytes, job.reply_bytes)
+        source, target = await self._replica.off_loop(size > LARGE_BYTES, segments.prepare, tensor, job.reply_bytes)
+        told = await self._replica.ask({"serial": self._serial, "in": source, "out": target, **to_message(job)})
+        self._log(told)
+        if told.get("fatal"):
+            self._replica.hang_up()
+            raise ReplicaLost
+        if "error" in told:
+            raise from_json(told["error"], status=0)
+        nbytes: int = told["nbytes"]
+        found = await self._replica.off_loop(nbytes > LARGE_BYTES, segments.read, nbytes)
+        return Outcome(
+            Tensor(told["dtype"], tuple(told["shape"]), found),
+            told["plan"],
+            told["dtype_run"],
+            told["note"],
+            {op_of(job): float(told["seconds"])},
+            told["planned_bytes"],
+        )
+
+    def _log(self, told: dict[str, Any]) -> None:
+        """An exception of the model's code: its type and where it was raised, but not what it says."""
+        if "exception" in told:
+            fields = {name: told[name] for name in ("exception", "frames")}
+            fields |= {"model": self._replica.name, "request_id": self._ticket.request_id}
+            LOG.error("the model's code failed on a request", extra=fields)
+
+    def _stop(self, _: object) -> None:
+        """Nobody waits for the answer any more: the replica ends the job at its next checkpoint."""
+        self._replica.signals.stop(self._serial)
+
+    def _watch(self) -> None:
+        """Looks for progress once a second, and kills the process if there has been none for too long."""
+        beats, now = self._replica.signals.beats, self._loop.time()
+        if beats != self._beats:
+            self._beats, self._progressed = beats, now
+        elif now - self._progressed >= self._hang_seconds:
+            self._replica.kill()
+            return
+        self._timer = self._loop.call_later(min(WATCH_SECONDS, self._hang_seconds / 4), self._watch)
