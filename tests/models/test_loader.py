@@ -31,6 +31,7 @@ TINY: dict[str, Any] = {
     "scaling_factor": 0.31,
     "shift_factor": 0.17,
 }
+FLUX2: dict[str, Any] = {name: value for name, value in TINY.items() if not name.endswith("_factor")}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -99,6 +100,25 @@ def test_a_file_with_the_original_names(
         original["model.diffusion_model.out.weight"] = torch.zeros(3)
     save_file(original, tmp_path / "original.safetensors")
     assert_same(weights_of(tmp_path / "original.safetensors"), module)
+
+
+def test_a_file_with_the_original_names_of_flux2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single file with the names of FLUX.2's own code is loaded with its statistics, the small decoder's too."""
+    config = {**FLUX2, "decoder_block_out_channels": (4, 4, 8, 8)}
+    torch.manual_seed(4)
+    module = AutoencoderKLFlux2(**config)
+    module.bn.running_mean.uniform_(-1, 1)
+    row = Model("flux2-small-decoder", find_recipe("flux2"), "some/where", "bfloat16", config=config)
+    monkeypatch.setitem(MODELS, row.name, row)
+    inside = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
+    original = {
+        f"{inside.get(layer, layer)}.{rest}": tensor
+        for name, tensor in to_original(module.state_dict()).items()
+        for layer, _, rest in [name.partition(".")]
+    }
+    save_file(original, tmp_path / "original.safetensors")
+    vae = load(ModelSpec("mine", str(tmp_path / "original.safetensors"), recipe=row.name))
+    assert_same(dict(vae.module.state_dict()), module)
 
 
 LEVELS = (

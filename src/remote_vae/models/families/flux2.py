@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Decode, PixelAffine, Rearrange, Recipe
-from remote_vae.models.family import Family, Model, Statistics
+from remote_vae.models.families import autoencoder_kl
+from remote_vae.models.family import Family, Model, Statistics, Weights
 from remote_vae.models.layouts import GRID, PATCH, UNBATCHED
 
 # All lead to patches of 2x2 cells as channels, which is what is normalised.
@@ -37,6 +38,18 @@ def statistics(module: Any) -> Statistics:
     norm = module.bn
     deviation = (norm.running_var.double() + norm.eps).sqrt()
     return tuple(norm.running_mean.tolist()), tuple(deviation.tolist())
+
+
+def from_original_names(weights: Weights, module: Any) -> Weights:
+    """The tensors of a file with the names of FLUX.2's own code, in which encoder and decoder hold the 1x1 layers."""
+    if "encoder.quant_conv.weight" not in weights:
+        return weights
+    outside = {
+        name.replace("encoder.quant_conv", "quant_conv").replace("decoder.post_quant_conv", "post_quant_conv"): tensor
+        for name, tensor in weights.items()
+    }
+    norm = {name: tensor for name, tensor in weights.items() if name.startswith("bn.")}
+    return {**autoencoder_kl.from_original_names(outside, module), **norm}
 
 
 # The cell of a patch comes before the channel.
@@ -107,5 +120,13 @@ _MODELS: Final = (
 )
 
 # No layer computes with the batch norm, so it can stay in float32.
-_FAMILY: Final = Family("AutoencoderKLFlux2", _MODELS, strips=True, tiles=True, float32=("bn",), statistics=statistics)
+_FAMILY: Final = Family(
+    "AutoencoderKLFlux2",
+    _MODELS,
+    strips=True,
+    tiles=True,
+    float32=("bn",),
+    statistics=statistics,
+    convert=from_original_names,
+)
 FAMILIES: Final = (_FAMILY, replace(_FAMILY, models=_ERNIE_MODELS, prepare=with_the_pipelines_eps))
