@@ -89,7 +89,7 @@ class Replica:
         self.hang_up()
         await self._in_thread(self._end, 0.0)
         self._ledger.clear(self._entry)
-        pipe, info = await self._in_thread(self._load)
+        pipe, info = await self._in_thread(self._load, self._ledger.name)  # made here: two threads would make two
         self._pipe, self.hung = pipe, False
         asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
         return info
@@ -158,12 +158,12 @@ class Replica:
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
 
-    def _load(self) -> tuple[Connection, VAEInfo]:
+    def _load(self, ledger: str) -> tuple[Connection, VAEInfo]:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         try:
             with theirs:
-                shared = {"signals": self.signals.name, "ledger": self._ledger.name, "entry": self._entry}
+                shared = {"signals": self.signals.name, "ledger": ledger, "entry": self._entry}
                 process = context.Process(
                     target=_enter_child,
                     args=(theirs, shared, self._loader, self._spec, self._cores),
