@@ -112,18 +112,19 @@ class Output(StrEnum):
 class Frames:
     """How many frames a video VAE makes of latent frames, and the reverse: `first` of the first, `group` of each other.
 
-    For pictures both are 1.
+    For pictures both are 1. A VAE that takes `whole` groups only refuses frames beyond the last one; others drop them.
     """
 
     group: int = 1
     first: int = 1
+    whole: bool = False
 
     def of_latent(self, latent_frames: int) -> int:
         """Pixel frames that this many latent frames give."""
         return self.first + (latent_frames - 1) * self.group
 
     def latent(self, frames: int) -> int:
-        """The inverse of `of_latent`; the VAE drops frames beyond the last whole group."""
+        """The inverse of `of_latent`; frames beyond the last whole group do not count."""
         return 1 + (frames - self.first) // self.group
 
 

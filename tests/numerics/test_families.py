@@ -16,10 +16,16 @@ from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.layout import example_shape, fit_latent
 from remote_vae.core.recipe import Recipe
+from remote_vae.engine.pool import Served
+from remote_vae.errors import InvalidImage
 from remote_vae.models.fast_import import open_model
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
-from remote_vae.values import Output, Posterior, Scaling, ScalingMode
+from remote_vae.protocol.messages import EncodeRequest
+from remote_vae.protocol.options import ENCODE_ROWS, complete
+from remote_vae.server.adapt import encode_job
+from remote_vae.server.settings import Settings
+from remote_vae.values import FORMATS, Output, Posterior, Scaling, ScalingMode, Tensor
 
 OWN = Scaling(ScalingMode.MODEL)
 BLOCKS: dict[str, Any] = {
@@ -250,3 +256,18 @@ def test_warming_up(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
     z = torch.zeros(example_shape(recipe, vae.info, 8))
     fit = fit_latent(recipe, vae.info, tuple(z.shape), model="m", height=None, width=None)
     assert torch.isfinite(decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.UINT8).tensor.float()).all()
+
+
+def test_frames_beyond_the_last_group(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
+    """A video whose frames the VAE cannot encode is refused with the numbers that it can; no other one is refused."""
+    case, _, vae, recipe = family
+    if case.frames is None:
+        return
+    model = Served("m", (), recipe, ())
+    video = Tensor("float32", (1, 3, 6, *case.size), bytes(4 * 3 * 6 * case.size[0] * case.size[1]))
+    request = EncodeRequest("m", video, OWN, complete({}, ENCODE_ROWS), FORMATS["binary"])
+    if vae.info.frames.whole:
+        with pytest.raises(InvalidImage, match="has 6 frames; .* so send 5 or 9"):
+            encode_job(model, vae.info, request, Settings())
+    else:
+        encode_job(model, vae.info, request, Settings())

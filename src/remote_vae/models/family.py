@@ -3,7 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from remote_vae.core.recipe import Affine, Constants, Recipe
@@ -57,7 +57,8 @@ class Family:
     """VAEs of one class of diffusers that share their facts; `cls` is the name of the class.
 
     `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
-    encoder gives a latent and not a distribution. `float32` names the submodules that keep this precision whatever the
+    encoder gives a latent and not a distribution. `whole_groups`: its encoder takes no frames beyond the last whole
+    group. `float32` names the submodules that keep this precision whatever the
     rest has. `statistics` reads mean and deviation by channel from a loaded module. `convert` renames the tensors of a
     file that has the names of the original code. `prepare` sets what the family's pipelines set on a loaded module.
     """
@@ -67,6 +68,7 @@ class Family:
     strips: bool = False
     tiles: bool = False
     deterministic: bool = False
+    whole_groups: bool = False
     float32: tuple[str, ...] = ()
     statistics: Callable[[Any], Statistics] = statistics_of_config
     convert: Callable[[Weights, Any], Weights] = no_conversion
@@ -83,7 +85,7 @@ class Family:
         return VAEInfo(
             latent_channels=channels_of(config),
             spatial_compression_ratio=_spatial_ratio(config) or int(module.spatial_compression_ratio),
-            frames=_frames(module),
+            frames=replace(_frames(module), whole=self.whole_groups),
             constants=Constants(
                 scaling_factor=_number(getattr(config, "scaling_factor", None)),
                 shift_factor=_number(getattr(config, "shift_factor", None)),

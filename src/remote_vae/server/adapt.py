@@ -124,6 +124,13 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
             height=height,
             width=width,
         )
+    if info.frames.whole and info.frames.of_latent(info.frames.latent(frames)) != frames:
+        before = info.frames.of_latent(info.frames.latent(frames))
+        raise InvalidImage(
+            f"the video has {frames} frames; model {model.name!r} takes {info.frames.first} and groups of "
+            f"{info.frames.group} after that, so send {before} or {before + info.frames.group}",
+            frames=frames,
+        )
     ratio = info.spatial_compression_ratio
     batch, cells = image.shape[0], (height // ratio) * (width // ratio)
     return EncodeJob(

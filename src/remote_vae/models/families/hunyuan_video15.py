@@ -20,4 +20,4 @@ _MODELS: Final = (
     ),
 )
 
-FAMILIES: Final = (Family("AutoencoderKLHunyuanVideo15", _MODELS),)
+FAMILIES: Final = (Family("AutoencoderKLHunyuanVideo15", _MODELS, whole_groups=True),)
