@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
 # Signs of a sentence that must be read twice.
 SIGNS = re.compile(
@@ -35,7 +33,6 @@ def signs_in_1000_words(texts: list[str]) -> tuple[float, Counter[str]]:
     return 1000 * found.total() / max(1, words), found
 
 
-@pytest.mark.xfail(reason="until every room is in plain English; take this mark out then")
 def test_docstrings_of_the_sources() -> None:
     """At most 2 signs of an archaic or elliptic sentence in 1,000 words."""
     rate, found = signs_in_1000_words([text for path in SOURCES for text in docstrings(path.read_text())])

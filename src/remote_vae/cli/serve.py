@@ -60,21 +60,26 @@ def serve(
         name: value for name, value in ctx.params.items() if value not in (None, [], ()) and not name.startswith("ray")
     }
     settings = read_settings(values)
-    run: Callable[..., None]
     if ray:
         from remote_vae.deploy import ray_local
 
-        run = partial(ray_local.serve, scale=ray_local.Scale.parse(ray_replicas, cpus=ray_cpus, gpus=ray_gpus))
-    else:
-        from remote_vae.server.run import serve as run
-    names = escape(", ".join(settings.models))
+        scale = ray_local.Scale.parse(ray_replicas, cpus=ray_cpus, gpus=ray_gpus)
+        return _run(partial(ray_local.serve, settings, scale=scale), settings.models)
+    from remote_vae.server.run import serve as here
+
+    return _run(partial(here, settings), settings.models)
+
+
+def _run(server: Callable[..., None], models: tuple[str, ...]) -> None:
+    """Shows what is loading until the server is ready."""
+    names = escape(", ".join(models))
     with console.status(f"loading {names}") as status:
 
         def ready(address: str) -> None:
             status.stop()
             console.print(f"[green]ready[/] {names} at {address} (description at {address}/docs)")
 
-        run(settings, on_ready=ready)
+        server(on_ready=ready)
 
 
 class ServeCommand(typer.core.TyperCommand):

@@ -289,8 +289,7 @@ def _between(block: Residual, before: MapSize, after: MapSize, plan: StripPlan) 
 
 def _scratches(block: Residual, before: MapSize, after: MapSize, plan: StripPlan) -> tuple[int, int, int]:
     """What the first convolution, the second one and the shortcut hold for themselves."""
-    given = replace(after, channels=before.channels)
-    scratch = partial(_scratch, plan=plan)
+    scratch, given = partial(_scratch, plan=plan), replace(after, channels=before.channels)
     second = scratch(block.second, replace(after, channels=block.first.channels))
     return scratch(block.first, given), second, 0 if block.shortcut is None else scratch(block.shortcut, given)
 

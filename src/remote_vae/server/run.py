@@ -14,6 +14,7 @@ from functools import partial
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 
 from remote_vae.engine.engine import Engine
 from remote_vae.errors import ConfigurationError
@@ -44,21 +45,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     set_up_logs(requests=settings.log_requests)
     app = build_app(settings, loader=loader, on_ready=ready, on_failure=failed)
     engine: Engine = app.state.engine
-    server = Server(
-        uvicorn.Config(
-            app,
-            http=partial(Connection, settings, app.state.metrics),  # type: ignore[arg-type]  # it is only called
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            ws="none",
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
-        ),
-        engine,
-        grace_seconds=settings.shutdown_seconds,
-    )
+    server = Server(_config(app, settings), engine, grace_seconds=settings.shutdown_seconds)
     # About a broken picture the imaging library would write warnings that contain bytes of the picture.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with contextlib.ExitStack() as open_sockets:
@@ -75,6 +62,20 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
         raise failures[0]
     if server.stopped_hard:
         raise SystemExit(1)
+
+
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=partial(Connection, settings, app.state.metrics),  # type: ignore[arg-type]  # it is only called
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
 
 
 class Server(uvicorn.Server):
