@@ -11,7 +11,7 @@ from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
-from remote_vae.core.pixels import from_signed, signed
+from remote_vae.core.pixels import signed
 from remote_vae.core.recipe import Recipe
 from remote_vae.engine import malloc
 from remote_vae.engine.memory import free_bytes
@@ -34,7 +34,7 @@ def prepare(
     if name == OURS:
         return _ours(vae, recipe, given, plan, decoding=decoding)
     own: Call = vae.decode if decoding else vae.encode
-    values = (given if decoding else from_signed(signed(given), recipe.pixel_affine)).to(vae.dtype)
+    values = (given if decoding else signed(given)).to(vae.dtype)
     call = _RIVALS[name](vae, own, values)
 
     def run() -> tuple[torch.Tensor, str | None]:

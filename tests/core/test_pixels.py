@@ -7,12 +7,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from remote_vae.core.encode import LARGEST_PIXEL, _draw, prepare
-from remote_vae.core.pixels import channels_last, from_signed, signed, to_uint8, to_unit
-from remote_vae.core.recipe import PixelAffine
+from remote_vae.core.pixels import channels_last, signed, to_uint8, to_unit
 from remote_vae.errors import InvalidValue, NonFiniteInput
 from remote_vae.values import Posterior
-
-SIGNED = PixelAffine()
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,15 +23,14 @@ def test_floats_to_uint8() -> None:
     )
     raw = (steps / 255 * 2 - 1)[:, None, None, None].expand(-1, 3, 1, 1)
     expected = VaeImageProcessor().postprocess(raw, output_type="pil")
-    found = channels_last(to_uint8(to_unit(raw, SIGNED)))
+    found = channels_last(to_uint8(to_unit(raw)))
     assert np.array_equal(found.numpy(), np.stack([np.asarray(picture) for picture in expected]))
 
 
-@pytest.mark.parametrize("affine", [SIGNED, PixelAffine(1.0, 0.0), PixelAffine(0.25, 0.4)])
-def test_from_signed_undoes_to_unit(affine: PixelAffine) -> None:
+def test_to_unit_undoes_signed() -> None:
     """A range's inverse gives the values back."""
     unit = random(1, 3, 8, 8)
-    torch.testing.assert_close(to_unit(from_signed(signed(unit), affine), affine), unit, atol=1e-6, rtol=0)
+    torch.testing.assert_close(to_unit(signed(unit)), unit, atol=1e-6, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:Passing `image` as torch tensor with value range")
@@ -45,7 +41,7 @@ def test_prepared_tensors(signed: bool, height: int, width: int, patch: int) -> 
     """A float tensor's range is recognised and its sides are floored as diffusers' image processor does."""
     pixels = random(2, 3, height, width) * (2 if signed else 1) - (1 if signed else 0)
     expected = VaeImageProcessor(vae_scale_factor=8 * patch).preprocess(pixels)
-    found = from_signed(prepare(pixels, ratio=8, patch=patch), SIGNED)
+    found = prepare(pixels, ratio=8, patch=patch)
     assert torch.equal(found, expected)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from remote_vae.core.own_code import OwnCode
-from remote_vae.core.recipe import Affine, Constants, Decode, PixelAffine, Rearrange, Recipe
+from remote_vae.core.recipe import Affine, Constants, Rearrange, Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import ModelLoadError
 from remote_vae.values import Frames
@@ -21,7 +21,7 @@ WEIGHT = 1000
 RECIPE = Recipe(
     "test",
     (Rearrange("b c h w -> b c h w"),),
-    (Affine(("scaling_factor",)), Decode(), PixelAffine()),
+    (Affine(("scaling_factor",)),),
     posterior="mode",
 )
 

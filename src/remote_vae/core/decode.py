@@ -1,6 +1,5 @@
 """Latent -> pixels: a recipe run forwards."""
 
-from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -10,8 +9,8 @@ from remote_vae.core.affine import denormalise
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.executor import RUN_OPTIONS, RunOptions, execute
 from remote_vae.core.layout import MatchedLayout
-from remote_vae.core.pixels import all_finite, channels_last, pictures_of, to_uint8, to_unit
-from remote_vae.core.recipe import Affine, Decode, NoiseBlend, Op, PixelAffine, Rearrange, Recipe, Select
+from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
+from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteInput, NonFiniteOutput
@@ -51,54 +50,37 @@ def _free_sizes(fit: MatchedLayout) -> dict[str, int]:
 def _decode(
     vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, output: Output, options: RunOptions
 ) -> Result:
-    at = next(index for index, op in enumerate(recipe.ops) if isinstance(op, Decode))
-    z = _apply(recipe.ops[:at], latent, vae, scaling).to(vae.dtype)
-    after = tuple(op for op in recipe.ops[at + 1 :] if not isinstance(op, PixelAffine))
+    z = _before_vae(recipe, latent, vae, scaling).to(vae.dtype)
     frames = vae.info.frames.of_latent(z.shape[2]) if z.ndim == 5 else 1
     height, width = (side * vae.info.spatial_compression_ratio for side in z.shape[-2:])
-    drawn = Output.RAW if after else output  # operations on pixels need the whole output
-    pictures = 1 if drawn is Output.FIRST else len(z) * frames
-    floats = drawn in (Output.RAW, Output.UNIT)
+    pictures = 1 if output is Output.FIRST else len(z) * frames
+    floats = output in (Output.RAW, Output.UNIT)
 
     def canvas() -> Canvas:
-        return Canvas(
-            pictures, height, partial(_finish, affine=recipe.pixel_affine, output=drawn), row_axis=2 if floats else 1
-        )
+        return Canvas(pictures, height, partial(_finish, output=output), row_axis=2 if floats else 1)
 
-    size = pictures * vae.info.pixel_channels * height * width * (z.element_size() if floats else 1)
+    size = pictures * 3 * height * width * (z.element_size() if floats else 1)
     found, choice = execute(vae.decoders, z, options, canvas, output=size)
-    if drawn is Output.RAW:
+    if output is Output.RAW:
         found = (found if z.ndim == 4 else rearrange(found, "(b f) c h w -> b c f h w", f=frames)).contiguous()
-    if after:
-        found = _apply(after, found, vae, scaling)
-        if output is not Output.RAW:
-            found = _finish(pictures_of(found), affine=recipe.pixel_affine, output=output)
     return Result(found.cpu(), vae.dtype, choice.executor.name, peak_bytes=choice.peak_bytes)
 
 
-def _apply(ops: Iterable[Op], z: torch.Tensor, vae: VAE, scaling: Scaling) -> torch.Tensor:
-    """Applies the operations before or after the VAE."""
-    for op in ops:
+def _before_vae(recipe: Recipe, z: torch.Tensor, vae: VAE, scaling: Scaling) -> torch.Tensor:
+    for op in recipe.ops:
         match op:
             case Rearrange():
                 z = rearrange(z, op.pattern, **op.sizes)
-            case Select():
-                z = z.narrow(op.axis, op.start, z.shape[op.axis] - op.start)
             case Affine():
                 z = denormalise(z, op, scaling, vae.info.constants)
-            case NoiseBlend():
-                noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-                z = z * (1 - op.scale) + noise.to(z) * op.scale
-            case Decode() | PixelAffine():
-                raise TypeError("not an operation on latents or raw pixels")
     return z
 
 
-def _finish(pixels: torch.Tensor, *, affine: PixelAffine, output: Output) -> torch.Tensor:
+def _finish(pixels: torch.Tensor, *, output: Output) -> torch.Tensor:
     """*Raises* NonFiniteOutput."""
     if not all_finite(pixels):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too; the latent lies outside its range")
     if output is Output.RAW:
         return pixels
-    unit = to_unit(pixels, affine)
+    unit = to_unit(pixels)
     return unit.contiguous() if output is Output.UNIT else channels_last(to_uint8(unit))

@@ -7,8 +7,8 @@ from torch.nn import functional
 from remote_vae.core.affine import normalise
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.executor import RUN_OPTIONS, Choice, RunOptions, execute
-from remote_vae.core.pixels import all_finite, from_signed, signed
-from remote_vae.core.recipe import Affine, Decode, NoiseBlend, PixelAffine, Rearrange, Recipe, Select
+from remote_vae.core.pixels import all_finite, signed
+from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
@@ -30,14 +30,12 @@ def encode(
 ) -> Result:
     """The latent of a picture or video.
 
-    *Shapes*: uint8 [B,H,W,P] or [B,P,H,W], float [B,P,H,W] or [B,P,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
+    *Shapes*: uint8 [B,H,W,3] or [B,3,H,W], float [B,3,H,W] or [B,3,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
     channels for parameters. Floats mean [-1, 1] if any is negative, otherwise [0, 1].
-    P is the number of pixel channels. *Raises* NonFiniteInput, InvalidValue, TooLarge if no plan fits, NonFiniteOutput.
+    *Raises* NonFiniteInput, InvalidValue, TooLarge if no plan fits, NonFiniteOutput.
     """
     info = vae.info
-    pixels = prepare(image, ratio=info.spatial_compression_ratio, patch=recipe.patch, channels=info.pixel_channels).to(
-        vae.device
-    )
+    pixels = prepare(image, ratio=info.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
     if recipe.has_frames and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options))
@@ -46,33 +44,24 @@ def encode(
 def _encode(
     vae: VAE,
     recipe: Recipe,
-    x: torch.Tensor,
+    pixels: torch.Tensor,
     scaling: Scaling,
     posterior: Posterior,
     seed: int | None,
     options: RunOptions,
 ) -> Result:
-    """Runs the recipe's operations from last to first; the posterior's parameters are returned unnormalised."""
-    chosen: Choice | None = None
-    for op in reversed(recipe.ops):
-        match op:
-            case PixelAffine():
-                x = from_signed(x, op)
-            case Decode():
-                x, chosen = _moments(vae, x.to(vae.dtype), options)
-                if posterior is Posterior.PARAMETERS:
-                    break
-                x = x if vae.info.deterministic else _draw(x, posterior, seed)
-            case Affine():
-                x = normalise(x, op, scaling, vae.info.constants).to(x.dtype)
-            case Rearrange():
-                x = rearrange(x, op.inverse, **op.sizes)
-            case Select() | NoiseBlend():
-                pass
+    """Runs the recipe from its end to its beginning; the posterior's parameters are returned unnormalised."""
+    x, chosen = _moments(vae, pixels.to(vae.dtype), options)
+    if posterior is not Posterior.PARAMETERS:
+        x = x if vae.info.deterministic else _draw(x, posterior, seed)
+        for op in reversed(recipe.ops):
+            match op:
+                case Affine():
+                    x = normalise(x, op, scaling, vae.info.constants).to(x.dtype)
+                case Rearrange():
+                    x = rearrange(x, op.inverse, **op.sizes)
     if not all_finite(x):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
-    if chosen is None:
-        raise TypeError("a recipe has one operation that calls the VAE")
     return Result(x.cpu(), vae.dtype, chosen.executor.name, peak_bytes=chosen.peak_bytes)
 
 
@@ -89,13 +78,13 @@ def _moments(vae: VAE, pixels: torch.Tensor, options: RunOptions) -> tuple[torch
     return found if pixels.ndim == 4 else rearrange(found, "(b f) c h w -> b c f h w", f=frames), chosen
 
 
-def prepare(image: torch.Tensor, *, ratio: int, patch: int, channels: int = 3) -> torch.Tensor:
+def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:
     """Pixels in [-1, 1], channels first, with sides rounded down to what the family's pipelines take.
 
     *Source*: diffusers' VaeImageProcessor.preprocess, which resizes tensors by nearest neighbours.
     """
     if image.dtype is torch.uint8:
-        if image.shape[1] != channels:
+        if image.shape[1] != 3:
             image = rearrange(image, "b h w c -> b c h w")
         pixels = signed(image.float() / 255)
     else:

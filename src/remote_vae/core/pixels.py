@@ -1,14 +1,12 @@
-"""Floats in a VAE's range <-> [0, 1] or [-1, 1] <-> uint8."""
+"""Floats in a VAE's range, [-1, 1], <-> [0, 1] or [-1, 1] <-> uint8."""
 
 import torch
 from einops import rearrange
 
-from remote_vae.core.recipe import PixelAffine
 
-
-def to_unit(pixels: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
-    """Clamped to [0, 1], in the dtype it came in. *Source*: diffusers' VaeImageProcessor.denormalize."""
-    return (pixels * affine.mul + affine.add).clamp(0, 1)
+def to_unit(pixels: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] to [0, 1], clamped, in the dtype it came in. *Source*: diffusers' VaeImageProcessor.denormalize."""
+    return (pixels * 0.5 + 0.5).clamp(0, 1)
 
 
 def to_uint8(unit: torch.Tensor) -> torch.Tensor:
@@ -29,11 +27,6 @@ def pictures_of(batch: torch.Tensor) -> torch.Tensor:
 def signed(unit: torch.Tensor) -> torch.Tensor:
     """[0, 1] to [-1, 1]. *Source*: diffusers' VaeImageProcessor.normalize."""
     return 2.0 * unit - 1.0
-
-
-def from_signed(pixels: torch.Tensor, affine: PixelAffine) -> torch.Tensor:
-    """[-1, 1] to the VAE's range: the inverse of `to_unit`. If the range is [-1, 1], the bits stay the same."""
-    return pixels * (0.5 / affine.mul) + (0.5 - affine.add) / affine.mul
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

@@ -1,7 +1,7 @@
-"""A family of VAEs as data: how its pipelines' latents become pixels, as a list of six operations.
+"""A family of VAEs as data: what lies between its pipelines' latents and the VAE, as a list of operations.
 
-Decoding runs the list forwards, encoding runs it backwards. *Source*: every `vae.decode` call site of
-diffusers 0.42 reduces to these operations.
+Decoding runs the list forwards, encoding runs it backwards. Every VAE has pixels in [-1, 1]. *Source*: every
+`vae.decode` call site of diffusers 0.42 reduces to these operations.
 """
 
 import re
@@ -43,14 +43,6 @@ class Rearrange:
 
 
 @dataclass(frozen=True, slots=True)
-class Select:
-    """Drops what lies before `start` on `axis`. It has no inverse, so encoding leaves it out."""
-
-    axis: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
 class Affine:
     """z * (std or 1) / (scaling_factor or 1) + (mean or shift_factor or 0), per channel.
 
@@ -63,27 +55,7 @@ class Affine:
     literal: Constants | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseBlend:
-    """z * (1 - scale) + noise * scale, the noise of a fixed seed: a latent has one picture. Not in encoding."""
-
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """The call of the VAE itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class PixelAffine:
-    """The VAE's range to [0, 1]: x * mul + add, clamped."""
-
-    mul: float = 0.5
-    add: float = 0.5
-
-
-Op = Rearrange | Select | Affine | NoiseBlend | Decode | PixelAffine
+Op = Rearrange | Affine
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +73,8 @@ class Recipe:
 
     name: str
     layouts: tuple[Rearrange, ...]
-    ops: tuple[Op, ...]
-    posterior: str
+    ops: tuple[Op, ...] = ()
+    posterior: str = "sample"
     patch: int = 1
     channels: tuple[int, ...] = ()
     ignores: tuple[str, ...] = ()
@@ -119,7 +91,3 @@ class Recipe:
     def normalised(self) -> bool:
         """Whether the VAE itself works on normalised latents, as previews do."""
         return any(isinstance(op, Affine) and op.literal is not None for op in self.ops)
-
-    @property
-    def pixel_affine(self) -> PixelAffine:
-        return next((op for op in self.ops if isinstance(op, PixelAffine)), PixelAffine())

@@ -20,7 +20,6 @@ class VAEInfo:
     plans: tuple[str, ...] = ("whole",)
     executor: str = "diffusers"  # or "strips": the code that runs the model
     weight_bytes: int = 0
-    pixel_channels: int = 3
     source: str = ""
     revision: str = ""
     config: Mapping[str, object] = field(default_factory=dict)  # as its class in diffusers was built

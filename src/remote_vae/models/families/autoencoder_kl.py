@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from remote_vae.core.recipe import Affine, Rearrange
+from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.models.family import Family, Model, Weights
-from remote_vae.models.layouts import GRID, UNBATCHED, recipe
+from remote_vae.models.layouts import GRID, IMAGE_LAYOUTS, UNBATCHED
 
 _SD: Final[Mapping[str, object]] = {
     "in_channels": 3,
@@ -39,25 +39,25 @@ _COGVIEW: Final[Mapping[str, object]] = {
     "force_upcast": True,
 }
 
-SD1: Final = recipe("sd1", Affine(("scaling_factor",)))
-SDXL: Final = recipe("sdxl", Affine(("scaling_factor", "latents_mean", "latents_std")), channels=(4,))
-SD3: Final = recipe("sd3", Affine(("scaling_factor", "shift_factor")))
-FLUX1: Final = recipe("flux1", Affine(("scaling_factor", "shift_factor")), patch=2)
+SD1: Final = Recipe("sd1", IMAGE_LAYOUTS, (Affine(("scaling_factor",)),))
+SDXL: Final = Recipe("sdxl", IMAGE_LAYOUTS, (Affine(("scaling_factor", "latents_mean", "latents_std")),), channels=(4,))
+SD3: Final = Recipe("sd3", IMAGE_LAYOUTS, (Affine(("scaling_factor", "shift_factor")),))
+FLUX1: Final = replace(SD3, name="flux1", patch=2)
 # Mean and deviation by channel and no factor, although the class has one by default.
-GLM_IMAGE: Final = recipe(
+GLM_IMAGE: Final = Recipe(
     "glm-image",
-    Affine(("latents_mean", "latents_std")),
-    layouts=(GRID, UNBATCHED),
+    (GRID, UNBATCHED),
+    (Affine(("latents_mean", "latents_std")),),
     posterior="mode",
     patch=4,
     ignores=("scaling_factor", "shift_factor"),
     needs=("latents_mean", "latents_std"),
 )
 # Latents with channels last; the shift of the config is not used.
-KANDINSKY5: Final = recipe(
+KANDINSKY5: Final = Recipe(
     "kandinsky5-image",
-    Affine(("scaling_factor",)),
-    layouts=(GRID, Rearrange("b 1 h w c -> b c h w"), UNBATCHED),
+    (GRID, Rearrange("b 1 h w c -> b c h w"), UNBATCHED),
+    (Affine(("scaling_factor",)),),
     patch=2,
     ignores=("shift_factor",),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Final
 
-from remote_vae.core.recipe import Affine, Decode, PixelAffine, Rearrange, Recipe
+from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.models.families import autoencoder_kl
 from remote_vae.models.family import Family, Model, Statistics, Weights
 from remote_vae.models.layouts import GRID, PATCH, UNBATCHED
@@ -25,12 +25,12 @@ UNPATCH: Final = Rearrange("b (c i j) h w -> b c (h i) (w j)", PATCH)
 FLUX2: Final = Recipe(
     "flux2",
     PATCHED_LAYOUTS,
-    (Affine(("latents_mean", "latents_std")), UNPATCH, Decode(), PixelAffine()),
+    (Affine(("latents_mean", "latents_std")), UNPATCH),
     posterior="mode",
     patch=2,
 )
 # Klein's pipelines hand out what the decoder takes.
-KLEIN: Final = Recipe("flux2-klein", (GRID, UNBATCHED), (Decode(), PixelAffine()), posterior="mode", patch=2)
+KLEIN: Final = Recipe("flux2-klein", (GRID, UNBATCHED), posterior="mode", patch=2)
 
 
 def statistics(module: Any) -> Statistics:
@@ -63,8 +63,6 @@ IDEOGRAM4: Final = Recipe(
     (
         Affine(("latents_mean", "latents_std")),
         Rearrange("b (i j c) h w -> b c (h i) (w j)", PATCH),
-        Decode(),
-        PixelAffine(),
     ),
     posterior="mode",
     patch=2,
@@ -95,8 +93,6 @@ FIBO2: Final = Recipe(
         Rearrange("b c (h i) (w j) -> b (c i j) h w", PATCH),
         Affine(("latents_mean", "latents_std")),
         UNPATCH,
-        Decode(),
-        PixelAffine(),
     ),
     posterior="mode",
     patch=2,

@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from remote_vae.core.recipe import Affine
+from remote_vae.core.recipe import Affine, Recipe
 from remote_vae.models.family import Family, Model
-from remote_vae.models.layouts import GRID, UNBATCHED, recipe
+from remote_vae.models.layouts import GRID, UNBATCHED
 
-_RECIPE: Final = recipe("hunyuan-image-2.1", Affine(("scaling_factor",)), layouts=(GRID, UNBATCHED), patch=2)
+_RECIPE: Final = Recipe("hunyuan-image-2.1", (GRID, UNBATCHED), (Affine(("scaling_factor",)),), patch=2)
 
 _MODELS: Final = (
     Model(

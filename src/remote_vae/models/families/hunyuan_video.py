@@ -2,13 +2,11 @@
 
 from typing import Final
 
-from remote_vae.core.recipe import Affine
+from remote_vae.core.recipe import Affine, Recipe
 from remote_vae.models.family import Family, Model
-from remote_vae.models.layouts import VIDEO_LAYOUTS, recipe
+from remote_vae.models.layouts import VIDEO_LAYOUTS
 
-HUNYUANVIDEO: Final = recipe(
-    "hunyuanvideo", Affine(("scaling_factor",)), layouts=VIDEO_LAYOUTS, posterior="mode", fps=24
-)
+HUNYUANVIDEO: Final = Recipe("hunyuanvideo", VIDEO_LAYOUTS, (Affine(("scaling_factor",)),), posterior="mode", fps=24)
 
 _MODELS: Final = (
     Model(

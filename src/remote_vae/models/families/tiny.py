@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from remote_vae.core.recipe import Affine, Constants
+from remote_vae.core.recipe import Affine, Constants, Recipe
 from remote_vae.models.family import Family, Model
-from remote_vae.models.layouts import recipe
+from remote_vae.models.layouts import IMAGE_LAYOUTS
 
 
 def _preview(
@@ -12,7 +12,7 @@ def _preview(
 ) -> Model:
     """The constants are those of the model that is previewed: a latent that has been scaled already is undone first."""
     affine = Affine(literal=Constants(scaling_factor, shift_factor))
-    way = recipe(name, affine, posterior="mode", patch=patch, channels=(channels,))
+    way = Recipe(name, IMAGE_LAYOUTS, (affine,), posterior="mode", patch=patch, channels=(channels,))
     return Model(name, way, f"madebyollin/{name}", dtype, subfolder=None, config={"latent_channels": channels})
 
 
