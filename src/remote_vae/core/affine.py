@@ -9,17 +9,13 @@ from remote_vae.values import Scaling, ScalingMode
 def denormalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Constants) -> torch.Tensor:
     """z * (std or 1) / (scaling_factor or 1) + (mean or shift_factor or 0)."""
     chosen = choose(op, scaling, constants)
-    if op.literal is not None:
-        return _forget(z, chosen) if chosen else z
-    return _apply(z, chosen) if chosen else z
+    return z if chosen is None else (_apply if op.literal is None else _forget)(z, chosen)
 
 
 def normalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Constants) -> torch.Tensor:
     """The inverse of `denormalise`: (z - (mean or shift_factor or 0)) * (scaling_factor or 1) / (std or 1)."""
     chosen = choose(op, scaling, constants)
-    if op.literal is not None:
-        return _apply(z, chosen) if chosen else z
-    return _forget(z, chosen) if chosen else z
+    return z if chosen is None else (_forget if op.literal is None else _apply)(z, chosen)
 
 
 def choose(op: Affine, scaling: Scaling, constants: Constants) -> Constants | None:

@@ -49,18 +49,6 @@ class Executor(Protocol):
         ...
 
 
-def _carry_on() -> None:
-    pass
-
-
-def _unbounded() -> int | None:
-    return None
-
-
-def _granted(_: int | None) -> bool:
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """How a job may run.
@@ -71,9 +59,9 @@ class RunOptions:
     """
 
     plan: str | None = None
-    budget: Callable[[], int | None] = _unbounded
-    checkpoint: Callable[[], None] = _carry_on
-    reserve: Callable[[int | None], bool] = _granted
+    budget: Callable[[], int | None] = lambda: None
+    checkpoint: Callable[[], None] = lambda: None
+    reserve: Callable[[int | None], bool] = lambda peak: True
 
 
 RUN_OPTIONS: Final = RunOptions()

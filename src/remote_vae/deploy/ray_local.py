@@ -10,14 +10,12 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -73,7 +71,7 @@ def serve(
     _refuse_what_ray_cannot(settings)
     build_app(settings)  # refuses what cannot be served before Ray is started
     # Ray's proxy will listen in another process. Until then this socket keeps other processes from taking the port.
-    with listen(settings) as kept:
+    with listen(settings.host, settings.port) as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # the proxy sets it too, and so may bind to the port
         check_reach(kept, settings)
         settings = settings.model_copy(update={"port": kept.getsockname()[1]})
@@ -119,22 +117,13 @@ def _on_signals(action: Any) -> None:
 @contextlib.contextmanager
 def local_ray() -> Iterator[None]:
     """A Ray of this process, which has ended with all its processes and files when the block ends."""
-    with _folder() as folder, _ray(folder):
+    # For Ray's sockets and logs; not below TMPDIR, since the path of a socket must be short.
+    with tempfile.TemporaryDirectory(prefix="rvae-", dir="/tmp", ignore_cleanup_errors=True) as folder, _ray(folder):
         yield
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """Ray's sockets and logs; not below TMPDIR, since the path of a socket must be short."""
-    folder = Path(tempfile.mkdtemp(prefix="rvae-", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _ray(folder: Path) -> Iterator[None]:
+def _ray(folder: str) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     os.environ.update(_environment())  # Ray reads it when it is imported, and its processes inherit it
     try:
@@ -152,7 +141,7 @@ def _ray(folder: Path) -> Iterator[None]:
                 logging_level="ERROR",
                 log_to_driver=False,
                 _node_ip_address=LOOPBACK,
-                _temp_dir=str(folder),
+                _temp_dir=folder,
             )
         except SystemExit:  # Ray's own handler raises it if a signal comes during its start
             raise KeyboardInterrupt from None

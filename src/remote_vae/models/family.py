@@ -43,15 +43,6 @@ def statistics_of_config(module: Any) -> Statistics:
     return _numbers(getattr(module.config, "latents_mean", None)), _numbers(getattr(module.config, "latents_std", None))
 
 
-def as_loaded(module: Any) -> None:
-    """The module is used as its config says."""
-
-
-def no_conversion(weights: Weights, module: Any) -> Weights:
-    """Only the names that the class itself uses are understood."""
-    return weights
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
     """VAEs of one class of diffusers that share their facts; `cls` is the name of the class.
@@ -71,8 +62,8 @@ class Family:
     whole_groups: bool = False
     float32: tuple[str, ...] = ()
     statistics: Callable[[Any], Statistics] = statistics_of_config
-    convert: Callable[[Weights, Any], Weights] = no_conversion
-    prepare: Callable[[Any], None] = as_loaded
+    convert: Callable[[Weights, Any], Weights] = lambda weights, module: weights
+    prepare: Callable[[Any], None] = lambda module: None
 
     def load_class(self) -> Any:
         """The class itself; this imports the part of diffusers that defines it."""

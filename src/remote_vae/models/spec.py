@@ -1,6 +1,6 @@
 """What an operator says about a model to be served: `NAME[=SOURCE][,key=value...]`."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from remote_vae.core.recipe import Recipe
@@ -82,34 +82,17 @@ def parse_spec(
     """The spec of a `--model` argument; *raises* ConfigurationError."""
     head, *options = text.split(",")
     name, _, source = head.partition("=")
-    spec: dict[str, str] = {}
+    given: dict[str, Any] = {}
     for option in options:
         key, _, value = option.partition("=")
         if key not in _OPTIONS or not value:
             raise ConfigurationError(
                 f"{option!r} in model {text!r} is not key=value with key one of {', '.join(_OPTIONS)}", model=text
             )
-        if key in spec:
+        if key in given:
             raise ConfigurationError(f"{key} is given twice in model {text!r}", model=text)
-        spec[key] = value
-    base = ModelSpec(
-        name,
-        source or None,
-        recipe=spec.get("recipe"),
-        dtype=dtype,
-        device=device,
-        random_weights=random_weights,
-        memory_budget=memory_budget,
-        lazy=lazy,
-    )
-    rest: dict[str, Any] = {key: value for key, value in spec.items() if key != "recipe"}
-    for key in ("lazy", "pinned"):
-        if key in rest:
-            rest[key] = _yes_or_no(text, key, rest[key])
-    return replace(base, **rest)
-
-
-def _yes_or_no(text: str, key: str, value: str) -> bool:
-    if value not in _YES_NO:
-        raise ConfigurationError(f"{key}={value!r} in model {text!r} is neither yes nor no", model=text)
-    return _YES_NO[value]
+        if key in ("lazy", "pinned") and value not in _YES_NO:
+            raise ConfigurationError(f"{key}={value!r} in model {text!r} is neither yes nor no", model=text)
+        given[key] = _YES_NO[value] if key in ("lazy", "pinned") else value
+    for_all: dict[str, Any] = {"random_weights": random_weights, "memory_budget": memory_budget}
+    return ModelSpec(name, source or None, **for_all, **{"device": device, "dtype": dtype, "lazy": lazy, **given})

@@ -49,11 +49,11 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
     # About a broken picture the imaging library would write warnings that contain bytes of the picture.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with contextlib.ExitStack() as open_sockets:
-        listener = open_sockets.enter_context(listen(settings))
+        listener = open_sockets.enter_context(listen(settings.host, settings.port))
         check_reach(listener, settings)
         listeners = [listener]
         if settings.metrics_address is not None:
-            listeners.append(open_sockets.enter_context(_listen_at(*settings.metrics_address)))
+            listeners.append(open_sockets.enter_context(listen(*settings.metrics_address)))
         try:
             server.run(sockets=listeners)
         finally:
@@ -111,12 +111,8 @@ class Server(uvicorn.Server):
         self.stopped_hard = self.force_exit = self.should_exit = True
 
 
-def listen(settings: Settings) -> socket.socket:
-    """A socket at the address of the settings. *Raises* ConfigurationError for an address that cannot be taken."""
-    return _listen_at(settings.host, settings.port)
-
-
-def _listen_at(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """*Raises* ConfigurationError for an address that cannot be taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,5 +1,6 @@
-"""The VAE of HunyuanVideo: causal in time, four frames for each latent frame after the first."""
+"""The VAEs of HunyuanVideo and HunyuanVideo 1.5, causal in time: four frames for a latent frame after the first."""
 
+from dataclasses import replace
 from typing import Final
 
 from remote_vae.core.recipe import Affine, Recipe
@@ -18,4 +19,18 @@ _MODELS: Final = (
     ),
 )
 
-FAMILIES: Final = (Family("AutoencoderKLHunyuanVideo", _MODELS, tiles=True),)
+# 32 channels, one latent cell for 16 by 16 pixels.
+_MODELS_15: Final = (
+    Model(
+        "hunyuanvideo-1.5",
+        replace(HUNYUANVIDEO, name="hunyuanvideo-1.5"),
+        "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
+        "bfloat16",
+        aliases=("hunyuanvideo1.5",),
+    ),
+)
+
+FAMILIES: Final = (
+    Family("AutoencoderKLHunyuanVideo", _MODELS, tiles=True),
+    Family("AutoencoderKLHunyuanVideo15", _MODELS_15, whole_groups=True),
+)
