@@ -13,7 +13,7 @@ import torch
 
 from remote_vae.core.filters import NO_MARGIN, Margin, filter_for
 from remote_vae.core.norm import Cpu, Kernels, Moments, Plain
-from remote_vae.core.stages import Convolution, Downsample, Norm, Upsample
+from remote_vae.core.stages import Convolution, Downsample, Layer, Norm, Upsample
 from remote_vae.core.strip_threads import Span
 
 
@@ -113,66 +113,34 @@ class Normalised:
             self._kernels.normalise(piece, into, self._norm, self._of_groups, silu=silu)
 
 
-class Convolved:
-    """Rows of a convolution over another map, computed when they are read."""
+class Computed:
+    """Rows of a layer's output, computed from another map whenever they are read."""
 
-    def __init__(self, source: Rows, stage: Convolution, kernels: Kernels, moments: Moments | None = None) -> None:
-        self.height, self.width, self.channels = source.height, source.width, stage.channels
-        self.widest = max(source.channels, stage.channels)
-        self._source, self._halo = source, stage.halo
-        self._input = Normalised(source, kernels, stage.norm, moments)
-        self._filter = filter_for(stage, source.height, source.width)
-
-    def read(self, start: int, stop: int) -> list[torch.Tensor]:
-        start, stop = max(start, 0), min(stop, self.height)
-        margin = self._filter.margin(stop - start, self.width)
-        window = self._input.window(start - self._halo, stop + self._halo, margin=margin)
-        return [self._filter(window, stop - start, self.width)]
-
-    def drop(self, row: int) -> None:
-        self._source.drop(row - self._halo)
-
-
-class Upsampled:
-    """Rows of a map of twice the size."""
-
-    def __init__(self, source: Rows, stage: Upsample, kernels: Kernels) -> None:
-        self.height, self.width, self.channels = 2 * source.height, 2 * source.width, stage.channels
+    def __init__(self, source: Rows, layer: Layer, kernels: Kernels, moments: Moments | None = None) -> None:
+        self._up, self._down = 1 + isinstance(layer, Upsample), 1 + isinstance(layer, Downsample)
+        self._above, self._below = 0 if isinstance(layer, Downsample) else layer.halo, layer.halo
+        self.height, self.width = (side * self._up // self._down for side in (source.height, source.width))
+        self.channels = self.widest = layer.channels
+        norm = None
+        if isinstance(layer, Convolution):
+            norm, self.widest = layer.norm, max(source.channels, layer.channels)
         self._source = source
-        self._input = Normalised(source, kernels, None, None)
-        self._filter = filter_for(stage, source.height, source.width)
+        self._input = Normalised(source, kernels, norm, moments)
+        self._filter = filter_for(layer, source.height, source.width)
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
         start, stop = max(start, 0), min(stop, self.height)
-        first, last = start // 2, (stop + 1) // 2
+        first, last = start * self._down // self._up, -(-stop * self._down // self._up)
         margin = self._filter.margin(last - first, self._source.width)
-        window = self._input.window(first - 1, last + 1, margin=margin)
+        window = self._input.window(first - self._above, last + self._below, margin=margin)
         found = self._filter(window, last - first, self._source.width)
-        if (start, stop) == (2 * first, 2 * last):
+        row = first * self._up // self._down
+        if stop - start == found.shape[2]:
             return [found]
-        return [found[:, :, start - 2 * first : stop - 2 * first].clone()]  # a view would keep the whole alive
+        return [found[:, :, start - row : stop - row].clone()]  # a view would keep the whole alive
 
     def drop(self, row: int) -> None:
-        self._source.drop(row // 2 - 1)
-
-
-class Downsampled:
-    """Rows of a map of half the size."""
-
-    def __init__(self, source: Rows, stage: Downsample, kernels: Kernels) -> None:
-        self.height, self.width, self.channels = source.height // 2, source.width // 2, stage.channels
-        self._source = source
-        self._input = Normalised(source, kernels, None, None)
-        self._filter = filter_for(stage, source.height, source.width)
-
-    def read(self, start: int, stop: int) -> list[torch.Tensor]:
-        start, stop = max(start, 0), min(stop, self.height)
-        margin = self._filter.margin(2 * (stop - start), self._source.width)
-        window = self._input.window(2 * start, 2 * stop + 1, margin=margin)
-        return [self._filter(window, 2 * (stop - start), self._source.width)]
-
-    def drop(self, row: int) -> None:
-        self._source.drop(2 * row)
+        self._source.drop(row * self._down // self._up - self._above)
 
 
 def windows(height: int, rows: int) -> Iterator[Span]:

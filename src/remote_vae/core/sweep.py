@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 import torch
 
 from remote_vae.core.norm import Moments
-from remote_vae.core.rows import Convolved, Downsampled, Rows, Stored, Upsampled, kernels_for, windows
-from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
+from remote_vae.core.rows import Computed, Rows, Stored, kernels_for, windows
+from remote_vae.core.stages import Convolution, Layer
 from remote_vae.core.strip_threads import Span, workers
 from remote_vae.core.winograd import CONVOLUTION
 
@@ -87,20 +87,14 @@ class Sweep:
 
     def spans(self, source: Rows) -> Iterable[Span]:
         """The strips of a map; their bytes count the wider of what a convolution reads and writes."""
-        channels = source.widest if isinstance(source, Convolved) else source.channels
+        channels = source.widest if isinstance(source, Computed) else source.channels
         size = MapSize(source.height, source.width, channels, self._item_bytes)
         return windows(source.height, self.plan.rows(size))
 
     def layer(self, source: Rows, layer: Layer) -> Rows:
         """The output of a layer, computed when its rows are read."""
-        match layer:
-            case Convolution():
-                moments = self.moments(source) if layer.norm else None
-                return Convolved(source, layer, self.kernels, moments)
-            case Upsample():
-                return Upsampled(source, layer, self.kernels)
-            case Downsample():
-                return Downsampled(source, layer, self.kernels)
+        moments = self.moments(source) if isinstance(layer, Convolution) and layer.norm else None
+        return Computed(source, layer, self.kernels, moments)
 
     def moments(self, source: Rows) -> Moments:
         """Statistics of a map: those that were gathered when it was stored, or by computing the map once."""
