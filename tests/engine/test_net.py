@@ -15,12 +15,14 @@ import torch
 from remote_vae.engine.admission import Admission, Limits
 from remote_vae.engine.ledger import Entry, Ledger
 from remote_vae.engine.memory import Budget
+from remote_vae.engine.observer import Ran, Silent
 from remote_vae.engine.pool import Rules
 from remote_vae.engine.replica import Replica
 from remote_vae.engine.shared_memory import Segments
 from remote_vae.errors import (
     DeadlineExceeded,
     InternalError,
+    NotReady,
     Overloaded,
     PoisonRequest,
     RemoteVAEError,
@@ -76,6 +78,62 @@ async def test_stopping_while_no_replica_can_be_started(monkeypatch: pytest.Monk
         os.kill(pids(engine)[0] or 0, signal.SIGKILL)
         await until(lambda: engine._pools["copy"].failure is not None)
     assert not [name for name in names if os.path.exists(f"/dev/shm/{name}")]
+
+
+async def test_an_observer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in the metrics costs no job its answer, and no replica its process."""
+
+    class Broken(Silent):
+        def ran(self, job: Ran) -> None:
+            raise KeyError("a label")
+
+        restarted = ran  # type: ignore[assignment]
+
+    async with running(observer=Broken()) as engine:
+        for killed in (False, True):
+            before = pids(engine)
+            if killed:
+                os.kill(before[0] or 0, signal.SIGKILL)
+                await until(lambda before=before: engine.ready and pids(engine) != before)  # type: ignore[misc]
+                before = pids(engine)
+            for _ in range(2):
+                assert (await run(engine, job(GOOD), seconds=60)).plan == "whole"
+            assert pids(engine) == before
+    assert any(record.exc_info and record.exc_info[0] is KeyError for record in caplog.records)
+
+
+async def test_stopping_while_a_job_is_to_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose process has died is told so if the engine stops before another process has started."""
+    starting = asyncio.Event()
+
+    async def never(self: Replica) -> None:
+        starting.set()
+        await asyncio.Event().wait()
+
+    async with running("die") as engine:
+        monkeypatch.setattr(Replica, "load", never)
+        work = asyncio.create_task(run(engine, job(BAD)))
+        await asyncio.wait_for(starting.wait(), 60)
+    async with asyncio.timeout(10):
+        with pytest.raises(ReplicaFailed):
+            await work
+
+
+async def test_stopping_while_the_first_of_two_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the engine stops, no other process is started."""
+    load, loaded = Replica.load, 0
+
+    async def slow(self: Replica) -> Any:
+        nonlocal loaded
+        info, loaded = await load(self), loaded + 1
+        engine._pools["copy"]._stopped = True  # as a stop in this moment does
+        return info
+
+    monkeypatch.setattr(Replica, "load", slow)
+    async with running(replicas=2, wait=False) as engine:
+        with pytest.raises(NotReady):
+            await engine.start()
+    assert loaded == 1
 
 
 @pytest.mark.parametrize("where", ["read", "prepare"])
@@ -150,6 +208,19 @@ async def test_slow_is_not_hung() -> None:
         assert pids(engine) == before
 
 
+async def test_a_long_layer_is_not_hung() -> None:
+    """One layer that computes longer than `hang_seconds` goes on while its caller waits, and is ended afterwards."""
+    rules = Rules(hang_seconds=1.0)
+    async with running("compute", rules=rules) as engine:
+        before = pids(engine)
+        assert (await run(engine, job(BAD))).plan == "whole"
+        assert pids(engine) == before
+    async with running("compute for ever", rules=rules) as engine:
+        with pytest.raises(DeadlineExceeded):
+            await run(engine, job(BAD), seconds=2.0)
+        assert (await run(engine, job(GOOD), seconds=100.0)).plan == "whole"
+
+
 async def test_a_stopped_process_is_replaced() -> None:
     """A process that is stopped by a signal makes no progress, and is replaced; the error names the option."""
     async with running("sleep", rules=Rules(hang_seconds=1.0)) as engine:
@@ -176,11 +247,17 @@ async def test_an_exception_of_the_model_is_logged(caplog: pytest.LogCaptureFixt
 
 
 async def test_a_decode_that_can_never_fit() -> None:
-    """Running out of memory is TooLarge if nothing else was at work on the device, and Overloaded otherwise."""
-    async with running("run out of memory") as engine:
-        with pytest.raises(TooLarge):
-            await run(engine, job(BAD))
-        assert (await run(engine, job(GOOD))).plan == "whole"
+    """Running out of memory is TooLarge if nothing else was at work on the device, and Overloaded otherwise.
+
+    The process lives on, and what the failed job held is not taken for other work.
+    """
+    for fault in ("run out of memory", "fill the memory"):
+        async with running(fault) as engine:
+            before = pids(engine)
+            with pytest.raises(TooLarge):
+                await run(engine, job(BAD))
+            assert (await run(engine, job(GOOD))).plan == "whole"
+            assert pids(engine) == before
     async with running(models=[served("copy", "run out of memory"), served("other", "sleep")]) as engine:
         other = asyncio.create_task(run(engine, job(BAD), "other"))
         await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Whether a job is accepted: its cost is weighed against the jobs already accepted. A refusal says when to retry."""
+"""Decides if a job is accepted, by its cost and that of the jobs already accepted. A refusal says when to retry."""
 
 import math
 from collections import Counter
@@ -10,13 +10,15 @@ from remote_vae.engine.job import Job
 from remote_vae.errors import Overloaded, RemoteVAEError, TooManyRequests
 
 LONGEST_RETRY: Final = 60  # seconds
-FADING: Final = 0.9  # how much of what was measured counts still after one more job
+FADING: Final = 0.9  # with every new measurement, the weight of the older ones is multiplied by this
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """*Units*: jobs and pixels that are accepted and not done yet, for each model; bytes of replies that are not sent
-    yet, of all models together; the share of each of these that one client may have.
+    """The most that the engine accepts.
+
+    *Units*: unfinished jobs of one model, and their output pixels; unsent bytes of the replies of all models; the
+    fraction of each of these limits that one client may use.
     """
 
     jobs: int = 64
@@ -26,7 +28,7 @@ class Limits:
 
 
 class Pace:
-    """Output pixels per second of one model's replicas together, as measured lately."""
+    """The recent speed of one model: the output pixels per second of all its replicas."""
 
     def __init__(self) -> None:
         self._pixels = self._seconds = 0.0
@@ -37,13 +39,13 @@ class Pace:
         self._seconds = FADING * self._seconds + seconds
 
     def seconds(self, pixels: int) -> float:
-        """How long so many pixels will take; 0 before anything was measured."""
+        """The expected time for a number of pixels; 0 before the first measurement."""
         return pixels * self._seconds / self._pixels / self.replicas if self._pixels else 0.0
 
 
 @dataclass(slots=True)
 class InHand:
-    """What one model has accepted and not finished."""
+    """The unfinished jobs of one model."""
 
     jobs: int = 0
     pixels: int = 0
@@ -53,7 +55,7 @@ class InHand:
 
 
 class Admission:
-    """Counts what is accepted. An idle model always accepts one job; otherwise a job above a limit could never run."""
+    """Counts the accepted jobs. An idle model accepts any job; otherwise a job above a limit could never run."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -68,7 +70,7 @@ class Admission:
 
     @property
     def reply_bytes(self) -> int:
-        """Bytes of replies that are not sent yet, of which a client's excess over its share harms nobody else."""
+        """The unsent bytes of all replies. One client's bytes count up to its share, so that it harms nobody else."""
         share = self._limits.client_share * self._limits.reply_bytes
         return sum(count if name is None else min(count, int(share)) for name, count in self._replies.items())
 

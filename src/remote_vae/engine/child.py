@@ -144,12 +144,13 @@ class JobRunner:
             tensor, done = self._run(job, self._input(job))
             return self._written(tensor, done, job, started)
         except RemoteVAEError as exc:
-            return {"error": to_json(self._budget.judge(exc))}
+            refused = exc.with_traceback(None)
         except Exception as exc:  # noqa: BLE001  # boundary: whatever a model's code raises becomes one answer
-            if is_out_of_memory(exc):
-                full = Overloaded("the device ran out of memory; try again later")
-                return {"error": to_json(self._budget.judge(full))}
-            return _failure(exc)
+            if not is_out_of_memory(exc):
+                return _failure(exc)
+            refused = Overloaded("the device ran out of memory; try again later")
+        # Only now no traceback keeps the job's tensors, so that the budget sees the memory as it is without the job.
+        return {"error": to_json(self._budget.judge(refused))}
 
     def _input(self, job: Message) -> torch.Tensor:
         data, dtype = self._views.view("in", job["in"]), getattr(torch, job["dtype"])

@@ -1,4 +1,4 @@
-"""What the system and a container's limits leave to this process: cores and memory."""
+"""The cores and the memory that the system and a container's limits allow to this process."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""The facade: `await engine.run(permit)` for what `engine.admit` let in, by the name of a model."""
+"""The facade: `engine.admit` accepts a job for a model, and `engine.run` returns its outcome."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ LOADS_AT_ONCE: Final = 2  # at the start: more would fight for the disk and memo
 
 
 class Engine:
-    """Lets jobs in, and brings each to the replicas of its model."""
+    """Accepts jobs, and passes each to the replicas of its model."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Engine:
         await asyncio.gather(*(load(pool) for pool in self._pools.values() if not pool.model.lazy))
 
     def drain(self) -> None:
-        """From now on `check` lets nothing in; what it has let in before goes on."""
+        """Makes `check` and `admit` refuse new jobs; accepted jobs go on."""
         self.draining = True
 
     @property
@@ -78,14 +78,14 @@ class Engine:
         self._ledger.free()
 
     def kill(self) -> None:
-        """Ends every process and frees what is shared, at once."""
+        """Ends every process and frees all shared memory, at once."""
         for pool in self._pools.values():
             pool.kill()
         self._ledger.free()
 
     @property
     def ready(self) -> bool:
-        """Every model that should be loaded is, all of its processes live, and work is taken."""
+        """Every model that should be loaded is loaded, all of its processes live, and new jobs are accepted."""
         wanted = [pool for pool in self._pools.values() if pool.loaded or not pool.model.lazy]
         return not self.draining and all(pool.ready for pool in wanted)
 
@@ -93,7 +93,7 @@ class Engine:
         return [pool.state() for pool in self._pools.values()]
 
     def find(self, name: str | None) -> Served:
-        """By name or alias; None is the first model. *Raises* UnknownModel."""
+        """The model of this name or alias; the first one for None. *Raises* UnknownModel."""
         if name is None:
             return self.models[self.default]
         key = self._names.get(name.lower(), name)
@@ -102,11 +102,11 @@ class Engine:
         return self.models[key]
 
     def known(self, model: Served) -> VAEInfo | None:
-        """The info, once the model has been loaded."""
+        """The model's info; None before the model has been loaded for the first time."""
         return self._pools[model.name].info
 
     async def info(self, model: Served) -> VAEInfo:
-        """Loads a lazy model. *Raises* NotReady while another one is loading, or when a lazy one cannot be loaded."""
+        """The model's info; loads a lazy model first. *Raises* NotReady if it is not loaded yet or cannot be."""
         pool = self._pools[model.name]
         if pool.info is None and model.lazy:
             await self._want(pool)
@@ -115,7 +115,7 @@ class Engine:
         return pool.info
 
     def check(self, model: Served, *, pixels: int, client: str | None, seconds: float | None) -> None:
-        """Whether a job of so many pixels would come in now, so that nobody sends a body in vain.
+        """Checks if a job of so many pixels would be accepted now, before the client sends its body.
 
         *Raises* NotReady, TooManyRequests, Overloaded.
         """
@@ -124,7 +124,7 @@ class Engine:
         self._admission.check(model.name, pixels=pixels, client=client, seconds=seconds)
 
     def admit(self, model: Served, job: Job, *, client: str | None = None, seconds: float | None = None) -> Permit:
-        """`client` is whose share it counts for; `seconds` is how long the answer is waited for.
+        """Accepts a job. It counts for the share of `client`, which waits `seconds` for the answer.
 
         *Raises* NotReady, TooManyRequests, Overloaded, PoisonRequest.
         """

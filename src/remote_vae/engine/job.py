@@ -1,4 +1,4 @@
-"""What a replica is asked and what it answers, in plain values that cross a process boundary."""
+"""Jobs for a replica and their outcomes, as plain values that cross a process boundary."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -9,7 +9,7 @@ from remote_vae.values import Output, Posterior, Scaling, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What both operations share. `plan` None leaves the choice to the replica, which knows what memory is free."""
+    """The fields of both operations. If `plan` is None, the replica chooses one by its free memory."""
 
     scaling: Scaling
     plan: str | None
@@ -29,7 +29,7 @@ class DecodeJob(Work):
 
     @property
     def reply_bytes(self) -> int:
-        """The most that the pixels can take."""
+        """The most bytes that the pixels can take."""
         return self.fit.pixels * 3 * (1 if self.output in (Output.UINT8, Output.FIRST) else 4)
 
 
@@ -53,9 +53,9 @@ Job = DecodeJob | EncodeJob
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came back; `dtype_run` is the precision that the VAE ran in, `seconds` are stages by name.
+    """The result of a job. `dtype_run` is the precision that the VAE ran in; `seconds` has the time of each stage.
 
-    `planned_bytes` is what the plan should take at most, None if that is not predicted.
+    `planned_bytes` is the most memory that the plan should take, None if that is not predicted.
     """
 
     tensor: Tensor

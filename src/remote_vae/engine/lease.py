@@ -24,7 +24,7 @@ class Lease:
     def __init__(self, replica: Replica, ticket: Ticket, *, hang_seconds: float) -> None:
         self._replica, self._ticket, self._hang_seconds = replica, ticket, hang_seconds
         self._loop = asyncio.get_running_loop()
-        self._serial = self._beats = 0
+        self._serial, self._seen = 0, (0, 0.0)
         self._progressed = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -75,10 +75,14 @@ class Lease:
         self._replica.signals.stop(self._serial)
 
     def _watch(self) -> None:
-        """Looks for progress once a second, and kills the process if there has been none for too long."""
-        beats, now = self._replica.signals.beats, self._loop.time()
-        if beats != self._beats:
-            self._beats, self._progressed = beats, now
+        """Looks for progress once a second, and kills the process if there has been none for too long.
+
+        One layer of a large video can take minutes on a CPU. So computing is progress too, as long as somebody waits.
+        """
+        computed = self._replica.cpu_seconds if self._ticket.wanted else 0.0
+        seen, now = (self._replica.signals.beats, computed), self._loop.time()
+        if seen != self._seen:
+            self._seen, self._progressed = seen, now
         elif now - self._progressed >= self._hang_seconds:
             self._replica.kill()
             return

@@ -1,4 +1,4 @@
-"""Which memory of a device is promised to jobs at work, so that two replicas never both plan with all that is free."""
+"""The memory that running jobs have claimed, so that two replicas of a device never both plan with all that is free."""
 
 import zlib
 from typing import Final
@@ -9,7 +9,7 @@ FIELDS: Final = 2  # words for a replica: the device that it works on, 0 while i
 
 
 class Ledger:
-    """The server's side: an entry for each replica of all models. It takes shared memory from its first use on."""
+    """The server's side: one entry for each replica of all models. Shared memory is taken at the first use."""
 
     def __init__(self, entries: int) -> None:
         self._entries = entries

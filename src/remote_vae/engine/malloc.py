@@ -1,8 +1,8 @@
-"""What the C library does with freed memory, where that is glibc.
+"""How glibc treats freed memory; other C libraries are left as they are.
 
-By its own rule it hands a large block back to the system at once, which then has to fill the next one with zeros, page
-by page, for every reply and every map of some megabytes. So a busy process keeps what it has freed, and gives it back
-when it rests.
+By default glibc returns a large freed block to the system at once. The system must then fill the next one with zeros,
+page by page, which costs time for every reply and every feature map of some megabytes. So a busy process keeps its
+freed memory, and returns it when it rests.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def keep_freed() -> None:
-    """From now on."""
+    """Makes this process keep its freed memory until `give_back` is called."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)
@@ -25,15 +25,17 @@ def keep_freed() -> None:
 
 
 def give_back() -> None:
-    """All that is kept."""
+    """Returns all freed memory to the system."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
 
 
 class Trim:
-    """Over a long job gives back every second what is kept: between the strips that stay, those that go leave gaps
-    which the next layer's do not fit into, and in the end there would be half as much again in gaps.
+    """Returns freed memory once a second during a long job.
+
+    Freed strips leave gaps between those that stay. The strips of the next layer do not fit into these gaps, which in
+    the end would take half as much memory as the strips themselves.
     """
 
     def __init__(self) -> None:

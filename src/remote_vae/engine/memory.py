@@ -1,4 +1,4 @@
-"""How many bytes a job may take on a device, as far as that can be known in advance."""
+"""How much memory a job may take on its device, as far as that can be known in advance."""
 
 import os
 import time
@@ -118,7 +118,7 @@ class Budget:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What can be had at this moment, less a reserve."""
+    """The bytes that can be allocated now, less a reserve; None if the device does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -132,7 +132,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """What this process holds on a device with memory of its own; None on a CPU, whose memory the system counts."""
+    """The bytes that this process holds of a device's own memory; None for a CPU, which has the machine's."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     return torch.mps.driver_allocated_memory() if device.type == "mps" else None

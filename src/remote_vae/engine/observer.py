@@ -1,4 +1,4 @@
-"""What the engine tells to whoever keeps count, in plain values: as it happens, and on asking."""
+"""What the engine reports for metrics: events while it works, and its state on request, both as plain values."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +18,7 @@ class Ran:
 
 
 class Observer(Protocol):
-    """Is called in the event loop, so it must be quick."""
+    """Gets the events. It is called in the event loop, so it must be quick."""
 
     def ran(self, job: Ran) -> None: ...
 
@@ -28,7 +28,7 @@ class Observer(Protocol):
 
 
 class Silent:
-    """An observer that keeps nothing."""
+    """An observer that ignores every event."""
 
     def ran(self, job: Ran) -> None:
         pass
@@ -41,8 +41,8 @@ class Silent:
 class ModelState:
     """A model at this moment. *Units*: bytes, output pixels; `accepted` jobs are waiting or running.
 
-    `memory_bytes` is what its processes hold: of the device's memory where that is its own, else of the machine's.
-    `planned_bytes` is what the plan of the latest job should take at most.
+    `memory_bytes` is how much memory its processes hold: the device's if the device has its own, otherwise the
+    machine's. `planned_bytes` is the most that the latest job should take.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Jobs that kill: remembered by a digest, in memory only."""
+"""Remembers the jobs over which processes died, by a digest, in memory only."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class Poison:
                 raise PoisonRequest(cause)
 
     def blame(self, job: Job, *, hung_seconds: float | None) -> PoisonRequest | None:
-        """One more process has died over this job, or hung for so many seconds; the error if it was one too many."""
+        """Counts one more process that died or hung over this job; returns the error if it is refused from now on."""
         digest = _digest(job)
         count, cause = self._deaths.pop(digest, (0, ""))[0] + 1, DIED if hung_seconds is None else _hung(hung_seconds)
         self._deaths[digest] = count, cause
@@ -48,7 +48,7 @@ def _hung(seconds: float) -> str:
 
 
 def _digest(job: Job) -> bytes:
-    """A digest of all that decides what a job does; it tells nothing about the content."""
+    """A digest of everything that determines a job; the content cannot be told from it."""
     found = hashlib.blake2b(json.dumps(to_message(job), default=dict).encode(), digest_size=16)
     found.update(tensor_of(job).buffer)
     return found.digest()

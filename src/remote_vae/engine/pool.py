@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,7 +41,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`hang_seconds` without progress during a job, and a replica counts as hung."""
+    """A replica counts as hung if its job makes no progress for `hang_seconds`."""
 
     hang_seconds: float = 100.0
 
@@ -113,12 +114,12 @@ class Pool:
         *Raises* what the loader raises; then nothing is left running.
         """
         async with self._loading:
-            if self._stopped:
-                raise NotReady("the server is shutting down and takes no more work")
             if self.loaded:
                 return
             try:
                 for number, spec in enumerate(self.model.specs):
+                    if self._stopped:  # perhaps since the replica before this one began to load
+                        raise NotReady("the server is shutting down and takes no more work")
                     replica = Replica(
                         self.model.name,
                         loader=self._loader,
@@ -154,7 +155,7 @@ class Pool:
     async def stop(self) -> None:
         self._stopped = True
         for replica in self.replicas:
-            replica.give_up()  # nobody need wait any more for its answer, or until it has loaded
+            replica.give_up()  # so that nothing waits for its answer, or until it has loaded
         await self.unload()
 
     def kill(self) -> None:
@@ -169,18 +170,23 @@ class Pool:
                 LOG.error("a replica did not stop in good order", exc_info=error, extra={"model": self.model.name})
 
     async def _serve(self, replica: Replica) -> None:
-        """Runs as long as the replica is wanted, whatever is raised."""
-        again: Ticket | None = None  # the job that the process died over, if it is to be tried once more
-        while not replica.closed:
-            try:
-                while replica.ready:
-                    ticket = again or await self.queue.take(lambda: replica.ready)
-                    again = await self._run(replica, ticket) if ticket is not None and ticket.wanted else None
-                await self._revive(replica, again)
-            except Exception:  # boundary: nothing may end this loop but the pool itself
-                LOG.exception("the loop that feeds a replica failed", extra={"model": self.model.name})
-                replica.hang_up()
-                await asyncio.sleep(FIRST_PAUSE)
+        """Runs until the replica is closed. An exception in here fails one job at most, and never ends the loop."""
+        ticket: Ticket | None = None  # the job at hand; after a death, the one that is tried once more
+        try:
+            while not replica.closed:
+                try:
+                    if not replica.ready:
+                        await self._revive(replica, ticket)
+                        continue
+                    ticket = ticket or await self.queue.take(lambda: replica.ready)
+                    ticket = await self._run(replica, ticket) if ticket is not None and ticket.wanted else None
+                except Exception:  # boundary: nothing but the pool itself may end this loop
+                    LOG.exception("the loop that feeds a replica failed", extra={"model": self.model.name})
+                    _fail([ticket], self._stopped_over())
+                    ticket = None
+                    await asyncio.sleep(FIRST_PAUSE)
+        finally:
+            _fail([ticket], self._stopped_over())
 
     async def _run(self, replica: Replica, ticket: Ticket) -> Ticket | None:
         """Answers the ticket, or returns it if it is to be tried once more because the process has died."""
@@ -192,21 +198,16 @@ class Pool:
             return ticket if self._deserves_another(replica, ticket) else None
         except RemoteVAEError as exc:
             _fail([ticket], exc)
-        except asyncio.CancelledError:
-            _fail([ticket], self._stopped_over())
-            raise
-        except (
-            Exception
-        ):  # boundary: a fault of the server's own, such as no memory, after which the replica is replaced
+        except Exception:  # boundary: no memory for a copy, say; to start afresh, the replica is replaced
             LOG.exception("a job failed on its way", extra=self._named(ticket))
             _fail([ticket], self._stopped_over())
             replica.hang_up()
             return None
         else:
-            self._tell(ticket, outcome, started)
             if ticket.wanted:
                 seconds = {"queue": started - ticket.asked, **outcome.seconds}
                 ticket.answer.set_result(replace(outcome, seconds=seconds))
+            self._tell(ticket, outcome, started)
         finally:
             self._running -= 1
         self.poison.acquit(ticket.job)
@@ -242,8 +243,7 @@ class Pool:
                 self.failure = exc if isinstance(exc, RemoteVAEError) else self._stopped_over()
                 text = f"a replica could not be started: {self.failure.message}"
                 LOG.warning(text, exc_info=exc, extra={"model": self.model.name})
-                waiting = [] if self.alive else self.queue.empty()
-                _fail(waiting if again is None else [again, *waiting], self._stopped_over())
+                _fail([again, *([] if self.alive else self.queue.empty())], self._stopped_over())
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         if replica.ready:
@@ -255,7 +255,7 @@ class Pool:
         return ReplicaFailed(f"the process of model {self.model.name!r} ended over this request; try again")
 
 
-def _fail(tickets: list[Ticket], error: RemoteVAEError) -> None:
+def _fail(tickets: Iterable[Ticket | None], error: RemoteVAEError) -> None:
     for ticket in tickets:
-        if ticket.wanted:
+        if ticket is not None and ticket.wanted:
             ticket.answer.set_exception(error)

@@ -1,4 +1,4 @@
-"""Jobs that wait for a replica of their model, and which of them goes next."""
+"""The jobs that wait for a replica of their model, and the order in which they run."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from remote_vae.engine.job import Job, Outcome
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A job, its client, and the answer to come; if the answer is done already, nobody waits for it any more."""
+    """A job, its client, and a future for the answer. A future that is done before means that nobody waits any more."""
 
     job: Job
     client: str | None
@@ -26,10 +26,10 @@ class Ticket:
 
 
 class Queue:
-    """Clients take turns by the pixels that they were served; the jobs of one client go by size, and none starves.
+    """The client that was served the fewest pixels is next; the jobs of one client are ordered by size.
 
-    A job of N pixels is due when N pixels of its client have been served since it came. So a small job passes a large
-    one, and a large job is passed by no more pixels than it has itself.
+    A job of N pixels is due once N pixels of its client have been served since it came. So small jobs pass a large
+    one, but together they have at most as many pixels as the large one, which therefore never starves.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Queue:
         self.wake()
 
     async def take(self, wanted: Callable[[], bool]) -> Ticket | None:
-        """The next job as soon as there is one; None once `wanted` says no and `wake` is called."""
+        """Waits for the next job; returns None if `wanted` returns False, which is asked again at each `wake`."""
         while wanted():
             self._waiting = [ticket for ticket in self._waiting if ticket.wanted]
             if self._waiting:
@@ -66,19 +66,19 @@ class Queue:
         self._wake.set()
 
     def empty(self) -> list[Ticket]:
-        """Takes everything out."""
+        """Removes and returns all tickets."""
         left, self._waiting = self._waiting, []
         return left
 
     def _next(self) -> Ticket:
-        """Removes the ticket that is next in turn, and counts its pixels as served."""
+        """Removes the next ticket in order, and counts its pixels as served."""
         ticket = min(self._waiting, key=lambda one: (self._served[one.client], one.due))
         self._waiting.remove(ticket)
         self._served[ticket.client] += ticket.job.pixels
         return ticket
 
     def _join(self, client: str | None) -> None:
-        """A client that was away gets no credit for that, and keeps what it was served beyond the others."""
+        """Admits a client that had no job waiting. It gets no credit for that time, and keeps its earlier excess."""
         here = {ticket.client for ticket in self._waiting}
         least = min((self._served[name] for name in here), default=None)
         if least is None:

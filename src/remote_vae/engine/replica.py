@@ -33,12 +33,12 @@ class ReplicaLost(Exception):
 
 
 class Replica:
-    """Starts the process and carries messages to it; its pool calls one method after the other.
+    """Starts the process and passes messages to it. Its pool calls one method after the other.
 
-    The event loop itself talks with the process: questions and answers are short, and a thread in between would wait
-    for the interpreter more than for the process. A thread does what takes long: starting, stopping, and copying a
-    large tensor. `cores` is how many cores the process uses, unless OMP_NUM_THREADS says so. `on_lost` is called when
-    the process dies, during a job or not. `entry` is the replica's place in the ledger.
+    The event loop itself talks with the process: messages are short, and a thread in between would wait for the
+    interpreter longer than for the process. A thread starts and stops the process and copies large tensors. The process
+    uses `cores` cores, unless OMP_NUM_THREADS is set. `on_lost` is called when the process dies, during a job or not.
+    `entry` is the replica's place in the ledger.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Replica:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None  # None while no process has loaded the model
         self._answer: asyncio.Future[dict[str, Any]] | None = None
-        self._device_bytes: int | None = None  # what the device's allocator held at the last answer, if it says
+        self._device_bytes: int | None = None  # that the device's allocator held at the last answer; None for a CPU
         self._serial = 0
         self._shrinking: asyncio.TimerHandle | None = None
 
@@ -76,7 +76,7 @@ class Replica:
 
     @property
     def memory_bytes(self) -> int:
-        """What the process holds of its device's memory, or of the machine's."""
+        """The bytes that the process holds of its device's memory; of the machine's for a CPU."""
         if self._device_bytes is not None:
             return self._device_bytes
         try:
@@ -84,8 +84,17 @@ class Replica:
         except psutil.Error:
             return 0
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time that the process has used; 0 if another device computes, for which a CPU may wait in a loop."""
+        try:
+            times = psutil.Process(self.pid).cpu_times() if self.pid and self._device_bytes is None else None
+        except psutil.Error:
+            times = None
+        return times.user + times.system if times else 0.0
+
     async def load(self) -> VAEInfo:
-        """Starts a process and waits until it has loaded the model; *raises* whatever the loader said."""
+        """Starts a process and waits until it has loaded the model; *raises* the loader's error."""
         self.hang_up()
         await self._in_thread(self._end, 0.0)
         self._ledger.clear(self._entry)
@@ -146,7 +155,7 @@ class Replica:
             self.free()
 
     def free(self) -> None:
-        """What `stop` does, at once and by force; a second time it does nothing."""
+        """Does at once and by force what `stop` does; a second call does nothing."""
         self.closed = True
         self._stop_shrinking()
         if self._process is not None:

@@ -1,4 +1,4 @@
-"""Which models are loaded: a lazy one when it is wanted; the least recently used one is unloaded to make room."""
+"""Loads a lazy model when it is wanted, and unloads the least recently used one to make room."""
 
 import asyncio
 from collections import OrderedDict
@@ -21,13 +21,12 @@ class Residency:
     async def want(self, pool: Pool) -> None:
         """Returns when the model is loaded, at once if it is; *raises* what loading raises."""
         self._recent.move_to_end(pool.model.name)
-        if pool.loaded:
-            return
-        load = self._loads.get(pool.model.name)
-        if load is None:
-            load = self._loads[pool.model.name] = asyncio.create_task(self._load(pool))
-            load.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits any more
-        await asyncio.shield(load)  # a caller that goes away must not end the loading that others wait for
+        while not pool.loaded:  # it may have been unloaded again before this caller's turn
+            load = self._loads.get(pool.model.name)
+            if load is None:
+                load = self._loads[pool.model.name] = asyncio.create_task(self._load(pool))
+                load.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
+            await asyncio.shield(load)  # a caller that goes away must not end the loading that others wait for
 
     async def _load(self, pool: Pool) -> None:
         try:

@@ -118,7 +118,7 @@ class Views:
         return opened(known)
 
     def shrink(self) -> None:
-        """Closes what the server may want to free."""
+        """Closes the segments that the server may want to free."""
         for role in [role for role, segment in self._open.items() if segment.size > KEPT_BYTES]:
             self._open.pop(role).close()
 
@@ -150,7 +150,7 @@ class Words:
 
 
 class Signals:
-    """What the server and a replica tell each other during a job.
+    """Signals between the server and a replica during a job.
 
     The server writes the serial number of a job that need not go on. It is never cleared: jobs are numbered from 1, so
     a word that comes too late stops no other job. The replica counts its heartbeats.

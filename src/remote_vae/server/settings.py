@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     body_seconds: float = _seconds(60.0, "For a request's body to arrive.")
     request_seconds: float = _seconds(300.0, "For an answer; a request can ask for less.")
     reply_seconds: float = _seconds(120.0, "For a client to take a reply.")
-    hang_seconds: float = _seconds(100.0, "Without progress, after which a replica is replaced.")
+    hang_seconds: float = _seconds(100.0, "Without progress of a job, after which its replica is replaced.")
     shutdown_seconds: int = _limit(30, "For accepted work to finish.")
 
     @model_validator(mode="after")
