@@ -16,7 +16,8 @@ from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.own_code import OwnCode, meta_copy
 from remote_vae.errors import TooLarge
-from remote_vae.models.families import find_recipe
+from remote_vae.models.families import MODELS as REGISTRY
+from remote_vae.models.families import family_of, find_recipe
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.values import Output, Posterior, Scaling, ScalingMode
 
@@ -57,7 +58,7 @@ def build(name: str) -> DiffusersVAE:
     module: Any = MODELS[name][0]()
     if name == "picture":
         module.encoder.conv_act = torch.nn.ReLU()
-    return DiffusersVAE(module.eval(), source="seeded", revision="")
+    return DiffusersVAE(module.eval(), source="seeded", revision="", family=family_of(REGISTRY[MODELS[name][1]]))
 
 
 def own(vae: DiffusersVAE, *, decoding: bool = True) -> OwnCode:

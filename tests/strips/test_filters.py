@@ -17,6 +17,7 @@ from remote_vae.core.own_code import OwnCode
 from remote_vae.core.stages import Convolution, Upsample
 from remote_vae.core.strips import predict, run
 from remote_vae.core.sweep import MapSize, StripPlan
+from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
 
@@ -192,6 +193,6 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
 
 def test_small_pictures_in_16_bits(fast: bool) -> None:
     """The model's own code, which small pictures run by, would crawl in 16 bits on a CPU that has none."""
-    vae = DiffusersVAE(cast(small(), torch.bfloat16), source="seeded", revision="")
+    vae = DiffusersVAE(cast(small(), torch.bfloat16), source="seeded", revision="", family=family_of(MODELS["sd1"]))
     chosen, *_ = choose(vae.decoders, (1, 4, 8, 8), torch.bfloat16)
     assert isinstance(chosen.executor, OwnCode) is fast

@@ -16,7 +16,7 @@ from remote_vae.core.strips import WHOLE_BYTES, Strips, is_light, predict, run, 
 from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.engine.memory import Budget
 from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
-from remote_vae.models.families import find_recipe
+from remote_vae.models.families import MODELS, family_of, find_recipe
 from remote_vae.models.stages import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.values import Output, Posterior, Scaling
@@ -47,7 +47,7 @@ def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def vae() -> DiffusersVAE:
-    return DiffusersVAE(small(WIDTHS, layers=2), source="seeded", revision="")
+    return DiffusersVAE(small(WIDTHS, layers=2), source="seeded", revision="", family=family_of(MODELS["sd1"]))
 
 
 def planned(vae: DiffusersVAE, shape: tuple[int, ...], *, device: str = "cpu", workers: int = 1, **options: Any) -> Any:
@@ -172,7 +172,7 @@ def test_who_runs_a_model(vae: DiffusersVAE) -> None:
     """A model's card says whose code runs it, and for one with an unknown part no plan is offered but `whole`."""
     unknown = small(WIDTHS)
     unknown.encoder.conv_act = torch.nn.ReLU()
-    other = DiffusersVAE(unknown, source="seeded", revision="")
+    other = DiffusersVAE(unknown, source="seeded", revision="", family=family_of(MODELS["sd1"]))
     assert (vae.info.executor, vae.info.plans) == ("strips", ("strips", "whole", "strips-recompute", "tiles"))
     assert (other.info.executor, other.info.plans) == ("diffusers", ("whole", "tiles"))
     z = torch.randn(1, 4, 64, 64)

@@ -5,18 +5,17 @@ the bytes that would be alive are counted.
 """
 
 import copy
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from threading import get_ident
-from types import ModuleType
 from typing import Final
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from remote_vae.core.absent import COMPILER, in_place_of
 from remote_vae.core.executor import TILES, WHOLE, Sink
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.pixels import pictures_of
@@ -67,7 +66,7 @@ class OwnCode:
         if dtype not in self._meta:
             self._meta[dtype] = meta_copy(self._module)
         try:
-            with _without_compiler(), torch.inference_mode(), LiveBytes() as live:
+            with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
                 self._called(self._meta[dtype], torch.empty(shape, dtype=dtype, device="meta"))
         except Exception:  # noqa: BLE001  # boundary: a model's own code may ask a tensor for its values
             return None
@@ -108,21 +107,6 @@ def _between_layers(checkpoint: Callable[[], None]) -> Iterator[None]:
 
     with register_module_forward_pre_hook(before):
         yield
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Some operations on meta tensors tell torch's compiler to leave them alone: importing it takes 1 s and 150 MB."""
-    if "torch._dynamo" in sys.modules:
-        yield
-        return
-    compiler = ModuleType("torch._dynamo")
-    compiler.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
-    sys.modules["torch._dynamo"] = compiler
-    try:
-        yield
-    finally:
-        del sys.modules["torch._dynamo"]
 
 
 def meta_copy(module: nn.Module) -> nn.Module:

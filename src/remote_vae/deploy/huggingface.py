@@ -20,6 +20,7 @@ from typing import Any, Final
 import httpx2
 from PIL import Image
 
+from remote_vae.client.pictures import write_png
 from remote_vae.errors import ConfigurationError, MalformedRequest, from_json
 from remote_vae.server.app import build_app
 from remote_vae.server.settings import Settings, read_settings
@@ -57,7 +58,7 @@ class EndpointHandler:
         if not isinstance(parameters, Mapping):
             raise MalformedRequest("'parameters' must be a JSON object, like {\"shape\": [1, 4, 64, 64]}")
         if isinstance(inputs, Image.Image):
-            return self._ask("/encode", _png(inputs), _query(parameters), {"accept": "tensor/base64"})
+            return self._ask("/encode", write_png(inputs), _query(parameters), {"accept": "tensor/base64"})
         if isinstance(inputs, bytes | bytearray):
             inputs = base64.b64encode(inputs).decode()
         output = str(parameters.get("output_type") or "pil")
@@ -118,12 +119,6 @@ def _read(config: Path) -> dict[str, Any]:
     except ValueError as exc:
         raise ConfigurationError(f"{str(config)!r} is not JSON") from exc
     return found if isinstance(found, dict) else {}
-
-
-def _png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)
-    return out.getvalue()
 
 
 def _query(parameters: Mapping[str, Any]) -> dict[str, str]:

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx2
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from remote_vae.engine.engine import Engine
 from remote_vae.errors import ConfigurationError, NotReady
 from remote_vae.server.app import LOADER, build_app
 from remote_vae.server.settings import Settings, read_settings
@@ -87,11 +87,9 @@ class Replica:
 
     async def check_health(self) -> None:
         """Ray's probe. *Raises* NotReady; Ray replaces a replica for which it goes on doing so."""
-        transport = httpx2.ASGITransport(self._app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://replica") as http:
-            reply = await http.get("/ready")
-        if reply.status_code != 200:
-            raise NotReady(f"the replica is not ready: {reply.text}")
+        engine: Engine = self._app.state.engine
+        if engine.draining or not engine.ready:
+            raise NotReady("the replica is not ready")
 
 
 class Hosted:

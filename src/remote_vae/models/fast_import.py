@@ -6,12 +6,11 @@ uses them.
 """
 
 import importlib
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from remote_vae.core.absent import COMPILER, in_place_of
 from remote_vae.core.recipe import Recipe
 from remote_vae.models.families import family_of
 from remote_vae.models.family import Family
@@ -22,29 +21,7 @@ if TYPE_CHECKING:
     from remote_vae.models.vae import DiffusersVAE
 
 
-def _unchanged(function: Any = None, *_: object, **__: object) -> Any:
-    """A decorator, with or without arguments, that does nothing."""
-    return _unchanged if function is None else function
-
-
-# Some classes of diffusers exclude a method from compilation by these names; without a compiler nothing is compiled.
-_NO_COMPILER: Final = ModuleType("torch._dynamo")
-_NO_COMPILER.disable = _NO_COMPILER.allow_in_graph = _unchanged  # type: ignore[attr-defined]
-
-# None is how Python marks a module that cannot be imported.
-UNUSED: Final[Mapping[str, ModuleType | None]] = {"transformers": None, "scipy": None, "torch._dynamo": _NO_COMPILER}
-
-
-@contextmanager
-def _in_place_of(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
-    """Imports inside find these modules in the place of the real ones, unless the real ones were imported before."""
-    placed = {name: module for name, module in modules.items() if name not in sys.modules}
-    sys.modules.update(placed)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in placed:
-            del sys.modules[name]
+UNUSED: Final[Mapping[str, ModuleType | None]] = {"transformers": None, "scipy": None, **COMPILER}
 
 
 def open_model(found: dict[str, object]) -> "tuple[DiffusersVAE, Recipe]":
@@ -61,7 +38,7 @@ def open_model(found: dict[str, object]) -> "tuple[DiffusersVAE, Recipe]":
 def _import_loader(family: Family) -> ModuleType:
     """The loader and the family's class, without what no VAE needs; with it if this diffusers does need it."""
     try:
-        with _in_place_of(UNUSED):
+        with in_place_of(UNUSED):
             loader = importlib.import_module("remote_vae.models.loader")
             family.load_class()
     except (ImportError, AttributeError, RuntimeError):

@@ -10,7 +10,6 @@ from remote_vae.core.own_code import Call, OwnCode, Tiles
 from remote_vae.core.stages import Program
 from remote_vae.core.strip_threads import cores
 from remote_vae.core.strips import strip_executors
-from remote_vae.models.families import family_of_class
 from remote_vae.models.family import Family
 from remote_vae.models.stages import describe_decoder, describe_encoder
 
@@ -18,8 +17,8 @@ from remote_vae.models.stages import describe_decoder, describe_encoder
 class DiffusersVAE:
     """Meets `core.vae.VAE`. One caller at a time: some VAEs keep state between calls."""
 
-    def __init__(self, module: torch.nn.Module, *, source: str, revision: str, family: Family | None = None) -> None:
-        self._family = family or family_of_class(type(module).__name__)
+    def __init__(self, module: torch.nn.Module, *, source: str, revision: str, family: Family) -> None:
+        self._family = family
         self.module = module
         self.decoder, self.encoder = _describe(module) if self._family.strips else (None, None)
         self._decoding = self._own_code(_decode, self.decoder)

@@ -39,14 +39,6 @@ def family_of(model: Model) -> Family:
     return next(family for family in FAMILIES if any(one.name == model.name for one in family.models))
 
 
-def family_of_class(cls: str) -> Family:
-    """The first family of a class; *raises* KeyError if there is none."""
-    for family in FAMILIES:
-        if family.cls == cls:
-            return family
-    raise KeyError(cls)
-
-
 def recipes_for(config: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the recipes for weights with this config, those first that use every constant of it."""
     found: dict[str, Recipe] = {}
