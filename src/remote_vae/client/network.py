@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx2
 
@@ -26,20 +26,6 @@ from remote_vae.errors import ConfigurationError
 T = TypeVar("T")
 
 AGENT: Final = {"user-agent": "remote-vae"}
-
-
-class Network(Protocol):
-    """Sends a request once, and waits."""
-
-    async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
-        """Fills the reader, until its deadline; *raises* ClientError, httpx2.HTTPError, TimeoutError."""
-        ...
-
-    async def sleep(self, seconds: float) -> None: ...
-
-    async def close(self) -> None:
-        """Closes the connections, except those of an injected client."""
-        ...
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -79,6 +65,7 @@ class BlockingNetwork:
         return self._own
 
     async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
+        """Fills the reader, until its deadline; *raises* ClientError, httpx2.HTTPError, TimeoutError."""
         http = self._http()
         with http.stream(**_arguments(http, request, reader)) as response:
             reader.begin(response)
@@ -89,6 +76,7 @@ class BlockingNetwork:
         time.sleep(seconds)
 
     async def close(self) -> None:
+        """Closes the connections, except those of an injected client."""
         if self._injected is None and self._pid == os.getpid():
             self._own.close()
 
@@ -133,6 +121,9 @@ class AsyncNetwork:
         own = self._own.get(asyncio.get_running_loop())
         if own is not None:
             await own[1].aclose()
+
+
+Network = BlockingNetwork | AsyncNetwork
 
 
 async def _close_at_the_end(http: httpx2.AsyncClient) -> AsyncGenerator[None]:

@@ -5,7 +5,7 @@ A filter is made once for each layer; which one depends on the device and the pr
 
 from dataclasses import replace
 from functools import cache
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -26,20 +26,12 @@ class Margin(NamedTuple):
 NO_MARGIN: Final = Margin()
 
 
-class Filter(Protocol):
-    """Computes rows of a layer's output from a window of its input: those rows, and the ones above and below."""
+def filter_for(layer: Layer, height: int, width: int) -> "Direct | Recombined":
+    """A function that computes rows of a layer's output from a window: the same rows of the input and their halo.
 
-    def margin(self, rows: int, width: int) -> Margin:
-        """What the filter wants around the window."""
-        ...
-
-    def __call__(self, window: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-        """*Shapes*: [1,C,rows+halo,width] with its margin -> [1,K,rows,width], or twice or half the rows and width."""
-        ...
-
-
-def filter_for(layer: Layer, height: int, width: int) -> Filter:
-    """*Units*: height and width of the whole input."""
+    *Units*: height and width of the whole input. *Shapes*: [1,C,rows+halo,width] with its margin -> [1,K,rows,width],
+    or twice or half the rows and width.
+    """
     form = _form(layer, height, width)
     if form is None or isinstance(layer, Downsample):
         return Direct(layer)

@@ -5,7 +5,7 @@ channels-last maps only by copying them. These kernels run one block for each ti
 merge by the same rule as strips do. Import this module only if Triton is installed.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -81,12 +81,7 @@ class Triton:
         parts = triton.cdiv(pixels, TILE_PIXELS * steps)
         means, spreads = torch.empty(2, parts, channels, dtype=torch.float32, device=strip.device)
         grid = (parts, triton.cdiv(channels, TILE_CHANNELS))
-        _launch(
-            _partial_moments,
-            grid,
-            (strip, means, spreads, pixels, width, channels, _row_stride(strip), steps),
-            TILE,
-        )
+        _partial_moments[grid](strip, means, spreads, pixels, width, channels, _row_stride(strip), steps, **TILE)
         return _merge(means, spreads, pixels, TILE_PIXELS * steps)
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
@@ -94,16 +89,7 @@ class Triton:
         mean, variance = of_groups
         grid = (triton.cdiv(pixels, TILE_PIXELS), triton.cdiv(channels, TILE_CHANNELS))
         sizes = (pixels, width, channels, _row_stride(source), _row_stride(into))
-        _launch(
-            _normalise,
-            grid,
-            (source, into, mean, variance, norm.weight, norm.bias, norm.eps, *sizes),
-            {"silu": silu} | TILE,
-        )
-
-
-def _launch(kernel: Any, grid: tuple[int, int], given: tuple[Any, ...], options: dict[str, Any]) -> None:
-    kernel[grid](*given, **options)
+        _normalise[grid](source, into, mean, variance, norm.weight, norm.bias, norm.eps, *sizes, silu=silu, **TILE)
 
 
 def _row_stride(strip: torch.Tensor) -> int:

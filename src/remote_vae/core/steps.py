@@ -3,7 +3,6 @@
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -15,14 +14,6 @@ from remote_vae.core.rows import Normalised, Rows, Stored
 from remote_vae.core.stages import Attention, Convolution, Layer, Residual, Upsample
 from remote_vae.core.strip_threads import Span
 from remote_vae.core.sweep import MapSize, StripPlan, Sweep
-
-
-class Step(Protocol):
-    """What is done at one stage. `run` takes the map before the stage and returns the map after it."""
-
-    def run(self, sweep: Sweep, source: Rows) -> Rows: ...
-
-    def live_bytes(self, plan: StripPlan) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +244,10 @@ class Attend:
         wide = 2 * positions * size.channels * 4 if size.item_bytes < 4 else 0
         chunk = min(CHUNK_BYTES, 8 * positions * size.channels)
         return max(5 * size.map_bytes, 4 * size.map_bytes + wide + chunk)
+
+
+# What is done at one stage. `run` takes the map before the stage and returns the map after it.
+Step = Store | Defer | Give | AddInPlace | AddLate | AddToNew | Attend
 
 
 def _stored(rows: Rows) -> Stored:

@@ -9,6 +9,7 @@ from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remote_vae.errors import ReplicaFailed
@@ -46,13 +47,13 @@ class Repeatable:
                 started = True
                 replaced = _is_not_found_of_ray(message) and not await self._knows_applications(scope)
                 if replaced:
-                    await _send_unavailable(scope, send)
+                    await _send_unavailable(scope, receive, send)
             if not replaced:
                 await send(message)
 
         await self._app(scope, receive, send_or_replace)
         if not started:
-            await _send_unavailable(scope, send)
+            await _send_unavailable(scope, receive, send)
 
     async def _knows_applications(self, scope: Scope) -> bool:
         """Asks the proxy for its routes, as a client could."""
@@ -77,11 +78,8 @@ def _is_not_found_of_ray(message: Message) -> bool:
     return bool(message["status"] == 404 and media.startswith(b"text/plain"))
 
 
-async def _send_unavailable(scope: Scope, send: Send) -> None:
+async def _send_unavailable(scope: Scope, receive: Receive, send: Send) -> None:
     error = ReplicaFailed("no replica has answered this request; try again")
     error.request_id = request_id_of(Headers(scope=scope))  # Ray's own middleware has put one there if there was none
     status, headers, body = render_error(error)
-    fields = [*headers, ("content-length", str(len(body)))]
-    encoded = [(name.encode(), value.encode()) for name, value in fields]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+    await Response(body, status, dict(headers))(scope, receive, send)

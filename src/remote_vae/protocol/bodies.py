@@ -4,7 +4,6 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -15,16 +14,11 @@ MAX_JSON_VALUES: Final = 1000
 SLICE: Final = 3 * 2**18  # bytes that are made base64, or taken from it, at once; no other thread runs meanwhile
 
 
-@dataclass(frozen=True, slots=True)
-class JsonBody:
-    """`{"inputs": "<base64>", "parameters": {...}}`, decoded; `parameters` None when the key is missing."""
+def read_json_body(body: Buffer) -> tuple[bytes, object | None]:
+    """The parts of `{"inputs": "<base64>", "parameters": {...}}`, decoded; None if there are no parameters.
 
-    inputs: bytes
-    parameters: object | None
-
-
-def read_json_body(body: Buffer) -> JsonBody:
-    """*Raises* MalformedRequest for anything but an object with base64 text under "inputs"."""
+    *Raises* MalformedRequest for anything but an object with base64 text under "inputs".
+    """
     text = bytes(body) if isinstance(body, memoryview) else body
     # A short text can ask for a great many objects; base64 holds none of these characters.
     if sum(text.count(mark) for mark in (b",", b"{", b"[")) > MAX_JSON_VALUES:
@@ -39,7 +33,7 @@ def read_json_body(body: Buffer) -> JsonBody:
         inputs = _from_base64(document["inputs"])
     except (ValueError, binascii.Error) as exc:
         raise MalformedRequest('"inputs" is not valid base64 (standard alphabet, with padding)') from exc
-    return JsonBody(inputs, document.get("parameters"))
+    return inputs, document.get("parameters")
 
 
 def _from_base64(text: str) -> bytes:
@@ -74,12 +68,12 @@ def write_tensor_json(tensor: Tensor) -> bytes:
 def read_tensor_json(body: Buffer) -> Tensor:
     """The inverse of `write_tensor_json`, for the client; *raises* InvalidReply."""
     try:
-        found = read_json_body(body)
+        inputs, parameters = read_json_body(body)
     except MalformedRequest as exc:
         raise InvalidReply(f"the server's JSON tensor cannot be read: {exc.message}") from exc
-    if not isinstance(found.parameters, Mapping):
+    if not isinstance(parameters, Mapping):
         raise InvalidReply("the server's JSON tensor has no parameters with shape and dtype")
-    return read_tensor(found.parameters.get("shape"), found.parameters.get("dtype"), found.inputs)
+    return read_tensor(parameters.get("shape"), parameters.get("dtype"), inputs)
 
 
 def read_tensor(shape: object, dtype: object, buffer: Buffer) -> Tensor:

@@ -216,12 +216,12 @@ def _join(head: Head, body: Buffer) -> tuple[Head, Buffer]:
     """The head completed by a JSON body's parameters, and the bytes that the body stands for."""
     if not head.body_is_json:
         return head, body
-    found = read_json_body(body)
-    if found.parameters is None:
-        return head, found.inputs
-    pairs = head.pairs + parameters.from_json(found.parameters)
+    inputs, given = read_json_body(body)
+    if given is None:
+        return head, inputs
+    pairs = head.pairs + parameters.from_json(given)
     # Parameters inside the body are the oldest dialect, whose clients leave the scaling to the server.
-    return _with_pairs(head, pairs, default=ScalingMode.MODEL), found.inputs
+    return _with_pairs(head, pairs, default=ScalingMode.MODEL), inputs
 
 
 def render_request(request: DecodeRequest | EncodeRequest) -> tuple[str, str, dict[str, str], Buffer]:

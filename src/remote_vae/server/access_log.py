@@ -71,16 +71,7 @@ class RequestRecorder:
             await (await on_error(Request(scope), exc))(scope, receive, send)
 
     def _report(self, record: Record, *, began_ns: int, parent: str | None) -> None:
-        self._metrics.end(
-            model=record.model,
-            route=record.route,
-            status=record.status,
-            seconds=record.seconds,
-            received=record.received,
-            sent=record.sent,
-        )
-        if "media" in record.stages:
-            self._metrics.stage(record.model, "media", record.stages["media"])
+        self._metrics.end(record)
         fields = {
             "request_id": record.request_id,
             "method": record.method,

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from remote_vae.engine.observer import ModelState, Ran
+from remote_vae.server.record import Record
 
 LOG: Final = logging.getLogger("remote_vae.server")
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -93,13 +94,15 @@ class Metrics:
     def begin(self) -> None:
         self._running.inc()
 
-    def end(self, *, model: str, route: str, status: int, seconds: float, received: int, sent: int) -> None:
+    def end(self, record: Record) -> None:
         """Counts a request that is over; `status` 0 means that its client did not wait for the answer."""
         self._running.dec()
-        self._requests.labels(model, route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
-        self._received.inc(received)
-        self._sent.inc(sent)
+        self._requests.labels(record.model, record.route, str(record.status)).inc()
+        self._request_seconds.labels(record.route).observe(record.seconds)
+        self._received.inc(record.received)
+        self._sent.inc(record.sent)
+        if "media" in record.stages:
+            self.stage(record.model, "media", record.stages["media"])
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         self._stage_seconds.labels(model, stage).observe(seconds)
