@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import torch
 
 from remote_vae.core.own_code import OwnCode
 from remote_vae.core.recipe import Affine, Constants, Rearrange, Recipe
 from remote_vae.core.vae_info import VAEInfo
-from remote_vae.engine import memory
 from remote_vae.errors import ModelLoadError
 from remote_vae.values import Frames
 
@@ -28,9 +26,6 @@ RECIPE = Recipe(
 )
 
 
-HELD: WeakSet[torch.Tensor] = WeakSet()  # the tensors that fill a device
-
-
 def _raise(error: BaseException) -> None:
     raise error
 
@@ -39,12 +34,6 @@ def _compute(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
-
-
-def _fill_the_memory() -> None:
-    held = torch.zeros(1)
-    HELD.add(held)
-    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 MISBEHAVE: dict[str, Callable[[], object]] = {
@@ -56,7 +45,6 @@ MISBEHAVE: dict[str, Callable[[], object]] = {
     "hang": lambda: time.sleep(600),
     "lose the device": lambda: _raise(torch.AcceleratorError("CUDA error: device-side assert triggered")),
     "run out of memory": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")),
-    "fill the memory": _fill_the_memory,
     "raise": lambda: _raise(KeyError("an internal name that nobody outside should see")),
     "compute": lambda: _compute(3.0),
     "compute for ever": lambda: _compute(600.0),
@@ -124,8 +112,6 @@ def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
                 raise ModelLoadError("the weights are gone", place="somewhere")
     if spec.get("misbehaviour") == "refuse":
         raise ModelLoadError("the weights are of another architecture", place="somewhere")
-    if spec.get("misbehaviour") == "fill the memory":
-        memory.free_bytes = lambda device: 10_000 if HELD else 1_000_000
     if spec.get("misbehaviour") == "crash at load":
         os._exit(3)
     return CopyVAE(spec), RECIPE
