@@ -21,6 +21,7 @@ from remote_vae.models.spec import ModelSpec, parse_spec
 from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
 from remote_vae.server.access_log import RequestRecorder
 from remote_vae.server.auth import Gate, Rates
+from remote_vae.server.browser import page_part
 from remote_vae.server.endpoints import Endpoints, named, page_only
 from remote_vae.server.error_responses import on_error
 from remote_vae.server.keys import read_keys
@@ -97,7 +98,7 @@ def _routes(endpoints: Endpoints, *, metrics_too: bool) -> list[Route]:
     }
     return [
         Route("/", named("home", endpoints.home), methods=["GET"]),
-        Route("/page/{name}", named("page", page_only(endpoints.browser.part)), methods=METHODS),
+        Route("/page/{name}", named("page", page_only(page_part)), methods=METHODS),
         *(
             Route(path, named(name, page_only(page)), methods=METHODS)
             for name, page in pages.items()

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-FOLDER: Final = Path(__file__).parent / "page"
+FILES: Final = StaticFiles(directory=Path(__file__).parent / "page")
 HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "media-src blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
@@ -24,20 +24,8 @@ def wants_page(request: Request) -> bool:
     return any(item.partition(";")[0].strip() == "text/html" for item in ranges)
 
 
-class BrowserPage:
-    """GET / for browsers, and the parts of that page below /page."""
-
-    def __init__(self) -> None:
-        self._files = StaticFiles(directory=FOLDER)
-
-    async def page(self, request: Request) -> Response:
-        return await self._file("index.html", request)
-
-    async def part(self, request: Request) -> Response:
-        """A file of the page. *Raises* HTTPException, 404 for a file that is not there."""
-        return await self._file(request.path_params["name"], request)
-
-    async def _file(self, name: str, request: Request) -> Response:
-        response = await self._files.get_response(name, request.scope)
-        response.headers.update(HEADERS)
-        return response
+async def page_part(request: Request) -> Response:
+    """A file of the page, which GET /page/NAME names; the page itself for GET /. *Raises* HTTPException, 404."""
+    response = await FILES.get_response(request.path_params.get("name", "index.html"), request.scope)
+    response.headers.update(HEADERS)
+    return response

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final, ParamSpec, TypeVar
@@ -22,7 +22,7 @@ from remote_vae.protocol.replies import Headers, render_reply
 from remote_vae.server import openapi
 from remote_vae.server.adapt import decode_job, encode_job, fit_decode, model_info, write_payload
 from remote_vae.server.body import check_length, read_body, while_wanted
-from remote_vae.server.browser import BrowserPage, wants_page
+from remote_vae.server.browser import page_part, wants_page
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
@@ -90,7 +90,6 @@ class Endpoints:
         self._engine = engine
         self._metrics = metrics
         self._settings = settings
-        self.browser = BrowserPage()
 
     async def post(self, request: Request) -> Response:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
@@ -151,7 +150,7 @@ class Endpoints:
     async def home(self, request: Request) -> Response:
         """GET /: what this server is and has; for a browser, the page."""
         if wants_page(request):
-            return await self.browser.page(request)
+            return await page_part(request)
         names = {name: list(model.aliases) for name, model in self._engine.models.items()}
         links = ["/docs", "/openapi.json", "/models", "/health", "/live", "/ready"]
         if self._settings.metrics_address is None:
@@ -217,18 +216,7 @@ def _render(
     stages = {**outcome.seconds, "media": time.perf_counter() - started}
     call.record.plan, call.record.stages = outcome.plan, stages
     note = "; ".join(filter(None, (outcome.note, _left_out(job, asked))))
-    return render_reply(Reply(payload, asked, _provenance(call, outcome, stages, note)))
-
-
-def _left_out(job: Job, asked: Format) -> str:
-    """A note for a client that sent several latents and asked for a picture, which shows only the first."""
-    if asked.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
-        return f"the first of {job.fit.batch} pictures; a tensor has them all"
-    return ""
-
-
-def _provenance(call: Call, outcome: Outcome, stages: Mapping[str, float], note: str) -> Provenance:
-    return Provenance(
+    provenance = Provenance(
         model=call.model.name,
         revision=call.info.revision,
         plan=outcome.plan,
@@ -236,3 +224,11 @@ def _provenance(call: Call, outcome: Outcome, stages: Mapping[str, float], note:
         note=note,
         timings_ms={stage: seconds * 1000 for stage, seconds in stages.items()},
     )
+    return render_reply(Reply(payload, asked, provenance))
+
+
+def _left_out(job: Job, asked: Format) -> str:
+    """A note for a client that sent several latents and asked for a picture, which shows only the first."""
+    if asked.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
+        return f"the first of {job.fit.batch} pictures; a tensor has them all"
+    return ""
