@@ -188,6 +188,8 @@ latent = numpy.zeros((1, 4, 4, 4), "float32")
 def hang(client): Client(hanging).decode(latent)
 def wait(): sys.stdin.read(1)
 """
+# A shell starts what runs in its background without Control-C, and children inherit that.
+CONTROL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -217,7 +219,8 @@ def test_an_interrupt_ends_a_call_at_once(serve: Any, how: str) -> None:
             hung_up.set()
 
     server = serve(hold)
-    code = f"{BEFORE}\ntry:\n    {how}\nexcept KeyboardInterrupt:\n    print('interrupted', flush=True); wait()"
+    caught = "print('interrupted', flush=True); wait()"
+    code = f"{BEFORE}\n{CONTROL_C}\ntry:\n    {how}\nexcept KeyboardInterrupt:\n    {caught}"
     process = subprocess.Popen(
         [sys.executable, "-c", code, server.url, server.url], stdin=-1, stdout=-1, stderr=-1, text=True
     )

@@ -129,11 +129,29 @@ def test_a_client_that_goes_away(two: Any) -> None:
 
 def test_a_replica_that_is_killed(two: Any) -> None:
     """Of a replica that is killed only its own requests fail, as a broken connection or a 503; others are served."""
-    outcomes: list[object] = []
+    outcomes: set[str] = set()
+    tries = 0
+    while len(outcomes) < 2:  # Ray may have sent the one that is killed no request
+        outcomes = killed_under_load(two)
+        tries += 1
+        assert outcomes <= {"200", "503", "broken"}
+        assert "200" in outcomes
+        assert tries < 5
+        for _ in range(10):
+            assert two.decode().status_code == 200
+        deadline = time.monotonic() + 120
+        while len(actors(two)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert len(actors(two)) == 2
+
+
+def killed_under_load(two: Any) -> set[str]:
+    """What becomes of six requests while a replica is killed."""
+    outcomes: list[str] = []
 
     def ask() -> None:
         try:
-            outcomes.append(two.decode(SLEEP).status_code)
+            outcomes.append(str(two.decode(SLEEP).status_code))
         except requests.ConnectionError:
             outcomes.append("broken")
 
@@ -141,17 +159,10 @@ def test_a_replica_that_is_killed(two: Any) -> None:
     for thread in threads:
         thread.start()
     time.sleep(1)  # of the three that the work takes
-    victim = actors(two)[0]
-    victim.kill()
+    actors(two)[0].kill()
     for thread in threads:
         thread.join()
-    assert set(map(str, outcomes)) in ({"200", "503"}, {"200", "broken"}, {"200", "503", "broken"})
-    for _ in range(10):
-        assert two.decode().status_code == 200
-    deadline = time.monotonic() + 120
-    while len(actors(two)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert len(actors(two)) == 2
+    return set(outcomes)
 
 
 def test_while_ray_starts(port: int) -> None:
