@@ -1,12 +1,14 @@
 """The command line as it is called, in this process."""
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from remote_vae.cli.main import main
+from remote_vae.server.logs import JsonHandler
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ Command = Callable[..., Said]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     for name in ("REMOTE_VAE_ENDPOINT", "REMOTE_VAE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -38,4 +40,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         code = caught.value.code
         return Said(code if isinstance(code, int) else 0 if code is None else 1, captured.out, captured.err)
 
-    return run
+    yield run
+    for handler in logging.root.handlers[:]:  # a server's log would go on writing to this test's captured stderr
+        if isinstance(handler, JsonHandler):
+            logging.root.removeHandler(handler)

@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import json
 import logging
+import os
 import socket
 import sys
 import time
@@ -194,3 +196,16 @@ def test_a_line_of_any_value(capsys: pytest.CaptureFixture[str]) -> None:
     handler.handle(record)
     line = json.loads(capsys.readouterr().err)
     assert (line["exception"], SECRET in str(line)) == ("TypeError", False)
+
+
+@pytest.mark.parametrize("stderr", ["closed", "a pipe without a reader"])
+def test_a_log_that_nobody_reads(stderr: str) -> None:
+    """A stderr that is gone costs the line, and never the one who logs."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w", buffering=1)
+    if stderr == "closed":
+        stream.close()
+    JsonHandler(stream).handle(logging.LogRecord("remote_vae.server", logging.ERROR, __file__, 1, "event", None, None))
+    with contextlib.suppress(OSError):  # what is left in the buffer
+        stream.close()

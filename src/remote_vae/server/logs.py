@@ -1,5 +1,6 @@
 """The log: lines of JSON on stderr, made of fields that are known to hold nothing of a request's content."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -38,12 +39,16 @@ class JsonLines(logging.Formatter):
 
 
 class JsonHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes, in place of a line that cannot be written, where that failed, and no word of the line."""
+    """Writes, in place of a line that cannot be written, where that failed, and no word of the line.
+
+    It never raises: if not even that can be written, because stderr is closed, the line is dropped.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         failure = sys.exception() or RuntimeError()
         line = {"level": "error", "event": "a line of the log could not be written", "frames": _frames(failure)}
-        self.stream.write(json.dumps({**line, "exception": type(failure).__name__}) + self.terminator)
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(json.dumps({**line, "exception": type(failure).__name__}) + self.terminator)
 
 
 def _frames(exc: BaseException, causes: int = MOST_CAUSES) -> list[str]:
