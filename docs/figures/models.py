@@ -6,7 +6,7 @@ from typing import Final
 
 from remote_vae.core.recipe import Affine, Constants
 from remote_vae.models.families import MODELS, family_of
-from remote_vae.models.family import Model
+from remote_vae.models.family import Model, channels_of
 
 PAGE: Final = Path(__file__).parents[1] / "models.md"
 COLUMNS: Final = (
@@ -52,7 +52,7 @@ def facts(model: Model) -> tuple[str, str, str]:
     scales = affine.literal is not None or "scaling_factor" in affine.uses
     scaling = constants.scaling_factor if scales else "by channel" if affine.uses else None
     shift = constants.shift_factor if scales else None
-    return str(config["latent_channels"]), *("" if value is None else str(value) for value in (scaling, shift))
+    return str(channels_of(config)), *("" if value is None else str(value) for value in (scaling, shift))
 
 
 def page_with(lines: list[str]) -> str:

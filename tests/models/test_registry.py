@@ -8,6 +8,8 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
+    "wan2.1": ("wan", "wan2.2", "wan2.2-14b", "skyreels-v2", "wan-vace"),
+    "wan2.2-5b": ("cosmos3",),
     "flux3": (),
     "flux2-small-decoder": (),
     "sd-x4-upscaler": (),
@@ -40,6 +42,8 @@ PROMISED = {
     "taef1": (),
 }
 PARAMETERS = {
+    "wan2.1": 126_892_531,
+    "wan2.2-5b": 704_688_668,
     "flux3": 84_046_115,
     "flux2-small-decoder": 62_373_091,
     "sd-x4-upscaler": 55_325_927,

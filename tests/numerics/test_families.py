@@ -17,7 +17,8 @@ from remote_vae.core.encode import encode
 from remote_vae.core.layout import example_shape, fit_latent
 from remote_vae.core.recipe import Recipe
 from remote_vae.engine.pool import Served
-from remote_vae.errors import InvalidImage
+from remote_vae.errors import DeadlineExceeded, InvalidImage
+from remote_vae.models.families import FAMILIES
 from remote_vae.models.fast_import import open_model
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
@@ -75,6 +76,22 @@ def cells(patches: torch.Tensor) -> torch.Tensor:
     """[B,4C,h,w] -> [B,C,2h,2w], as Flux2Pipeline._unpatchify_latents."""
     b, c, h, w = patches.shape
     return patches.reshape(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
+
+
+def wan(z_dim: int = 16, **config: Any) -> Any:
+    means, deviations = ([low + 0.1 * index for index in range(z_dim)] for low in (-0.7, 0.6))
+    return diffusers.AutoencoderKLWan(
+        **{"base_dim": 8, "num_res_blocks": 1, "z_dim": z_dim, **config},
+        latents_mean=means,
+        latents_std=deviations,
+    )
+
+
+def by_channel(module: Any, z: torch.Tensor, *, inverse: bool = False) -> torch.Tensor:
+    """As WanPipeline has it: [B,C,f,h,w] or [C,f,h,w] -> [B,C,f,h,w]."""
+    z = z if z.ndim == 5 else z[None]
+    mean, std = (per_channel(values, z) for values in (module.config.latents_mean, module.config.latents_std))
+    return (z - mean) / std if inverse else z * std + mean
 
 
 def statistics(module: Any, eps: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,6 +175,22 @@ CASES = {
         (32, 48),
         lambda module, z: z / module.config.scaling_factor,
         lambda module, z: z * module.config.scaling_factor,
+        frames=5,
+    ),
+    "wan2.1": Case(
+        wan,
+        ((1, 16, 3, 2, 3), (16, 2, 2, 3), (1, 16, 1, 2, 3)),
+        (16, 24),
+        by_channel,
+        lambda module, z: by_channel(module, z, inverse=True),
+        frames=5,
+    ),
+    "wan2.2-5b": Case(
+        lambda: wan(z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16),
+        ((1, 48, 3, 2, 3), (1, 48, 1, 2, 3)),
+        (32, 48),
+        by_channel,
+        lambda module, z: by_channel(module, z, inverse=True),
         frames=5,
     ),
     "ernie-image": Case(
@@ -271,3 +304,24 @@ def test_frames_beyond_the_last_group(family: tuple[Case, Any, DiffusersVAE, Rec
             encode_job(model, vae.info, request, Settings())
     else:
         encode_job(model, vae.info, request, Settings())
+
+
+def test_a_cancelled_decode_leaves_nothing_behind() -> None:
+    """Feature maps that Wan's code keeps from frame to frame are dropped, and the next latent is decoded as ever."""
+    module = wan().eval()
+    [family] = [each for each in FAMILIES if each.cls == "AutoencoderKLWan"]
+    vae = DiffusersVAE(module, source="m", revision="", family=family)
+    z = torch.randn((1, 16, 2, 2, 3), generator=torch.Generator().manual_seed(3))
+    layers: list[None] = []
+
+    def cancel() -> None:
+        layers.append(None)
+        if len(layers) == 40:
+            raise DeadlineExceeded("nobody waits")
+
+    with torch.inference_mode():
+        expected = vae.decode(z)
+        with pytest.raises(DeadlineExceeded):
+            vae.decoders[0].run(z, lambda *_: None, cancel)
+        assert not any(isinstance(kept, torch.Tensor) for kept in module._feat_map)
+        torch.testing.assert_close(vae.decode(z), expected, atol=0, rtol=0)

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLWan
 from diffusers.modular_pipelines.flux3.decoders import Flux3DecodeStep
 from diffusers.modular_pipelines.flux3.encoders import Flux3VaeEncoderStep
 
@@ -27,6 +27,8 @@ RECIPES = {
     "upscaler": "sd-x4-upscaler",
     "flux3": "flux3",
     "small": "flux2-small-decoder",
+    "wan": "wan2.1",
+    "wan5b": "wan2.2-5b",
 }
 PLANS = ("whole", "strips", "strips-recompute")
 ERNIE: dict[str, Any] = {
@@ -59,6 +61,15 @@ BRIA: dict[str, Any] = {
     "joint_attention_dim": 16,
     "axes_dims_rope": [4, 4, 4],
 }
+WAN: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 16,
+    "num_layers": 1,
+}
+WAN_CALL = {"height": 32, "width": 48, "num_frames": 9, "negative_prompt_embeds": None}
 FIBO_CALL = {**SIZE, "prompt_embeds": embeds(1, 6, 7, 16)}
 FIBO_FLOW = flow(diffusers.BriaFibo2Transformer2DModel, **FIBO)
 CASES = {
@@ -70,10 +81,35 @@ CASES = {
     "upscaler": replace(OTHERS["upscale"], family="upscaler"),
     "small": Case(diffusers.Flux2Pipeline, "small", FLUX2_FLOW, SIZE, pooled=False),
 }
+VIDEOS = {
+    "wan": Case(diffusers.WanPipeline, "wan", flow(diffusers.WanTransformer3DModel, **WAN), WAN_CALL, pooled=False),
+    "wan5b": Case(
+        diffusers.WanPipeline,
+        "wan5b",
+        flow(diffusers.WanTransformer3DModel, **{**WAN, "in_channels": 48, "out_channels": 48}),
+        {**WAN_CALL, "height": 64, "width": 96},
+        pooled=False,
+    ),
+}
 EDITS = {
+    "wan-image": Case(
+        diffusers.WanImageToVideoPipeline,
+        "wan",
+        flow(diffusers.WanTransformer3DModel, **{**WAN, "in_channels": 36}),
+        {**WAN_CALL, "image": picture(32, 48)},
+        pooled=False,
+    ),
     "fibo-edit": replace(CASES["fibo"], call={**FIBO_CALL, "image": picture(64, 80)}),
     "small-edit": replace(OTHERS["flux2-edit"], family="small"),
 }
+
+
+def wan(channels: int, **config: Any) -> Any:
+    return AutoencoderKLWan(
+        **{"base_dim": 8, "num_res_blocks": 1, "z_dim": channels, **config},
+        latents_mean=[0.1 * index - 0.7 for index in range(channels)],
+        latents_std=[0.1 * index + 0.6 for index in range(channels)],
+    )
 
 
 def make_modules() -> dict[str, Any]:
@@ -84,6 +120,8 @@ def make_modules() -> dict[str, Any]:
         "upscaler": AutoencoderKL(**{**TINY, **THREE_BLOCKS}, latent_channels=4, scaling_factor=0.31),
         "small": AutoencoderKLFlux2(**TINY, latent_channels=8, decoder_block_out_channels=(4, 4, 8, 8)),
     }
+    modules["wan"] = wan(16)
+    modules["wan5b"] = wan(48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
     for name in ("ernie", "fibo", "flux3"):
         modules[name] = AutoencoderKLFlux2(**TINY, latent_channels=8)
     for module in modules.values():
@@ -115,10 +153,19 @@ def test_a_latent_of_a_pipeline_gives_its_picture(others: Families, name: str) -
     check_pictures(f"{others.url}/{name}", latents, pixels, **sizes)
 
 
-@pytest.mark.parametrize("name", [*CASES, *EDITS])
+@pytest.mark.parametrize("name", VIDEOS)
+def test_a_latent_of_a_pipeline_gives_its_video(others: Families, name: str) -> None:
+    """The latent that a pipeline of videos hands out is decoded to the video that the pipeline gives."""
+    case, module = VIDEOS[name], others.modules[name]
+    pixels, latents = case.run(module, "pt"), case.run(module, "latent")
+    assert pixels.shape[1] == 9
+    check_pictures(f"{others.url}/{name}", latents, pixels.transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", [*CASES, *VIDEOS, *EDITS])
 def test_a_remote_vae_in_a_pipeline(others: Families, name: str) -> None:
     """A pipeline with a RemoteVAE gives the pixels that it gives with the VAE itself."""
-    case = {**CASES, **EDITS}[name]
+    case = {**CASES, **VIDEOS, **EDITS}[name]
     found, expected = (case.run(vae) for vae in (RemoteVAE(f"{others.url}/{case.family}"), others.modules[case.family]))
     assert float(expected.std()) > 0.02, "the picture must have something to compare"
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -172,7 +219,7 @@ def test_fibo2_encodes_to_normalised_cells(others: Families) -> None:
         torch.testing.assert_close(again, decoded, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in VIDEOS])
 def test_they_run_in_strips(others: Families, name: str) -> None:
     """Their layers run in exact strips, both ways."""
     pixels = torch.rand((1, 3, 96, 64), generator=torch.Generator().manual_seed(7)) * 2 - 1

@@ -90,12 +90,13 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels per latent cell and side."""
-        return int(self.config.get("spatial_compression_ratio") or 2 ** (len(self.config.block_out_channels) - 1))
+        stated = self.config.get("spatial_compression_ratio") or self.config.get("scale_factor_spatial")
+        return int(stated or 2 ** (len(self.config.block_out_channels) - 1))
 
     @property
     def temporal_compression_ratio(self) -> int:
         """Frames per latent frame after the first; 1 for images."""
-        return int(self.config.get("temporal_compression_ratio") or 1)
+        return int(self.config.get("temporal_compression_ratio") or self.config.get("scale_factor_temporal") or 1)
 
     @property
     def post_quant_conv(self) -> Self:
@@ -224,11 +225,17 @@ def _check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:
     if fallback is None:
         return
     ours, theirs = type(fallback).__name__, config.get("_class_name")
-    if ours != theirs or fallback.config.latent_channels != config["latent_channels"]:
+    our_channels, their_channels = _channels(fallback.config), _channels(config)
+    if ours != theirs or our_channels != their_channels:
         raise InvalidValue(
-            f"the fallback, {ours} with {fallback.config.latent_channels} latent channels, does not do for the "
-            f"server's model, {theirs} with {config['latent_channels']}; give the same VAE"
+            f"the fallback, {ours} with {our_channels} latent channels, does not do for the "
+            f"server's model, {theirs} with {their_channels}; give the same VAE"
         )
+
+
+def _channels(config: Mapping[str, Any]) -> Any:
+    """Latent channels; Wan's config calls them z_dim."""
+    return config.get("latent_channels", config.get("z_dim"))
 
 
 def _is_channels_last(x: torch.Tensor) -> bool:

@@ -230,7 +230,7 @@ class Replica:
 
     def _shrink(self) -> None:
         self.segments.shrink()
-        malloc.give_back()
+        self._thread.submit(malloc.give_back)  # the more memory was used, the longer it takes
 
     def _end(self, patience: float) -> None:
         process, self._process = self._process, None

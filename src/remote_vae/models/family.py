@@ -49,9 +49,10 @@ class Family:
 
     `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
     encoder gives a latent and not a distribution. `whole_groups`: its encoder takes no frames beyond the last whole
-    group. `float32` names the submodules that keep this precision whatever the
-    rest has. `statistics` reads mean and deviation by channel from a loaded module. `convert` renames the tensors of a
-    file that has the names of the original code. `prepare` sets what the family's pipelines set on a loaded module.
+    group. `float32` names the submodules that keep this precision whatever the rest has. `statistics` reads mean and
+    deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of the
+    original code. `prepare` sets what the family's pipelines set on a loaded module. `forget` drops what the module's
+    own code keeps between its steps, which a cancelled call would leave behind.
     """
 
     cls: str
@@ -64,6 +65,7 @@ class Family:
     statistics: Callable[[Any], Statistics] = statistics_of_config
     convert: Callable[[Weights, Any], Weights] = lambda weights, module: weights
     prepare: Callable[[Any], None] = lambda module: None
+    forget: Callable[[Any], None] = lambda module: None
 
     def load_class(self) -> Any:
         """The class itself; this imports the part of diffusers that defines it."""

@@ -59,8 +59,14 @@ class DiffusersVAE:
         return () if program is None else strip_executors(program, self.device.type, cores(self.device))
 
     def _own_code(self, call: Call, program: Program | None) -> tuple[Executor, ...]:
-        own = OwnCode(self.module, call, program)
-        return (own, Tiles(self.module, call)) if self._family.tiles else (own,)
+        def forgetting(module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+            try:
+                return call(module, batch)
+            finally:
+                self._family.forget(module)
+
+        own = OwnCode(self.module, forgetting, program)
+        return (own, Tiles(self.module, forgetting)) if self._family.tiles else (own,)
 
     @contextmanager
     def upcast(self) -> Iterator[None]:

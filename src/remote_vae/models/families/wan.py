@@ -1,0 +1,102 @@
+"""The VAEs of Wan 2.1 and Wan 2.2 5B, causal in time: four frames for a latent frame after the first.
+
+Latents are normalised by channel. The weights of Wan 2.1 are those of Wan 2.2 14B too.
+"""
+
+from typing import Any, Final
+
+from remote_vae.core.recipe import Affine, Recipe
+from remote_vae.models.family import Family, Model, Weights
+from remote_vae.models.layouts import VIDEO_LAYOUTS
+
+_BY_CHANNEL: Final = (Affine(("latents_mean", "latents_std")),)
+
+WAN_21: Final = Recipe("wan2.1", VIDEO_LAYOUTS, _BY_CHANNEL, posterior="mode", channels=(16,), fps=16, ratio=8)
+WAN_22: Final = Recipe(
+    "wan2.2-5b",
+    VIDEO_LAYOUTS,
+    _BY_CHANNEL,
+    posterior="mode",
+    channels=(48,),
+    needs=("latents_mean", "latents_std"),  # the defaults of the class are those of Wan 2.1
+    fps=24,
+    ratio=16,
+)
+
+
+# fmt: off
+MEAN_22: Final = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.157, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.123, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.052, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)
+# fmt: on
+# fmt: off
+STD_22: Final = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.499, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885,
+    0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338,
+    0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458,
+    1.6887, 0.3971, 1.06, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)
+# fmt: on
+
+
+def from_original_names(weights: Weights, module: Any) -> Weights:
+    """The tensors of a file with the names of Wan's own code, by the converter of diffusers.
+
+    Wan 2.2's names are left as they are: the converter does not know them.
+    """
+    if "decoder.middle.0.residual.0.gamma" not in weights or module.config.is_residual:
+        return weights
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    converted: Weights = convert_wan_vae_to_diffusers(dict(weights))
+    return converted
+
+
+_MODELS: Final = (
+    Model(
+        "wan2.1",
+        WAN_21,
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "float32",
+        aliases=(
+            *("wan", "wan2.1-14b", "wan2.2", "wan2.2-14b", "wan-vace", "wan-animate", "fastwan", "longlive"),
+            *("skyreels-v2", "anyflow", "motif-video", "cosmos-predict2", "cosmos-predict2.5", "lucy-edit"),
+        ),
+    ),
+    Model(
+        "wan2.2-5b",
+        WAN_22,
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        "float32",
+        aliases=("wan2.2-ti2v-5b", "fastwan2.2", "cosmos3"),
+        config={
+            "base_dim": 160,
+            "decoder_base_dim": 256,
+            "z_dim": 48,
+            "dim_mult": [1, 2, 4, 4],
+            "num_res_blocks": 2,
+            "temperal_downsample": [False, True, True],
+            "is_residual": True,
+            "in_channels": 12,
+            "out_channels": 12,
+            "patch_size": 2,
+            "scale_factor_spatial": 16,
+            "scale_factor_temporal": 4,
+            "latents_mean": MEAN_22,
+            "latents_std": STD_22,
+        },
+    ),
+)
+
+FAMILIES: Final = (
+    Family(
+        "AutoencoderKLWan",
+        _MODELS,
+        whole_groups=True,
+        convert=from_original_names,
+        forget=lambda module: module.clear_cache(),  # two frames of each convolution
+    ),
+)
