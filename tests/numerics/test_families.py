@@ -52,6 +52,7 @@ class Case:
     inputs: Formula
     latent: Formula
     frames: int | None = None
+    one_frame: bool = False  # pictures are videos of one frame to the module
 
 
 def per_channel(values: Any, z: torch.Tensor) -> torch.Tensor:
@@ -85,6 +86,18 @@ def wan(z_dim: int = 16, **config: Any) -> Any:
         latents_mean=means,
         latents_std=deviations,
     )
+
+
+def qwen() -> Any:
+    means, deviations = ([low + 0.1 * index for index in range(16)] for low in (-0.7, 0.6))
+    return diffusers.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1, latents_mean=means, latents_std=deviations)
+
+
+def unpacked(z: torch.Tensor) -> torch.Tensor:
+    """As QwenImagePipeline._unpack_latents, for 2 by 3 patches; other layouts get the axis of one frame."""
+    if z.ndim == 3:
+        return z.view(1, 2, 3, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 16, 1, 4, 6)
+    return z if z.ndim == 5 else z.unsqueeze(2)
 
 
 def by_channel(module: Any, z: torch.Tensor, *, inverse: bool = False) -> torch.Tensor:
@@ -193,6 +206,14 @@ CASES = {
         lambda module, z: by_channel(module, z, inverse=True),
         frames=5,
     ),
+    "qwen-image": Case(
+        qwen,
+        ((1, 6, 64), (1, 16, 1, 4, 6), (1, 16, 4, 6)),
+        (32, 48),
+        lambda module, z: by_channel(module, unpacked(z)),
+        lambda module, z: by_channel(module, z, inverse=True)[:, :, 0],
+        one_frame=True,
+    ),
     "ernie-image": Case(
         flux2,
         ((1, 32, 2, 3),),
@@ -267,6 +288,8 @@ def test_decode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
         fit = fit_latent(recipe, vae.info, shape, model="m", height=height, width=width)
         found = decode(vae, recipe, z, fit=fit, scaling=OWN, output=Output.RAW).tensor
         expected = module.decode(case.inputs(module, z)).sample
+        if case.one_frame:
+            expected = expected[:, :, 0]
         assert (fit.height, fit.width) == tuple(expected.shape[-2:])
         assert fit.frames == (expected.shape[2] if expected.ndim == 5 else 1)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -279,7 +302,8 @@ def test_encode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
     frames = () if case.frames is None else (case.frames,)
     pixels = torch.rand((1, 3, *frames, *case.size), generator=torch.Generator().manual_seed(5)) * 2 - 1
     found = encode(vae, recipe, pixels, scaling=OWN, posterior=Posterior.MODE).tensor
-    expected = case.latent(module, module.encode(pixels).latent_dist.mode())
+    given = pixels.unsqueeze(2) if case.one_frame else pixels
+    expected = case.latent(module, module.encode(given).latent_dist.mode())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderKLWan
 from diffusers.modular_pipelines.flux3.decoders import Flux3DecodeStep
 from diffusers.modular_pipelines.flux3.encoders import Flux3VaeEncoderStep
 
 from remote_vae import Client, RemoteVAE, remote_decode
 
 from .conftest import THREE_BLOCKS, TINY, Families, serve
-from .pipelines import FLUX2_FLOW, OTHERS, PICTURES, SIZE, Case, embeds, flow, picture
+from .pipelines import FLUX2_FLOW, IMAGE, OTHERS, PICTURES, SIZE, Case, embeds, flow, picture
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # ERNIE-Image's pipeline hands tensors to numpy
@@ -27,6 +27,7 @@ RECIPES = {
     "upscaler": "sd-x4-upscaler",
     "flux3": "flux3",
     "small": "flux2-small-decoder",
+    "qwen": "qwen-image",
     "wan": "wan2.1",
     "wan5b": "wan2.2-5b",
 }
@@ -70,6 +71,14 @@ WAN: dict[str, Any] = {
     "num_layers": 1,
 }
 WAN_CALL = {"height": 32, "width": 48, "num_frames": 9, "negative_prompt_embeds": None}
+QWEN: dict[str, Any] = {
+    "num_layers": 1,
+    "attention_head_dim": 12,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (4, 4, 4),
+}
+QWEN_CALL = {"prompt_embeds_mask": torch.ones(1, 7), "true_cfg_scale": 1.0}
 FIBO_CALL = {**SIZE, "prompt_embeds": embeds(1, 6, 7, 16)}
 FIBO_FLOW = flow(diffusers.BriaFibo2Transformer2DModel, **FIBO)
 CASES = {
@@ -79,6 +88,13 @@ CASES = {
     "fibo": Case(diffusers.BriaFibo2Pipeline, "fibo", FIBO_FLOW, FIBO_CALL, pooled=False),
     "bria": Case(diffusers.BriaPipeline, "bria", flow(diffusers.BriaTransformer2DModel, **BRIA), SIZE, pooled=False),
     "upscaler": replace(OTHERS["upscale"], family="upscaler"),
+    "qwen": Case(
+        diffusers.QwenImagePipeline,
+        "qwen",
+        flow(diffusers.QwenImageTransformer2DModel, **QWEN),
+        {**SIZE, **QWEN_CALL},
+        pooled=False,
+    ),
     "small": Case(diffusers.Flux2Pipeline, "small", FLUX2_FLOW, SIZE, pooled=False),
 }
 VIDEOS = {
@@ -92,6 +108,13 @@ VIDEOS = {
     ),
 }
 EDITS = {
+    "qwen-image": Case(
+        diffusers.QwenImageImg2ImgPipeline,
+        "qwen",
+        flow(diffusers.QwenImageTransformer2DModel, **QWEN),
+        {**IMAGE, **SIZE, **QWEN_CALL},
+        pooled=False,
+    ),
     "wan-image": Case(
         diffusers.WanImageToVideoPipeline,
         "wan",
@@ -104,8 +127,8 @@ EDITS = {
 }
 
 
-def wan(channels: int, **config: Any) -> Any:
-    return AutoencoderKLWan(
+def wan(channels: int, cls: Any = AutoencoderKLWan, **config: Any) -> Any:
+    return cls(
         **{"base_dim": 8, "num_res_blocks": 1, "z_dim": channels, **config},
         latents_mean=[0.1 * index - 0.7 for index in range(channels)],
         latents_std=[0.1 * index + 0.6 for index in range(channels)],
@@ -120,6 +143,7 @@ def make_modules() -> dict[str, Any]:
         "upscaler": AutoencoderKL(**{**TINY, **THREE_BLOCKS}, latent_channels=4, scaling_factor=0.31),
         "small": AutoencoderKLFlux2(**TINY, latent_channels=8, decoder_block_out_channels=(4, 4, 8, 8)),
     }
+    modules["qwen"] = wan(16, AutoencoderKLQwenImage)
     modules["wan"] = wan(16)
     modules["wan5b"] = wan(48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
     for name in ("ernie", "fibo", "flux3"):
@@ -219,7 +243,7 @@ def test_fibo2_encodes_to_normalised_cells(others: Families) -> None:
         torch.testing.assert_close(again, decoded, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in VIDEOS])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in VIDEOS and name != "qwen"])
 def test_they_run_in_strips(others: Families, name: str) -> None:
     """Their layers run in exact strips, both ways."""
     pixels = torch.rand((1, 3, 96, 64), generator=torch.Generator().manual_seed(7)) * 2 - 1

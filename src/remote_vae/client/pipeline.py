@@ -99,6 +99,11 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         return int(self.config.get("temporal_compression_ratio") or self.config.get("scale_factor_temporal") or 1)
 
     @property
+    def temperal_downsample(self) -> Any:
+        """Read by Qwen-Image's pipelines, which count it for the ratio; the spelling is that of diffusers."""
+        return self.config.temperal_downsample
+
+    @property
     def post_quant_conv(self) -> Self:
         """Pipelines only read the precision of its parameters."""
         return self
@@ -110,7 +115,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,3,H,W] or [B,C,f,h,w] -> [B,3,F,H,W]."""
         _refuse_gradient(z)
         pixels = self._ask(
-            lambda remote: remote.decode(z, do_scaling=remote.is_normalised),
+            lambda remote: _decode_there(remote, z),
             lambda local: local.decode(z.to(local.device, local.dtype)).sample,
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
@@ -196,8 +201,23 @@ def _config_and_norm(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.B
     return config, norm
 
 
+def _is_one_frame(remote: RemoteModel, tensor: torch.Tensor) -> bool:
+    """Whether a pipeline hands over a picture as a video of one frame, and the server's model takes pictures."""
+    return tensor.ndim == 5 and tensor.shape[2] == 1 and not remote.is_video
+
+
+def _decode_there(remote: RemoteModel, z: torch.Tensor) -> torch.Tensor:
+    if _is_one_frame(remote, z):
+        return _decode_there(remote, z[:, :, 0]).unsqueeze(2)
+    pixels: torch.Tensor = remote.decode(z, do_scaling=remote.is_normalised)
+    return pixels
+
+
 def _encode_there(remote: RemoteModel, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """A posterior's parameters from the server; or a latent, and True, if the encoder is deterministic."""
+    if _is_one_frame(remote, x):
+        found, is_latent = _encode_there(remote, x[:, :, 0])
+        return found.unsqueeze(2), is_latent
     if remote.card["deterministic"]:
         return remote.encode(x, posterior="mode", do_scaling=remote.is_normalised), True
     return remote.encode(x, posterior="parameters"), False

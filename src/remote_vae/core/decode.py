@@ -62,7 +62,7 @@ def _decode(
     size = pictures * 3 * height * width * (z.element_size() if floats else 1)
     found, choice = execute(vae.decoders, z, options, canvas, output=size)
     if output is Output.RAW:
-        found = (found if z.ndim == 4 else rearrange(found, "(b f) c h w -> b c f h w", f=frames)).contiguous()
+        found = (rearrange(found, "(b f) c h w -> b c f h w", f=frames) if recipe.has_frames else found).contiguous()
     return Result(found.cpu(), vae.dtype, choice.executor.name, peak_bytes=choice.peak_bytes)
 
 

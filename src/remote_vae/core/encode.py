@@ -36,7 +36,7 @@ def encode(
     """
     info = vae.info
     pixels = prepare(image, ratio=info.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
-    if recipe.has_frames and pixels.ndim == 4:
+    if (recipe.has_frames or recipe.one_frame) and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options))
 
@@ -60,6 +60,8 @@ def _encode(
                     x = normalise(x, op, scaling, vae.info.constants).to(x.dtype)
                 case Rearrange():
                     x = rearrange(x, op.inverse, **op.sizes)
+    elif recipe.one_frame:
+        x = rearrange(x, "b c 1 h w -> b c h w")
     if not all_finite(x):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
     return Result(x.cpu(), vae.dtype, chosen.executor.name, peak_bytes=chosen.peak_bytes)

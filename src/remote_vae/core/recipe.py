@@ -88,6 +88,11 @@ class Recipe:
         return any("f" in re.findall(r"\w+", layout.wire) for layout in self.layouts)
 
     @property
+    def one_frame(self) -> bool:
+        """Whether the VAE takes videos, and a picture is a video of one frame to it."""
+        return any(isinstance(op, Rearrange) and op.pattern.endswith("b c 1 h w") for op in self.ops)
+
+    @property
     def normalised(self) -> bool:
         """Whether the VAE itself works on normalised latents, as previews do."""
         return any(isinstance(op, Affine) and op.literal is not None for op in self.ops)

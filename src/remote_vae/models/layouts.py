@@ -12,6 +12,7 @@ GRID: Final = Rearrange("b c h w -> b c h w")
 UNBATCHED: Final = Rearrange("c h w -> 1 c h w")
 PACKED: Final = Rearrange("b (h w) (c i j) -> b c (h i) (w j)", PATCH)
 PACKED_EXTRA_AXIS: Final = Rearrange("1 b (h w) (c i j) -> b c (h i) (w j)", PATCH)  # one client's spelling
+ONE_FRAME: Final = Rearrange("b c 1 h w -> b c h w")
 VIDEO: Final = Rearrange("b c f h w -> b c f h w")
 UNBATCHED_VIDEO: Final = Rearrange("c f h w -> 1 c f h w")
 

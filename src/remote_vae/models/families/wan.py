@@ -47,7 +47,7 @@ def from_original_names(weights: Weights, module: Any) -> Weights:
 
     Wan 2.2's names are left as they are: the converter does not know them.
     """
-    if "decoder.middle.0.residual.0.gamma" not in weights or module.config.is_residual:
+    if "decoder.middle.0.residual.0.gamma" not in weights or module.config.get("is_residual"):
         return weights
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
