@@ -122,6 +122,7 @@ def checkout(commit: str) -> Iterator[Path]:
 
 
 def measure(case: Case, folders: Sequence[Path], advance: Callable[[], None]) -> dict[str, object]:
+    """A row of the table: medians of both sides, and the most memory that each held."""
     with ExitStack() as stack:
         sides = []
         for folder in folders:

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from importlib import resources
 from pathlib import Path
@@ -16,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file, save_file
 
 from remote_vae.errors import ModelLoadError
-from remote_vae.models.families import MODELS, find_recipe
+from remote_vae.models.families import MODELS, family_of, find_recipe
 from remote_vae.models.family import Model
 from remote_vae.models.fast_import import open_model
 from remote_vae.models.loader import load
@@ -138,6 +140,41 @@ NAMES = (
     ("mid_block.attentions.0.to_out.0.", "mid.attn_1.proj_out."),
     ("conv_shortcut", "nin_shortcut"),
     ("conv_norm_out", "norm_out"),
+)
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "qwen-image"])
+def test_a_file_with_the_original_names_of_wan(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with the names of Wan's own code is loaded; files of Qwen-Image have the same names."""
+    row = replace(MODELS[name], config={"base_dim": 8})
+    monkeypatch.setitem(MODELS, name, row)
+    module = family_of(row).load_class()(**row.config)
+    state = module.state_dict()
+    original = {reduce(lambda text, pair: re.sub(*pair, text), OF_WAN, key): value for key, value in state.items()}
+    assert not original.keys() & state.keys()
+    save_file(original, tmp_path / "wan.safetensors")
+    found = load(ModelSpec("mine", str(tmp_path / "wan.safetensors"), recipe=name)).module
+    assert_same(dict(found.state_dict()), module)
+
+
+# Names of diffusers, and what they are in Wan's own code, which counts an upsampling layer with its three blocks.
+OF_WAN: tuple[tuple[str, Any], ...] = (
+    (r"^quant_conv", "conv1"),
+    (r"^post_quant_conv", "conv2"),
+    (r"^(\w+)\.conv_in", r"\1.conv1"),
+    (r"\.norm_out", ".head.0"),
+    (r"\.conv_out", ".head.2"),
+    (r"\.norm1", ".residual.0"),
+    (r"(resnets\.\d|down_blocks\.\d+)\.conv1", r"\1.residual.2"),
+    (r"\.norm2", ".residual.3"),
+    (r"(resnets\.\d|down_blocks\.\d+)\.conv2", r"\1.residual.6"),
+    (r"\.conv_shortcut", ".shortcut"),
+    (r"mid_block\.resnets\.0", "middle.0"),
+    (r"mid_block\.attentions\.0", "middle.1"),
+    (r"mid_block\.resnets\.1", "middle.2"),
+    (r"down_blocks", "downsamples"),
+    (r"up_blocks\.(\d)\.resnets\.(\d)", lambda match: f"upsamples.{4 * int(match[1]) + int(match[2])}"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda match: f"upsamples.{4 * int(match[1]) + 3}"),
 )
 
 

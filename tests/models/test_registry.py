@@ -8,7 +8,8 @@ from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, f
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
-    "qwen-image": ("qwen", "qwen-image-edit", "krea2"),
+    "qwen-image": ("qwen", "krea2"),
+    "qwen-image-edit": ("qwen-image-edit-plus",),
     "wan2.1": ("wan", "wan2.2", "wan2.2-14b", "skyreels-v2", "wan-vace"),
     "wan2.2-5b": ("cosmos3",),
     "flux3": (),
@@ -44,6 +45,7 @@ PROMISED = {
 }
 PARAMETERS = {
     "qwen-image": 126_892_531,
+    "qwen-image-edit": 126_892_531,
     "wan2.1": 126_892_531,
     "wan2.2-5b": 704_688_668,
     "flux3": 84_046_115,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLHunyuanVideo, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLHunyuanVideo, AutoencoderKLWan, AutoencoderTiny
 
 from remote_vae.server.app import build_app
 from remote_vae.server.settings import Settings
@@ -55,6 +55,25 @@ RECIPES = {
     "cog": "cogview4",
     "flux2": "flux2",
     "klein": "flux2-klein",
+}
+
+
+def tiny_wan(cls: Any = AutoencoderKLWan, channels: int = 16, **config: Any) -> Any:
+    """Qwen-Image's class takes the same config."""
+    return cls(
+        **{"base_dim": 8, "num_res_blocks": 1, "z_dim": channels, **config},
+        latents_mean=[0.1 * index - 0.7 for index in range(channels)],
+        latents_std=[0.1 * index + 0.6 for index in range(channels)],
+    )
+
+
+WAN_22: dict[str, Any] = {
+    "channels": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
 }
 
 

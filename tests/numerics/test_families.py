@@ -28,6 +28,8 @@ from remote_vae.server.adapt import encode_job
 from remote_vae.server.settings import Settings
 from remote_vae.values import FORMATS, Output, Posterior, Scaling, ScalingMode, Tensor
 
+from .conftest import WAN_22, tiny_wan
+
 OWN = Scaling(ScalingMode.MODEL)
 BLOCKS: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -77,20 +79,6 @@ def cells(patches: torch.Tensor) -> torch.Tensor:
     """[B,4C,h,w] -> [B,C,2h,2w], as Flux2Pipeline._unpatchify_latents."""
     b, c, h, w = patches.shape
     return patches.reshape(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
-
-
-def wan(z_dim: int = 16, **config: Any) -> Any:
-    means, deviations = ([low + 0.1 * index for index in range(z_dim)] for low in (-0.7, 0.6))
-    return diffusers.AutoencoderKLWan(
-        **{"base_dim": 8, "num_res_blocks": 1, "z_dim": z_dim, **config},
-        latents_mean=means,
-        latents_std=deviations,
-    )
-
-
-def qwen() -> Any:
-    means, deviations = ([low + 0.1 * index for index in range(16)] for low in (-0.7, 0.6))
-    return diffusers.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1, latents_mean=means, latents_std=deviations)
 
 
 def unpacked(z: torch.Tensor) -> torch.Tensor:
@@ -191,7 +179,7 @@ CASES = {
         frames=5,
     ),
     "wan2.1": Case(
-        wan,
+        tiny_wan,
         ((1, 16, 3, 2, 3), (16, 2, 2, 3), (1, 16, 1, 2, 3)),
         (16, 24),
         by_channel,
@@ -199,7 +187,7 @@ CASES = {
         frames=5,
     ),
     "wan2.2-5b": Case(
-        lambda: wan(z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16),
+        lambda: tiny_wan(**WAN_22),
         ((1, 48, 3, 2, 3), (1, 48, 1, 2, 3)),
         (32, 48),
         by_channel,
@@ -207,7 +195,7 @@ CASES = {
         frames=5,
     ),
     "qwen-image": Case(
-        qwen,
+        lambda: tiny_wan(diffusers.AutoencoderKLQwenImage),
         ((1, 6, 64), (1, 16, 1, 4, 6), (1, 16, 4, 6)),
         (32, 48),
         lambda module, z: by_channel(module, unpacked(z)),
@@ -332,7 +320,7 @@ def test_frames_beyond_the_last_group(family: tuple[Case, Any, DiffusersVAE, Rec
 
 def test_a_cancelled_decode_leaves_nothing_behind() -> None:
     """Feature maps that Wan's code keeps from frame to frame are dropped, and the next latent is decoded as ever."""
-    module = wan().eval()
+    module = tiny_wan().eval()
     [family] = [each for each in FAMILIES if each.cls == "AutoencoderKLWan"]
     vae = DiffusersVAE(module, source="m", revision="", family=family)
     z = torch.randn((1, 16, 2, 2, 3), generator=torch.Generator().manual_seed(3))

@@ -1,4 +1,4 @@
-"""Families that have the class of another one, against their own pipelines: both ways, and with a RemoteVAE."""
+"""The families that `test_drop_in` leaves out, against their own pipelines: both ways, and with a RemoteVAE."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,13 +7,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from diffusers.modular_pipelines.flux3.decoders import Flux3DecodeStep
 from diffusers.modular_pipelines.flux3.encoders import Flux3VaeEncoderStep
 
 from remote_vae import Client, RemoteVAE, remote_decode
+from remote_vae.errors import InvalidValue
 
-from .conftest import THREE_BLOCKS, TINY, Families, serve
+from .conftest import THREE_BLOCKS, TINY, WAN_22, Families, serve, tiny_wan
 from .pipelines import FLUX2_FLOW, IMAGE, OTHERS, PICTURES, SIZE, Case, embeds, flow, picture
 
 pytestmark = [
@@ -107,6 +108,7 @@ VIDEOS = {
         pooled=False,
     ),
 }
+OWN_CODE = ("qwen", *VIDEOS)  # what no strips are known for
 EDITS = {
     "qwen-image": Case(
         diffusers.QwenImageImg2ImgPipeline,
@@ -127,14 +129,6 @@ EDITS = {
 }
 
 
-def wan(channels: int, cls: Any = AutoencoderKLWan, **config: Any) -> Any:
-    return cls(
-        **{"base_dim": 8, "num_res_blocks": 1, "z_dim": channels, **config},
-        latents_mean=[0.1 * index - 0.7 for index in range(channels)],
-        latents_std=[0.1 * index + 0.6 for index in range(channels)],
-    )
-
-
 def make_modules() -> dict[str, Any]:
     torch.manual_seed(13)
     modules: dict[str, Any] = {
@@ -143,9 +137,7 @@ def make_modules() -> dict[str, Any]:
         "upscaler": AutoencoderKL(**{**TINY, **THREE_BLOCKS}, latent_channels=4, scaling_factor=0.31),
         "small": AutoencoderKLFlux2(**TINY, latent_channels=8, decoder_block_out_channels=(4, 4, 8, 8)),
     }
-    modules["qwen"] = wan(16, AutoencoderKLQwenImage)
-    modules["wan"] = wan(16)
-    modules["wan5b"] = wan(48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
+    modules |= {"qwen": tiny_wan(AutoencoderKLQwenImage), "wan": tiny_wan(), "wan5b": tiny_wan(**WAN_22)}
     for name in ("ernie", "fibo", "flux3"):
         modules[name] = AutoencoderKLFlux2(**TINY, latent_channels=8)
     for module in modules.values():
@@ -184,6 +176,21 @@ def test_a_latent_of_a_pipeline_gives_its_video(others: Families, name: str) -> 
     pixels, latents = case.run(module, "pt"), case.run(module, "latent")
     assert pixels.shape[1] == 9
     check_pictures(f"{others.url}/{name}", latents, pixels.transpose(1, 2))
+
+
+@pytest.mark.parametrize(("name", "ratios"), {"qwen": (8, 1), "wan": (8, 4), "wan5b": (16, 4)}.items())
+def test_ratios_and_fallback(others: Families, name: str, ratios: tuple[int, int]) -> None:
+    """A RemoteVAE tells the ratios of the server's model, takes the same VAE as its fallback, and refuses others."""
+    module, url = others.modules[name], f"{others.url}/{name}"
+    vae = RemoteVAE(url, fallback=module)
+    assert (vae.spatial_compression_ratio, vae.temporal_compression_ratio) == ratios
+    assert vae.temperal_downsample == module.config.temperal_downsample
+    with pytest.raises(InvalidValue, match="with 24 latent channels"):
+        RemoteVAE(url, fallback=tiny_wan(type(module), 24))
+    if name != "qwen":  # its config does not tell how it takes videos
+        with pytest.warns(RuntimeWarning, match="the fallback"):
+            alone = RemoteVAE("http://127.0.0.1:9", timeout=0.5, fallback=module)
+        assert (alone.spatial_compression_ratio, alone.temporal_compression_ratio) == ratios
 
 
 @pytest.mark.parametrize("name", [*CASES, *VIDEOS, *EDITS])
@@ -243,7 +250,7 @@ def test_fibo2_encodes_to_normalised_cells(others: Families) -> None:
         torch.testing.assert_close(again, decoded, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in VIDEOS and name != "qwen"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in OWN_CODE])
 def test_they_run_in_strips(others: Families, name: str) -> None:
     """Their layers run in exact strips, both ways."""
     pixels = torch.rand((1, 3, 96, 64), generator=torch.Generator().manual_seed(7)) * 2 - 1

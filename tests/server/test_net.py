@@ -198,14 +198,17 @@ def test_a_line_of_any_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert (line["exception"], SECRET in str(line)) == ("TypeError", False)
 
 
-@pytest.mark.parametrize("stderr", ["closed", "a pipe without a reader"])
-def test_a_log_that_nobody_reads(stderr: str) -> None:
+@pytest.mark.parametrize("stderr", ["missing", "closed", "a pipe without a reader"])
+def test_a_log_that_nobody_reads(stderr: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stderr that is gone costs the line, and never the one who logs."""
     reader, writer = os.pipe()
     os.close(reader)
     stream = os.fdopen(writer, "w", buffering=1)
     if stderr == "closed":
         stream.close()
-    JsonHandler(stream).handle(logging.LogRecord("remote_vae.server", logging.ERROR, __file__, 1, "event", None, None))
+    record = logging.LogRecord("remote_vae.server", logging.ERROR, __file__, 1, "event", None, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None if stderr == "missing" else stream)  # missing if started with 2>&-
+        JsonHandler(sys.stderr).handle(record)
     with contextlib.suppress(OSError):  # what is left in the buffer
         stream.close()

@@ -60,6 +60,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         # Not by assignment, because the module would count the fallback's weights among its own.
         object.__setattr__(self, "_fallback", fallback)
         config, norm = self._ask(_config_and_norm, lambda local: (local.config, getattr(local, "bn", None)))
+        self._ratios = self._ask(lambda remote: (remote.ratio, remote.frames_ratio), _ratios)
         shown = {name: value for name, value in config.items() if not name.startswith("_")}
         if norm is not None:
             self.bn = _without_weights(norm)
@@ -87,21 +88,20 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     def extra_repr(self) -> str:
         return f"{self.config.endpoint!r}, model={self.config.model!r}"
 
+    def __getattr__(self, name: str) -> Any:
+        """Values of the config are attributes too, because some pipelines read them from the VAE itself."""
+        config = self.__dict__.get("_internal_dict", {})
+        return config[name] if name in config else super().__getattr__(name)
+
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels per latent cell and side."""
-        stated = self.config.get("spatial_compression_ratio") or self.config.get("scale_factor_spatial")
-        return int(stated or 2 ** (len(self.config.block_out_channels) - 1))
+        return self._ratios[0]
 
     @property
     def temporal_compression_ratio(self) -> int:
         """Frames per latent frame after the first; 1 for images."""
-        return int(self.config.get("temporal_compression_ratio") or self.config.get("scale_factor_temporal") or 1)
-
-    @property
-    def temperal_downsample(self) -> Any:
-        """Read by Qwen-Image's pipelines, which count it for the ratio; the spelling is that of diffusers."""
-        return self.config.temperal_downsample
+        return self._ratios[1]
 
     @property
     def post_quant_conv(self) -> Self:
@@ -201,6 +201,14 @@ def _config_and_norm(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.B
     return config, norm
 
 
+def _ratios(local: Any) -> tuple[int, int]:
+    """Pixels per latent cell and side, and frames per latent frame, of a local VAE."""
+    config = local.config
+    space = getattr(local, "spatial_compression_ratio", None) or 2 ** (len(config.block_out_channels) - 1)
+    time = getattr(local, "temporal_compression_ratio", None) or config.get("scale_factor_temporal") or 1
+    return int(space), int(time)
+
+
 def _is_one_frame(remote: RemoteModel, tensor: torch.Tensor) -> bool:
     """Whether a pipeline hands over a picture as a video of one frame, and the server's model takes pictures."""
     return tensor.ndim == 5 and tensor.shape[2] == 1 and not remote.is_video
@@ -254,8 +262,8 @@ def _check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:
 
 
 def _channels(config: Mapping[str, Any]) -> Any:
-    """Latent channels; Wan's config calls them z_dim."""
-    return config.get("latent_channels", config.get("z_dim"))
+    """Latent channels, by the names that the classes of diffusers give them."""
+    return next((config[name] for name in ("latent_channels", "z_dim", "z_channels") if name in config), None)
 
 
 def _is_channels_last(x: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ the bytes that would be alive are counted.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from threading import get_ident
 from typing import Final
 
@@ -78,7 +78,7 @@ class OwnCode:
     def run(self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> None:
         count = cores(z.device)
         light = count > 1 and self._program is not None and is_light(self._program, z.shape, count)
-        with one_core() if light else nullcontext(), _between_layers(checkpoint):
+        with one_core() if light else _between_layers(checkpoint):  # a light run is over before anybody could cancel it
             found = self._called(self._module, z)
         sink(0, 0, pictures_of(found))
 

@@ -3,6 +3,7 @@
 Latents are packed in Qwen-Image's pipelines, and have an axis of one frame in its modular ones.
 """
 
+from dataclasses import replace
 from typing import Final
 
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
@@ -18,6 +19,8 @@ QWEN_IMAGE: Final = Recipe(
     channels=(16,),
     ratio=8,
 )
+# The pipelines that edit take the mode of the posterior, and no sample.
+EDIT: Final = replace(QWEN_IMAGE, name="qwen-image-edit", posterior="mode")
 
 _MODELS: Final = (
     Model(
@@ -25,8 +28,9 @@ _MODELS: Final = (
         QWEN_IMAGE,
         "Qwen/Qwen-Image",
         "bfloat16",
-        aliases=("qwen", "qwen-image-edit", "qwen-image-edit-plus", "krea2", "anima", "nucleusmoe-image"),
+        aliases=("qwen", "krea2", "anima", "nucleusmoe-image"),
     ),
+    Model("qwen-image-edit", EDIT, "Qwen/Qwen-Image-Edit", "bfloat16", aliases=("qwen-image-edit-plus",)),
 )
 
 FAMILIES: Final = (
