@@ -43,6 +43,28 @@ def statistics_of_config(module: Any) -> Statistics:
     return _numbers(getattr(module.config, "latents_mean", None)), _numbers(getattr(module.config, "latents_std", None))
 
 
+def decode_by_class(module: Any, latent: "torch.Tensor") -> "torch.Tensor":
+    """Pixels by the `decode` that most classes have."""
+    pixels: torch.Tensor = module.decode(latent, return_dict=False)[0]
+    return pixels
+
+
+def encode_by_class(module: Any, pixels: "torch.Tensor") -> "torch.Tensor":
+    """The parameters of the posterior, or the latent itself if the class gives no distribution."""
+    found = module.encode(pixels, return_dict=False)[0]
+    moments: torch.Tensor = getattr(found, "parameters", found)
+    return moments
+
+
+def frames_of_causal(module: Any) -> Frames:
+    """The rule of causal video VAEs, and for a VAE of pictures one frame for each."""
+    for place in (module.config, module):
+        stated = getattr(place, "temporal_compression_ratio", None) or getattr(place, "scale_factor_temporal", None)
+        if stated is not None:
+            return Frames(group=int(stated))
+    return Frames()
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """VAEs of one class of diffusers that share their facts; `cls` is the name of the class.
@@ -51,8 +73,10 @@ class Family:
     encoder gives a latent and not a distribution. `whole_groups`: its encoder takes no frames beyond the last whole
     group. `float32` names the submodules that keep this precision whatever the rest has. `statistics` reads mean and
     deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of the
-    original code. `prepare` sets what the family's pipelines set on a loaded module. `forget` drops what the module's
-    own code keeps between its steps, which a cancelled call would leave behind.
+    original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
+    module, for classes that are not called as most are; pixels are in [-1, 1], whatever range the module itself has.
+    `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
+    keeps between its steps, which a cancelled call would leave behind.
     """
 
     cls: str
@@ -65,6 +89,9 @@ class Family:
     statistics: Callable[[Any], Statistics] = statistics_of_config
     convert: Callable[[Weights, Any], Weights] = lambda weights, module: weights
     prepare: Callable[[Any], None] = lambda module: None
+    decode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] = decode_by_class
+    encode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] = encode_by_class
+    frames: Callable[[Any], Frames] = frames_of_causal
     forget: Callable[[Any], None] = lambda module: None
 
     def load_class(self) -> Any:
@@ -78,7 +105,7 @@ class Family:
         return VAEInfo(
             latent_channels=channels_of(config),
             spatial_compression_ratio=_spatial_ratio(config) or int(module.spatial_compression_ratio),
-            frames=replace(_frames(module), whole=self.whole_groups),
+            frames=replace(self.frames(module), whole=self.whole_groups),
             constants=Constants(
                 scaling_factor=_number(getattr(config, "scaling_factor", None)),
                 shift_factor=_number(getattr(config, "shift_factor", None)),
@@ -133,16 +160,6 @@ def _spatial_ratio(config: Mapping[str, object]) -> int | None:
             return int(str(stated))
     blocks = config.get("decoder_block_out_channels") or config.get("block_out_channels")
     return 1 << len(blocks) - 1 if isinstance(blocks, list | tuple) else None
-
-
-def _frames(module: Any) -> Frames:
-    """The rule of causal video VAEs, and for a VAE of pictures one frame for each."""
-    config = module.config
-    for place in (config, module):
-        stated = getattr(place, "temporal_compression_ratio", None) or getattr(place, "scale_factor_temporal", None)
-        if stated is not None:
-            return Frames(group=int(stated))
-    return Frames()
 
 
 def _plain(module: Any) -> dict[str, object]:

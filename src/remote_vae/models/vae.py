@@ -21,8 +21,8 @@ class DiffusersVAE:
         self._family = family
         self.module = module
         self.decoder, self.encoder = _describe(module) if self._family.strips else (None, None)
-        self._decoding = self._own_code(_decode, self.decoder)
-        self._encoding = self._own_code(_encode, self.encoder)
+        self._decoding = self._own_code(family.decode, self.decoder)
+        self._encoding = self._own_code(family.encode, self.encoder)
         self.info = self._family.read_info(
             module,
             plans=tuple(dict.fromkeys(executor.name for executor in self.decoders)),
@@ -41,11 +41,11 @@ class DiffusersVAE:
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """By the model's own code."""
-        return _decode(self.module, latent)
+        return self._family.decode(self.module, _ordered(latent))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """By the model's own code: the parameters of the posterior, or the latent of a deterministic encoder."""
-        return _encode(self.module, pixels)
+        return self._family.encode(self.module, _ordered(pixels))
 
     @property
     def decoders(self) -> tuple[Executor, ...]:
@@ -61,7 +61,7 @@ class DiffusersVAE:
     def _own_code(self, call: Call, program: Program | None) -> tuple[Executor, ...]:
         def forgetting(module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
             try:
-                return call(module, batch)
+                return call(module, _ordered(batch))
             finally:
                 self._family.forget(module)
 
@@ -85,17 +85,6 @@ class DiffusersVAE:
             for holder, kept in buffers:
                 holder.update(kept)
             self.decoder, self.encoder = programs
-
-
-def _decode(module: torch.nn.Module, latent: torch.Tensor) -> torch.Tensor:
-    pixels: torch.Tensor = module.decode(_ordered(latent), return_dict=False)[0]  # type: ignore[operator]
-    return pixels
-
-
-def _encode(module: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    found = module.encode(_ordered(pixels), return_dict=False)[0]  # type: ignore[operator]
-    moments: torch.Tensor = found if isinstance(found, torch.Tensor) else found.parameters
-    return moments
 
 
 def _ordered(batch: torch.Tensor) -> torch.Tensor:
