@@ -31,7 +31,7 @@ def row(model: Model) -> str:
     cells = (
         f"`{model.name}`",
         ", ".join(f"`{alias}`" for alias in model.aliases),
-        f"`{model.repository}`" if model.repository else "in the package",
+        weights(model),
         *facts(model),
         "float32" if overflows else model.dtype,
         f"`{model.preview}`" if model.preview else "",
@@ -39,9 +39,16 @@ def row(model: Model) -> str:
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
+def weights(model: Model) -> str:
+    """Where the weights are published."""
+    if model.file is not None:
+        return f"[{model.file.rpartition('/')[2]}]({model.file})"
+    return f"`{model.repository}`" if model.repository else "in the package"
+
+
 def facts(model: Model) -> tuple[str, str, str]:
     """Channels, scaling and shift; "by channel" if the statistics of the weights take their place."""
-    if model.repository is None:
+    if model.embedded:
         return "16", "own", "own"
     if model.config is None:
         return "own", "by channel", ""
@@ -50,7 +57,8 @@ def facts(model: Model) -> tuple[str, str, str]:
     affine = next((op for op in model.recipe.ops if isinstance(op, Affine)), Affine())
     constants = affine.literal or Constants(config.get("scaling_factor"), config.get("shift_factor"))
     scales = affine.literal is not None or "scaling_factor" in affine.uses
-    scaling = constants.scaling_factor if scales else "by channel" if affine.uses else None
+    by_channel = (not scales and affine.uses) or constants.latents_mean is not None
+    scaling = "by channel" if by_channel else constants.scaling_factor if scales else None
     shift = constants.shift_factor if scales else None
     return str(channels_of(config)), *("" if value is None else str(value) for value in (scaling, shift))
 

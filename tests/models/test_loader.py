@@ -343,6 +343,14 @@ def test_an_unnamed_architecture(folder: Path) -> None:
         load(ModelSpec("demo", str(folder / WEIGHTS)))
 
 
+def test_weights_that_are_published_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose weights have no folder on the Hub is refused without a file; the message says where the file is."""
+    address = "https://example.org/small.safetensors"
+    monkeypatch.setitem(MODELS, "sd3", Model("sd3", find_recipe("sd3"), None, "float16", file=address))
+    with pytest.raises(ModelLoadError, match=f"'sd3' are published as a file, at {address}.*sd3=FILE.safetensors"):
+        load(ModelSpec("sd3"))
+
+
 def test_random_weights_are_the_same_every_time(tiny_row: Model) -> None:
     """Random weights are seeded, and drawing them leaves the caller's own randomness alone."""
     torch.manual_seed(1)

@@ -5,6 +5,7 @@ import torch
 
 from remote_vae.errors import ConfigurationError
 from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, find_recipe
+from remote_vae.models.family import Family
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
@@ -112,6 +113,12 @@ def test_architectures(name: str) -> None:
     with torch.device("meta"):
         module = family_of(row).load_class()(**row.config)
     assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[name]
+
+
+def test_a_class_of_another_module() -> None:
+    """A family can name a class that diffusers does not have, by the module that has it."""
+    family = Family("Identity", (), module="torch.nn")
+    assert family.load_class() is torch.nn.Identity
 
 
 def test_rows_of_one_recipe_have_weights_of_their_own() -> None:

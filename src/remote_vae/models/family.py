@@ -21,7 +21,8 @@ Weights = dict[str, "torch.Tensor"]
 class Model:
     """A model that is known by name. Its aliases are names of models that have the same weights.
 
-    `repository` is None if the weights come with the package. `config` is the true architecture, for single files and
+    `repository` is None if the weights have no folder on the Hub: `file` is then the address of the file in which they
+    are published, or None if they come with the package. `config` is the true architecture, for single files and
     random weights; it is None if it is not known here. `dtype` is the precision on a GPU in the family's own examples.
     If `honours_force_upcast`, the pipelines decode in float32 when the weights are float16 and their config says
     force_upcast. `preview` is the small model that approximates this one.
@@ -36,6 +37,12 @@ class Model:
     config: Mapping[str, object] | None = field(default_factory=dict)
     honours_force_upcast: bool = False
     preview: str | None = None
+    file: str | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the weights come with the package."""
+        return self.repository is None and self.file is None
 
 
 def statistics_of_config(module: Any) -> Statistics:
@@ -67,7 +74,7 @@ def frames_of_causal(module: Any) -> Frames:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """VAEs of one class of diffusers that share their facts; `cls` is the name of the class.
+    """VAEs of one class that share their facts; `cls` is the name of the class.
 
     `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
     encoder gives a latent and not a distribution. `whole_groups`: its encoder takes no frames beyond the last whole
@@ -76,7 +83,7 @@ class Family:
     original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
     module, for classes that are not called as most are; pixels are in [-1, 1], whatever range the module itself has.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
-    keeps between its steps, which a cancelled call would leave behind.
+    keeps between its steps, which a cancelled call would leave behind. `module` is where Python finds the class.
     """
 
     cls: str
@@ -93,10 +100,11 @@ class Family:
     encode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] = encode_by_class
     frames: Callable[[Any], Frames] = frames_of_causal
     forget: Callable[[Any], None] = lambda module: None
+    module: str = "diffusers"
 
     def load_class(self) -> Any:
-        """The class itself; this imports the part of diffusers that defines it."""
-        return getattr(importlib.import_module("diffusers"), self.cls)
+        """The class itself; this imports the module that defines it."""
+        return getattr(importlib.import_module(self.module), self.cls)
 
     def read_info(self, module: Any, *, plans: tuple[str, ...], executor: str, source: str, revision: str) -> VAEInfo:
         """The facts of a loaded module, from its config, its attributes and its buffers."""

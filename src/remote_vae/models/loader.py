@@ -102,7 +102,7 @@ def _random(spec: ModelSpec) -> torch.nn.Module:
     cls = family_of(model).load_class()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        if model.repository is None:
+        if model.embedded:
             module: torch.nn.Module = cls.from_config(cls.load_config(Path(__file__).parent / model.name))
         else:
             module = cls(**model.config)
@@ -126,7 +126,7 @@ def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
     """One safetensors file, with diffusers' names or the original ones; the architecture is the recipe's model's."""
     model = spec.recipe_model
     family = family_of(model)
-    if model.repository is None or model.config is None:
+    if model.embedded or model.config is None:
         raise ModelLoadError("a single file does not say its architecture; name a model of the registry as its recipe")
     with _load_errors(path):
         check_digests(path, [path], spec)

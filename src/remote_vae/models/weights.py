@@ -42,7 +42,7 @@ def find_weights(spec: ModelSpec) -> FoundWeights | None:
         config = {"_class_name": family_of(model).cls, **model.config}
         refuse_other_weights(config, spec.recipe or spec.name, "random weights")
         return None
-    if spec.source is None and model is not None and model.repository is None:
+    if spec.source is None and model is not None and model.embedded:
         return _folder(Path(__file__).parent / model.name, spec, None, source="embedded")
     if spec.source is None or not _is_local(spec.source):
         return _from_hub(spec)
@@ -67,6 +67,12 @@ def _is_local(source: str) -> bool:
 def _from_hub(spec: ModelSpec) -> FoundWeights:
     """Only the config and the safetensors of one subfolder; HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as usual."""
     model = find_model(spec.name)
+    if spec.source is None and model is not None and model.file is not None:
+        raise ModelLoadError(
+            f"the weights of model {spec.name!r} are published as a file, at {model.file}; fetch it, and name it as "
+            f"{spec.name}=FILE.safetensors",
+            file=model.file,
+        )
     repository = spec.source or (model.repository if model else None)
     subfolder = spec.subfolder or (model.subfolder if model and spec.source is None else None)
     if repository is None:
