@@ -25,14 +25,18 @@ BROKEN: Final = (
 
 
 def write_png(image: Image.Image) -> bytes:
-    """A picture of any mode as PNG; a mode that PNG does not have becomes the nearest one, mostly RGB."""
+    """A picture of any mode as PNG; a mode that PNG does not have becomes the nearest one, mostly RGB.
+
+    Its EXIF goes with it, by which the server turns it, as it does a file's.
+    """
     buffer = io.BytesIO()
+    exif = image.info.get("exif") or None
     if image.mode in PNG_MODES:
-        image.save(buffer, format="PNG", compress_level=1)
+        image.save(buffer, format="PNG", compress_level=1, exif=exif)
     else:
         converted = image.convert(NEAREST_MODE.get(image.mode, "RGB"))
         # The colour profile belongs to the mode that has just been left.
-        converted.save(buffer, format="PNG", compress_level=1, icc_profile=None)
+        converted.save(buffer, format="PNG", compress_level=1, icc_profile=None, exif=exif)
     return buffer.getvalue()
 
 

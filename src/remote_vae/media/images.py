@@ -7,10 +7,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
-from remote_vae.media.png import check_png, write_png
+from remote_vae.media.orientation import metadata_of, upright
+from remote_vae.media.png import read_parts, write_png
 from remote_vae.values import Buffer, Format
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
@@ -28,12 +29,13 @@ def read_image(data: Buffer, *, multiple: int, max_pixels: int, max_side: int) -
     *Raises* UnsupportedMediaType for other formats, TooLarge before anything is decompressed, InvalidImage.
     """
     kind = _format_of(data)
+    png = read_parts(memoryview(data).cast("B")) if kind == "PNG" else None
     try:
-        picture: Image.Image = Image.open(BytesIO(data), formats=[kind])
+        picture: Image.Image = Image.open(BytesIO(data if png is None else png.pixels), formats=[kind])
         _check_size(picture, max_pixels=max_pixels, max_side=max_side)
-        if kind == "PNG":
-            check_png(memoryview(data).cast("B"))
-        rgb = _to_rgb(ImageOps.exif_transpose(picture))
+        if png is not None and png.broken:
+            raise ValueError(png.broken)
+        rgb = _to_rgb(upright(picture, metadata_of(picture) if png is None else png.metadata))
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error) as exc:
         raise InvalidImage(f"the {kind} picture is broken or cut short; send it again whole") from exc
     width, height = (side - side % multiple for side in rgb.size)

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 SUB: Final = 1  # the filter: each byte less the same channel's byte to its left
 LEVEL: Final = 1
+PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+METADATA: Final = (b"eXIf", b"iTXt", b"zTXt")
+LONGEST_METADATA: Final = 1 << 20
 
 
 def write_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -31,19 +35,52 @@ def _chunk(name: bytes, data: bytes) -> Iterable[bytes]:
     return struct.pack(">I", len(data)), name, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
-def check_png(data: memoryview) -> None:
-    """*Raises* ValueError unless every chunk up to IEND has its checksum; the imaging library does not look."""
-    for name, body, checksum in _chunks(data[len(SIGNATURE) :]):
-        if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(checksum):
-            raise ValueError("a chunk's checksum is not that of its bytes")
-        if bytes(name) == b"IEND":
-            return
-    raise ValueError("there is no IEND")
+@dataclass(frozen=True, slots=True)
+class PngParts:
+    """A PNG without what is not pixels. `metadata` is its EXIF and XMP; `broken` says what is wrong with the rest."""
+
+    pixels: bytes
+    metadata: bytes
+    broken: str
 
 
-def _chunks(rest: memoryview) -> Iterator[tuple[memoryview, memoryview, memoryview]]:
-    """Name, body and checksum of each; the last one may be short of what it claims."""
+def read_parts(data: memoryview) -> PngParts:
+    """What makes up the pixels, its checksums looked at, which the imaging library does not do; never raises.
+
+    Other chunks are dropped, whatever they hold: the imaging library refuses pictures over them.
+    """
+    kept: list[bytes | memoryview] = [SIGNATURE]
+    metadata, broken = b"", "there is no IEND"
+    for name, chunk, checksum in _chunks(data[len(SIGNATURE) :]):
+        if name in PIXELS:
+            kept += (chunk, checksum)
+            if zlib.crc32(chunk[4:]) != int.from_bytes(checksum):
+                broken = "a chunk's checksum is not that of its bytes"
+                break
+            if name == b"IEND":
+                broken = ""
+                break
+        elif name in METADATA and len(chunk) <= LONGEST_METADATA:
+            metadata += _readable(bytes(chunk[8:]), name)
+    return PngParts(b"".join(kept), metadata, broken)
+
+
+def _chunks(rest: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:
+    """Name, all of it but the checksum, and the checksum; the last chunk may be short of what it claims."""
     while rest:
         end = 8 + int.from_bytes(rest[:4])
-        yield rest[4:8], rest[8:end], rest[end : end + 4]
+        yield bytes(rest[4:8]), rest[:end], rest[end : end + 4]
         rest = rest[end + 4 :]
+
+
+def _readable(body: bytes, name: bytes) -> bytes:
+    """A chunk's EXIF or XMP. ImageMagick writes EXIF as hexadecimal text, which it compresses."""
+    if name != b"zTXt":
+        return body
+    if not body.startswith(b"Raw profile type exif\0\0"):
+        return b""
+    try:
+        text = zlib.decompressobj().decompress(body.partition(b"\0\0")[2], LONGEST_METADATA)
+        return bytes.fromhex(b"".join(text.split()[2:]).decode("latin-1"))
+    except (zlib.error, ValueError):
+        return b""
