@@ -146,19 +146,43 @@ NAMES = (
 @pytest.mark.parametrize("name", ["wan2.1", "qwen-image"])
 def test_a_file_with_the_original_names_of_wan(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file with the names of Wan's own code is loaded; files of Qwen-Image have the same names."""
-    row = replace(MODELS[name], config={"base_dim": 8})
-    monkeypatch.setitem(MODELS, name, row)
+    check_names_of_wan(name, {"base_dim": 8}, OF_WAN, tmp_path, monkeypatch)
+
+
+def test_a_file_with_the_original_names_of_wan_22(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with the names of Wan 2.2's own code, whose levels hold their blocks, is loaded."""
+    config = {**MODELS["wan2.2-5b"].config, "base_dim": 8, "decoder_base_dim": 12}
+    original = check_names_of_wan("wan2.2-5b", config, OF_WAN_22, tmp_path, monkeypatch)
+    assert {
+        "encoder.downsamples.1.downsamples.0.shortcut.weight",
+        "encoder.downsamples.1.downsamples.2.time_conv.bias",
+        "decoder.upsamples.0.upsamples.0.residual.2.weight",
+        "decoder.upsamples.2.upsamples.3.resample.1.weight",
+        "decoder.middle.1.to_qkv.weight",
+        "decoder.head.0.gamma",
+        "conv2.bias",
+    } <= original
+
+
+def check_names_of_wan(
+    name: str, config: dict[str, Any], names: tuple[tuple[str, Any], ...], folder: Path, patch: pytest.MonkeyPatch
+) -> set[str]:
+    """A module is written with the original names and loaded; gives those names."""
+    row = replace(MODELS[name], config=config)
+    patch.setitem(MODELS, name, row)
     module = family_of(row).load_class()(**row.config)
     state = module.state_dict()
-    original = {reduce(lambda text, pair: re.sub(*pair, text), OF_WAN, key): value for key, value in state.items()}
+    original = {reduce(lambda text, pair: re.sub(*pair, text), names, key): value for key, value in state.items()}
+    assert len(original) == len(state)
     assert not original.keys() & state.keys()
-    save_file(original, tmp_path / "wan.safetensors")
-    found = load(ModelSpec("mine", str(tmp_path / "wan.safetensors"), recipe=name)).module
+    save_file(original, folder / "wan.safetensors")
+    found = load(ModelSpec("mine", str(folder / "wan.safetensors"), recipe=name)).module
     assert_same(dict(found.state_dict()), module)
+    return set(original)
 
 
 # Names of diffusers, and what they are in Wan's own code, which counts an upsampling layer with its three blocks.
-OF_WAN: tuple[tuple[str, Any], ...] = (
+_OF_BOTH_WANS: tuple[tuple[str, Any], ...] = (
     (r"^quant_conv", "conv1"),
     (r"^post_quant_conv", "conv2"),
     (r"^(\w+)\.conv_in", r"\1.conv1"),
@@ -172,9 +196,19 @@ OF_WAN: tuple[tuple[str, Any], ...] = (
     (r"mid_block\.resnets\.0", "middle.0"),
     (r"mid_block\.attentions\.0", "middle.1"),
     (r"mid_block\.resnets\.1", "middle.2"),
+)
+OF_WAN = (
+    *_OF_BOTH_WANS,
     (r"down_blocks", "downsamples"),
     (r"up_blocks\.(\d)\.resnets\.(\d)", lambda match: f"upsamples.{4 * int(match[1]) + int(match[2])}"),
     (r"up_blocks\.(\d)\.upsamplers\.0", lambda match: f"upsamples.{4 * int(match[1]) + 3}"),
+)
+OF_WAN_22 = (
+    *_OF_BOTH_WANS,
+    (r"down_blocks\.(\d)\.resnets", r"downsamples.\1.downsamples"),
+    (r"down_blocks\.(\d)\.downsampler", r"downsamples.\1.downsamples.2"),  # after two blocks
+    (r"up_blocks\.(\d)\.resnets", r"upsamples.\1.upsamples"),
+    (r"up_blocks\.(\d)\.upsampler", r"upsamples.\1.upsamples.3"),  # after three
 )
 
 

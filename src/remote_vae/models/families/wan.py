@@ -1,13 +1,16 @@
 """The VAEs of Wan 2.1 and Wan 2.2 5B, causal in time: four frames for a latent frame after the first.
 
-Latents are normalised by channel. The weights of Wan 2.1 are those of Wan 2.2 14B too.
+Latents are normalised by channel. The weights of Wan 2.1 are those of Wan 2.2 14B too. Models for pictures on these
+weights decode a video of one frame.
 """
 
+import re
+from dataclasses import replace
 from typing import Any, Final
 
-from remote_vae.core.recipe import Affine, Recipe
+from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.models.family import Family, Model, Weights
-from remote_vae.models.layouts import VIDEO_LAYOUTS
+from remote_vae.models.layouts import GRID, IMAGE_LAYOUTS, ONE_FRAME, UNBATCHED, VIDEO_LAYOUTS
 
 _BY_CHANNEL: Final = (Affine(("latents_mean", "latents_std")),)
 
@@ -21,6 +24,26 @@ WAN_22: Final = Recipe(
     needs=("latents_mean", "latents_std"),  # the defaults of the class are those of Wan 2.1
     fps=24,
     ratio=16,
+)
+SKYREELS: Final = replace(WAN_21, name="skyreels-v2", fps=24)
+# These take a sample when they encode.
+HELIOS: Final = replace(WAN_21, name="helios", posterior="sample", fps=24)
+COSMOS: Final = replace(WAN_21, name="cosmos-predict2", posterior="sample")
+
+_ONE_FRAME_BY_CHANNEL: Final = (*_BY_CHANNEL, Rearrange("b c h w -> b c 1 h w"))
+JOYIMAGE: Final = Recipe(
+    "joyimage", (GRID, UNBATCHED, ONE_FRAME), _ONE_FRAME_BY_CHANNEL, patch=2, channels=(16,), ratio=8
+)
+# Its pipeline hands out padded tokens, which no layout can tell; its decodes are of one frame.
+JOYIMAGE_PLUS: Final = replace(JOYIMAGE, name="joyimage-edit-plus", posterior="mode")
+COSMOS_PICTURES: Final = replace(JOYIMAGE, name="cosmos-predict2-text2image")
+# Tokens are single cells, or patches if the pipeline was asked for them.
+FIBO: Final = replace(
+    WAN_22,
+    name="fibo",
+    layouts=(*IMAGE_LAYOUTS, Rearrange("b (h w) c -> b c h w"), ONE_FRAME),
+    ops=_ONE_FRAME_BY_CHANNEL,
+    fps=10,
 )
 
 
@@ -40,18 +63,61 @@ STD_22: Final = (
 # fmt: on
 
 
-def from_original_names(weights: Weights, module: Any) -> Weights:
-    """The tensors of a file with the names of Wan's own code, by the converter of diffusers.
+# Wan 2.2's own code, which nests the blocks of a level; the converter of diffusers does not know these names.
+_ORIGINAL_22: Final = (
+    (r"^conv1", "quant_conv"),
+    (r"^conv2", "post_quant_conv"),
+    (r"^(encoder|decoder)\.conv1", r"\1.conv_in"),
+    (r"\bmiddle\.1", "mid_block.attentions.0"),
+    (r"\bmiddle\.0", "mid_block.resnets.0"),
+    (r"\bmiddle\.2", "mid_block.resnets.1"),
+    (r"\b(down|up)samples\.(\d+)\.\1samples\.\d+\.(resample|time_conv)", r"\1_blocks.\2.\1sampler.\3"),
+    (r"\b(down|up)samples\.(\d+)\.\1samples\.(\d+)", r"\1_blocks.\2.resnets.\3"),
+    (r"\bresidual\.0", "norm1"),
+    (r"\bresidual\.2", "conv1"),
+    (r"\bresidual\.3", "norm2"),
+    (r"\bresidual\.6", "conv2"),
+    (r"\bshortcut", "conv_shortcut"),
+    (r"\bhead\.0", "norm_out"),
+    (r"\bhead\.2", "conv_out"),
+)
 
-    Wan 2.2's names are left as they are: the converter does not know them.
-    """
-    if "decoder.middle.0.residual.0.gamma" not in weights or module.config.get("is_residual"):
+
+def from_original_names(weights: Weights, module: Any) -> Weights:
+    """The tensors of a file with the names of Wan's own code, of 2.1 by the converter of diffusers."""
+    if "decoder.middle.0.residual.0.gamma" not in weights:
         return weights
+    if "decoder.upsamples.0.upsamples.0.residual.0.gamma" in weights:
+        return {_renamed(name): tensor for name, tensor in weights.items()}
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     converted: Weights = convert_wan_vae_to_diffusers(dict(weights))
     return converted
 
+
+def _renamed(name: str) -> str:
+    """The name that diffusers has for a tensor of Wan 2.2's own code."""
+    for pattern, replacement in _ORIGINAL_22:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+_WAN_22_CONFIG: Final = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "scale_factor_temporal": 4,
+    "latents_mean": MEAN_22,
+    "latents_std": STD_22,
+}
 
 _MODELS: Final = (
     Model(
@@ -61,32 +127,42 @@ _MODELS: Final = (
         "float32",
         aliases=(
             *("wan", "wan2.1-14b", "wan2.2", "wan2.2-14b", "wan-vace", "wan-animate", "fastwan", "longlive"),
-            *("skyreels-v2", "anyflow", "cosmos-predict2.5", "lucy-edit"),
+            *("anyflow", "chronoedit", "cosmos-predict2.5"),
         ),
     ),
+    Model("skyreels-v2", SKYREELS, "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers", "float32"),
+    Model("helios", HELIOS, "BestWishYsh/Helios-Base", "float32"),
+    Model("motif-video", HELIOS, "Motif-Technologies/Motif-Video-2B", "bfloat16"),
+    Model(
+        "cosmos-predict2",
+        COSMOS,
+        "nvidia/Cosmos-Predict2-2B-Video2World",
+        "bfloat16",
+        aliases=("cosmos-transfer2.5",),
+    ),
+    Model(
+        "cosmos-predict2-text2image",
+        COSMOS_PICTURES,
+        "nvidia/Cosmos-Predict2-2B-Text2Image",
+        "bfloat16",
+    ),
+    Model(
+        "joyimage",
+        JOYIMAGE,
+        "jdopensource/JoyAI-Image-Edit-Diffusers",
+        "bfloat16",
+        aliases=("joyimage-edit",),
+    ),
+    Model("joyimage-edit-plus", JOYIMAGE_PLUS, "jdopensource/JoyAI-Image-Edit-Plus-Diffusers", "bfloat16"),
     Model(
         "wan2.2-5b",
         WAN_22,
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         "float32",
-        aliases=("wan2.2-ti2v-5b", "fastwan2.2", "cosmos3"),
-        config={
-            "base_dim": 160,
-            "decoder_base_dim": 256,
-            "z_dim": 48,
-            "dim_mult": [1, 2, 4, 4],
-            "num_res_blocks": 2,
-            "temperal_downsample": [False, True, True],
-            "is_residual": True,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-            "scale_factor_spatial": 16,
-            "scale_factor_temporal": 4,
-            "latents_mean": MEAN_22,
-            "latents_std": STD_22,
-        },
+        aliases=("wan2.2-ti2v-5b", "fastwan2.2", "lucy-edit", "cosmos3"),
+        config=_WAN_22_CONFIG,
     ),
+    Model("fibo", FIBO, "briaai/FIBO", "bfloat16", aliases=("fibo-edit",), config=_WAN_22_CONFIG),
 )
 
 FAMILIES: Final = (
