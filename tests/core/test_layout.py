@@ -6,7 +6,7 @@ from diffusers import Flux2Pipeline, FluxPipeline
 from einops import rearrange
 
 from remote_vae.core.layout import MatchedLayout, example_shape, fit_latent
-from remote_vae.core.recipe import Constants
+from remote_vae.core.recipe import Constants, Rearrange, Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
 from remote_vae.models.families import find_recipe
@@ -175,3 +175,26 @@ def test_an_example_fits(recipe: str, info: VAEInfo, shape: tuple[int, ...]) -> 
     assert found == shape
     fit = fit_latent(find_recipe(recipe), info, found, model="m", height=None, width=None)
     assert (fit.pattern, fit.height, fit.width) == (find_recipe(recipe).layouts[0].pattern, 64, 64)
+
+
+PACKED = Recipe("packed", (Rearrange("b (f h w) c -> b c f h w"),))
+
+
+@pytest.mark.parametrize(("tokens", "frames"), [(6, 1), (18, 9)])
+def test_packed_videos(tokens: int, frames: int) -> None:
+    """The frames of a packed video follow from its tokens and the picture's size; the grid is what was packed."""
+    found = fit_latent(PACKED, VIDEO, (2, tokens, 16), model="m", height=16, width=24)
+    assert size(found) == (2, frames, 16, 24)
+    packed = torch.arange(2.0 * tokens * 16).reshape(2, tokens, 16)
+    grid = rearrange(packed, found.pattern, **{name: found.sizes[name] for name in ("f", "h", "w")})
+    assert torch.equal(grid[1, 3].flatten(), packed[1, :, 3])
+
+
+def test_packed_videos_that_do_not_fit() -> None:
+    """Tokens that are no whole number of frames are refused with the numbers, and so is a size that is not given."""
+    with pytest.raises(LatentMismatch, match=r"has 13 tokens; .*16//8 x 24//8 = 6 for each latent frame.*no multiple"):
+        fit_latent(PACKED, VIDEO, (1, 13, 16), model="m", height=16, width=24)
+    with pytest.raises(LatentMismatch, match="= 0 for each latent frame"):
+        fit_latent(PACKED, VIDEO, (1, 13, 16), model="m", height=7, width=24)
+    with pytest.raises(MalformedRequest, match="needs height and width"):
+        fit_latent(PACKED, VIDEO, (1, 12, 16), model="m", height=None, width=None)

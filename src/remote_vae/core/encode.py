@@ -7,6 +7,7 @@ from torch.nn import functional
 from remote_vae.core.affine import normalise
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.executor import RUN_OPTIONS, Choice, RunOptions, execute
+from remote_vae.core.noise import noise_like
 from remote_vae.core.pixels import all_finite, signed
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.core.result import Result, or_in_float32
@@ -118,17 +119,8 @@ def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _draw(moments: torch.Tensor, posterior: Posterior, seed: int | None) -> torch.Tensor:
-    """The mode, or a sample with noise from the CPU, so that a seed means the same on every device.
-
-    *Source*: diffusers' DiagonalGaussianDistribution.
-    """
+    """The mode, or a sample. *Source*: diffusers' DiagonalGaussianDistribution."""
     mean, logvar = torch.chunk(moments, 2, dim=1)
     if posterior is Posterior.MODE:
         return mean
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    noise = torch.randn(mean.shape, generator=generator, dtype=moments.dtype).to(moments.device)
-    return mean + torch.exp(0.5 * torch.clamp(logvar, -30.0, 20.0)) * noise
+    return mean + torch.exp(0.5 * torch.clamp(logvar, -30.0, 20.0)) * noise_like(mean, seed)

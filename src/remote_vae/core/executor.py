@@ -1,7 +1,8 @@
 """Executors: the ways in which an encoder or decoder can run; and the planner, which takes the first one that fits."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import torch
@@ -18,6 +19,10 @@ RESERVATIONS: Final = 5  # attempts to reserve memory before a job gives way to 
 
 Sink = Callable[[int, int, torch.Tensor], None]
 """Takes a finished block: the number of its first picture or frame, its first row, and [N,C,rows,W]."""
+
+Arguments = Mapping[str, object]
+"""What a model takes besides its input, by the names of the request's options."""
+NO_ARGUMENTS: Final[Arguments] = MappingProxyType({})
 
 
 class Executor(Protocol):
@@ -44,7 +49,9 @@ class Executor(Protocol):
         """
         ...
 
-    def run(self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> None:
+    def run(
+        self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
+    ) -> None:
         """Gives every finished block to `sink`. An exception from `checkpoint`, which is called often, ends the run."""
         ...
 
@@ -56,12 +63,14 @@ class RunOptions:
     `plan` names the executor; None leaves the choice to the planner. `budget` returns the bytes that are free, or None
     for no limit. `checkpoint` is called between strips and between layers; an exception from it ends the job. `reserve`
     gets the predicted peak of the choice; if it returns False, the memory is taken by now, and a new choice is made.
+    `arguments` are for the model itself.
     """
 
     plan: str | None = None
     budget: Callable[[], int | None] = lambda: None
     checkpoint: Callable[[], None] = lambda: None
     reserve: Callable[[int | None], bool] = lambda peak: True
+    arguments: Arguments = field(default_factory=dict)
 
 
 RUN_OPTIONS: Final = RunOptions()
@@ -141,7 +150,7 @@ def execute(
     for choice in _reserved(executors, z, options, output):
         try:
             found = canvas()
-            choice.executor.run(z, found.put, options.checkpoint)
+            choice.executor.run(z, found.put, options.checkpoint, options.arguments)
             return found.output, choice
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
             if not is_out_of_memory(exc):

@@ -83,11 +83,11 @@ def _fit(
         if "c" in names and math.prod(sizes[name] for name in names) != size:
             return _Miss(1 if len(names) == 1 else 0, _channels(info, shape, size, names, sizes, model))
     for names, size in zip(axes, shape, strict=True):
-        if names == ["h", "w"]:
-            grid = _unpacked_grid(layout, info, shape, size, model=model, height=height, width=width)
+        if names[-2:] == ["h", "w"]:
+            grid = _unpacked_grid(names, layout, info, shape, size, model=model, height=height, width=width)
             if isinstance(grid, _Miss):
                 return grid
-            sizes["h"], sizes["w"] = grid
+            sizes |= grid
         elif names[0] in ("h", "w") and len(names) == 2:
             patch = sizes[names[1]]
             if size % patch:
@@ -140,6 +140,7 @@ def _no_whole_patches(shape: tuple[int, ...], size: int, patch: int, model: str)
 
 
 def _unpacked_grid(
+    names: list[str],
     layout: Rearrange,
     info: VAEInfo,
     shape: tuple[int, ...],
@@ -148,18 +149,26 @@ def _unpacked_grid(
     model: str,
     height: int | None,
     width: int | None,
-) -> tuple[int, int] | _Miss:
-    """Rows and columns of patches in a packed latent. *Source*: diffusers' FluxPipeline._unpack_latents."""
+) -> dict[str, int] | _Miss:
+    """Rows and columns of patches in a packed latent, and its frames if it has any: they follow from the tokens.
+
+    *Source*: diffusers' FluxPipeline._unpack_latents and LTXPipeline._unpack_latents.
+    """
     if height is None or width is None:
         text = f"packed latent of shape {list(shape)} needs height and width, the picture's size in pixels"
         return _Miss(3, MalformedRequest(text, shape=list(shape), height=height, width=width))
     cell_h = info.spatial_compression_ratio * layout.sizes.get("i", 1)
     cell_w = info.spatial_compression_ratio * layout.sizes.get("j", 1)
     rows, columns = height // cell_h, width // cell_w
-    if rows * columns == tokens:
-        return rows, columns
+    each = rows * columns
+    if names == ["h", "w"] and each == tokens:
+        return {"h": rows, "w": columns}
+    if names == ["f", "h", "w"] and each and tokens % each == 0:
+        return {"f": tokens // each, "h": rows, "w": columns}
     text = (
         f"packed latent has {tokens} tokens; model {model!r} at height={height} and width={width} "
-        f"needs {height}//{cell_h} x {width}//{cell_w} = {rows * columns}"
+        f"needs {height}//{cell_h} x {width}//{cell_w} = {each}"
     )
-    return _Miss(2, LatentMismatch(text, shape=list(shape), height=height, width=width, expected_tokens=rows * columns))
+    if "f" in names:
+        text += f" for each latent frame, and {tokens} is no multiple of that"
+    return _Miss(2, LatentMismatch(text, shape=list(shape), height=height, width=width, expected_tokens=each))

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from remote_vae.core.absent import COMPILER, in_place_of
-from remote_vae.core.executor import TILES, WHOLE, Sink
+from remote_vae.core.executor import NO_ARGUMENTS, TILES, WHOLE, Arguments, Sink
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.pixels import pictures_of
 from remote_vae.core.stages import Program
@@ -26,7 +26,8 @@ from remote_vae.core.strips import is_light, is_small, predict_whole
 MOST_KEPT: Final = 64  # predictions, one for each shape of input
 BESIDE_ONE_STRIP: Final = 1.25  # the most that own code takes, as a multiple of the same layers in one strip
 
-Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+Call = Callable[..., torch.Tensor]
+"""Takes the module, its input, and the arguments by name."""
 
 
 class OwnCode:
@@ -67,19 +68,21 @@ class OwnCode:
             self._meta[dtype] = meta_copy(self._module)
         try:
             with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
-                self._called(self._meta[dtype], torch.empty(shape, dtype=dtype, device="meta"))
+                self._called(self._meta[dtype], torch.empty(shape, dtype=dtype, device="meta"), NO_ARGUMENTS)
         except Exception:  # noqa: BLE001  # boundary: a model's own code may ask a tensor for its values
             return None
         return live.peak
 
-    def _called(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        return self._call(module, batch)
+    def _called(self, module: nn.Module, batch: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+        return self._call(module, batch, **arguments)
 
-    def run(self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> None:
+    def run(
+        self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
+    ) -> None:
         count = cores(z.device)
         light = count > 1 and self._program is not None and is_light(self._program, z.shape, count)
         with one_core() if light else _between_layers(checkpoint):  # a light run is over before anybody could cancel it
-            found = self._called(self._module, z)
+            found = self._called(self._module, z, arguments)
         sink(0, 0, pictures_of(found))
 
 
@@ -88,10 +91,10 @@ class Tiles(OwnCode):
 
     name, exact = TILES, False
 
-    def _called(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    def _called(self, module: nn.Module, batch: torch.Tensor, arguments: Arguments) -> torch.Tensor:
         module.enable_tiling()  # type: ignore[operator]
         try:
-            return self._call(module, batch)
+            return self._call(module, batch, **arguments)
         finally:
             module.disable_tiling()  # type: ignore[operator]
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 
 import torch
 
-from remote_vae.core.executor import RECOMPUTE, STRIPS, WHOLE, Sink
+from remote_vae.core.executor import NO_ARGUMENTS, RECOMPUTE, STRIPS, WHOLE, Arguments, Sink
 from remote_vae.core.filters import arithmetic
 from remote_vae.core.rows import Rows, Stored
 from remote_vae.core.stages import Attention, Convolution, Downsample, Program, Residual, Upsample, layers_of, measured
@@ -120,7 +120,10 @@ class Strips:
         size = _size_of(shape, dtype)
         return predict(self.program, size, self.plan(size)) + output
 
-    def run(self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> None:
+    def run(
+        self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
+    ) -> None:
+        """No model whose layers are known takes arguments."""
         plan = self.plan(_size_of(z.shape, z.dtype))
         for index in range(len(z)):
 

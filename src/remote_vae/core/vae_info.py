@@ -17,6 +17,7 @@ class VAEInfo:
     constants: Constants
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
+    takes: tuple[str, ...] = ()  # options of a request that are for the decoder itself
     plans: tuple[str, ...] = ("whole",)
     executor: str = "diffusers"  # or "strips": the code that runs the model
     weight_bytes: int = 0
@@ -38,5 +39,6 @@ class VAEInfo:
         for name in ("latents_mean", "latents_std"):
             constants[name] = tuple(constants[name]) if constants[name] is not None else None
         frames = Frames(**found["frames"])  # type: ignore[arg-type]
-        values = {**found, "constants": Constants(**constants), "frames": frames, "plans": tuple(found["plans"])}  # type: ignore[arg-type]
+        names: dict[str, object] = {name: tuple(found[name]) for name in ("takes", "plans")}  # type: ignore[arg-type]
+        values = {**found, "constants": Constants(**constants), "frames": frames, **names}
         return VAEInfo(**values)  # type: ignore[arg-type]

@@ -175,7 +175,8 @@ class JobRunner:
     def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Result]:
         self._checkpoint()
         scaling = Scaling(**{**job["scaling"], "mode": ScalingMode(job["scaling"]["mode"])})
-        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint, self._budget.reserve)
+        arguments = job.get("arguments", {})
+        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint, self._budget.reserve, arguments)
         if job["op"] == "decode":
             fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)

@@ -1,6 +1,7 @@
 """Jobs for a replica and their outcomes, as plain values that cross a process boundary."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from remote_vae.core.layout import MatchedLayout
@@ -17,11 +18,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob(Work):
-    """A latent to be decoded, and how its axes were matched."""
+    """A latent to be decoded, how its axes were matched, and what the decoder takes besides."""
 
     latent: Tensor
     fit: MatchedLayout
     output: Output
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def pixels(self) -> int:
@@ -90,5 +92,6 @@ def to_message(job: Job) -> dict[str, Any]:
             **body,
             "fit": {item.name: getattr(job.fit, item.name) for item in fields(job.fit)},
             "output": job.output,
+            "arguments": job.arguments,
         }
     return {**body, "posterior": job.posterior, "seed": job.seed}

@@ -82,6 +82,7 @@ class Family:
     deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of the
     original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
     module, for classes that are not called as most are; pixels are in [-1, 1], whatever range the module itself has.
+    `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
     keeps between its steps, which a cancelled call would leave behind. `module` is where Python finds the class.
     """
@@ -96,7 +97,8 @@ class Family:
     statistics: Callable[[Any], Statistics] = statistics_of_config
     convert: Callable[[Weights, Any], Weights] = lambda weights, module: weights
     prepare: Callable[[Any], None] = lambda module: None
-    decode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] = decode_by_class
+    decode: Callable[..., "torch.Tensor"] = decode_by_class
+    takes: Callable[[Any], tuple[str, ...]] = lambda module: ()
     encode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] = encode_by_class
     frames: Callable[[Any], Frames] = frames_of_causal
     forget: Callable[[Any], None] = lambda module: None
@@ -110,10 +112,11 @@ class Family:
         """The facts of a loaded module, from its config, its attributes and its buffers."""
         config = module.config
         mean, std = self.statistics(module)
+        frames = self.frames(module)
         return VAEInfo(
             latent_channels=channels_of(config),
             spatial_compression_ratio=_spatial_ratio(config) or int(module.spatial_compression_ratio),
-            frames=replace(self.frames(module), whole=self.whole_groups),
+            frames=replace(frames, whole=frames.whole or self.whole_groups),
             constants=Constants(
                 scaling_factor=_number(getattr(config, "scaling_factor", None)),
                 shift_factor=_number(getattr(config, "shift_factor", None)),
@@ -122,6 +125,7 @@ class Family:
             ),
             dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
             deterministic=self.deterministic,
+            takes=self.takes(module),
             plans=plans,
             executor=executor,
             weight_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
@@ -163,9 +167,9 @@ def stated_constants(config: Mapping[str, object]) -> list[str]:
 
 def _spatial_ratio(config: Mapping[str, object]) -> int | None:
     """Pixels per latent cell and side, if the config has them."""
-    for stated in (config.get("spatial_compression_ratio"), config.get("scale_factor_spatial")):
-        if stated is not None:
-            return int(str(stated))
+    for name in ("spatial_compression_ratio", "scale_factor_spatial"):
+        if name in config:  # None says that the module computes it, by a rule of its class
+            return None if config[name] is None else int(str(config[name]))
     blocks = config.get("decoder_block_out_channels") or config.get("block_out_channels")
     return 1 << len(blocks) - 1 if isinstance(blocks, list | tuple) else None
 

@@ -59,9 +59,9 @@ class DiffusersVAE:
         return () if program is None else strip_executors(program, self.device.type, cores(self.device))
 
     def _own_code(self, call: Call, program: Program | None) -> tuple[Executor, ...]:
-        def forgetting(module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        def forgetting(module: torch.nn.Module, batch: torch.Tensor, **arguments: object) -> torch.Tensor:
             try:
-                return call(module, _ordered(batch))
+                return call(module, _ordered(batch), **arguments)
             finally:
                 self._family.forget(module)
 

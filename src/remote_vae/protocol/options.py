@@ -59,7 +59,21 @@ class ScalingOptions(TypedDict, total=False):
     shift_factor: Annotated[float | None, Option(Real(), "See scaling_factor.")]
 
 
-class DecodeOptions(TypedDict, total=False):
+class ModelOptions(TypedDict, total=False):
+    """What the decoders of some models take besides the latent; `takes` on a model's card names those that it takes."""
+
+    decode_timestep: Annotated[
+        float | None,
+        Option(Real(0, 1), "The timestep that a timestep-conditioned decoder is told; 0 if absent.", flag=True),
+    ]
+    decode_noise_scale: Annotated[
+        float | None,
+        Option(Real(0, 1), "Share of noise in what such a decoder is given; decode_timestep if absent.", flag=True),
+    ]
+    seed: Annotated[int | None, Option(Integer(0, LARGEST_SEED), "Of the noise that a decoder takes.", flag=True)]
+
+
+class DecodeOptions(ModelOptions, total=False):
     """What a decode may be asked for."""
 
     output_type: Annotated[
@@ -131,6 +145,7 @@ def _rows(*groups: Any) -> Iterator[tuple[str, Option]]:
 
 SCALING_ROWS: Final[Rows] = dict(_rows(ScalingOptions))
 DECODE_ROWS: Final[Rows] = dict(_rows(DecodeOptions))
+MODEL_ROWS: Final[Rows] = dict(_rows(ModelOptions))
 ENCODE_ROWS: Final[Rows] = dict(_rows(EncodeOptions))
 # All that a query may say, by operation.
 DECODE: Final[Rows] = dict(_rows(TensorOptions, ScalingOptions, DecodeOptions, Hints))

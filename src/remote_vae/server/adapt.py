@@ -7,11 +7,18 @@ from remote_vae.core.recipe import Affine
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
 from remote_vae.engine.pool import Served
-from remote_vae.errors import InvalidImage, InvalidValue, LatentMismatch, TooLarge, UnsupportedOutput
+from remote_vae.errors import (
+    InvalidImage,
+    InvalidValue,
+    LatentMismatch,
+    MalformedRequest,
+    TooLarge,
+    UnsupportedOutput,
+)
 from remote_vae.media.images import read_image, write_image
 from remote_vae.media.video import write_mp4
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, ModelInfo
-from remote_vae.protocol.options import DecodeOptions
+from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
 from remote_vae.server.settings import Settings
 from remote_vae.values import Buffer, Format, Output, Posterior, Scaling, ScalingMode, Tensor
 
@@ -40,6 +47,7 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         limits={name: value for name, value in settings.model_dump().items() if name.startswith("max_")},
         config=info.config,
         deterministic=info.deterministic,
+        takes=info.takes,
         normalised=model.recipe.normalised,
     )
 
@@ -63,6 +71,7 @@ def fit_decode(
     _check_limits(settings, batch=fit.batch, frames=fit.frames, height=fit.height, width=fit.width)
     _check_plan(options["plan"], info, model)
     _check_factors(scaling, model)
+    _check_arguments(options, info, model)
     video = model.recipe.has_frames
     output_type = options["output_type"]
     if output_type == "mp4" and not video:
@@ -83,7 +92,7 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
     """*Raises* what `fit_decode` raises, and TooLarge for a reply above the limit."""
     options, scaling = request.options, request.scaling
     fit = fit_decode(model, info, request.latent.shape, scaling, options, settings)
-    job = DecodeJob(scaling, options["plan"], request.latent, fit, _output(request))
+    job = DecodeJob(scaling, options["plan"], request.latent, fit, _output(request), _arguments(options))
     if job.reply_bytes > settings.max_reply_bytes and request.format.is_tensor:
         raise TooLarge(
             f"the reply would have {job.reply_bytes} bytes; the limit is {settings.max_reply_bytes}; ask for pictures, "
@@ -198,6 +207,22 @@ def _check_plan(plan: str | None, info: VAEInfo, model: Served) -> None:
             name="plan",
             allowed=list(info.plans),
         )
+
+
+def _arguments(options: DecodeOptions) -> dict[str, object]:
+    """What the request gives of the options that are for the decoder itself."""
+    return {name: value for name, value in options.items() if name in MODEL_ROWS and value is not None}
+
+
+def _check_arguments(options: DecodeOptions, info: VAEInfo, model: Served) -> None:
+    for name, value in _arguments(options).items():
+        if name not in info.takes:
+            raise MalformedRequest(
+                f"{name}={value} is for decoders that take it; that of model {model.name!r} takes "
+                f"{', '.join(info.takes) or 'a latent only'}",
+                name=name,
+                allowed=list(info.takes),
+            )
 
 
 def _check_limits(settings: Settings, *, batch: int, frames: int, height: int, width: int) -> None:
