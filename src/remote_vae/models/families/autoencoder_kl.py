@@ -164,6 +164,7 @@ _MODELS: Final = (
         KANDINSKY5,
         "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",
         "bfloat16",
+        aliases=("kandinsky5",),
         config=_FLUX1_CONFIG,
     ),
     # FLUX.1's patches of four channels; there is no shift.

@@ -14,6 +14,7 @@ _MODELS: Final = (
         _RECIPE,
         "hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
         "bfloat16",
+        aliases=("hunyuan-image",),
         config={
             "in_channels": 3,
             "out_channels": 3,
