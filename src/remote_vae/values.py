@@ -13,6 +13,9 @@ Buffer = bytes | bytearray | memoryview
 
 ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1})
 FLOAT_DTYPES: Final = ("float16", "float32", "bfloat16")
+# Channels of a pixel. Pictures of four have transparency.
+RGB: Final = 3
+RGBA: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +173,4 @@ _FORMATS: Final = (
 )  # fmt: skip
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for row in _FORMATS})
 IMAGE_FORMATS: Final = tuple(row.name for row in _FORMATS if row.kind == "image")
+TRANSPARENT_FORMATS: Final = tuple(row.name for row in _FORMATS if row.alpha)

@@ -96,6 +96,13 @@ def test_picture_comes_in_rgb():
     assert (found.mode, found.format) == ("RGB", "PNG")
 
 
+@pytest.mark.parametrize(("sent", "mode"), [("RGBA", "RGBA"), ("LA", "RGBA"), ("RGB", "RGB"), ("P", "RGB")])
+def test_transparency_is_kept(sent, mode):
+    """A picture comes in RGBA if it has transparency."""
+    found = read_picture(write_png(noise().convert(sent)), FORMATS["png"], most_pixels=2**24)
+    assert found.mode == mode
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -4,6 +4,7 @@ import contextlib
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -34,8 +35,16 @@ def written(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return out.getvalue()
 
 
-def read(data: bytes, *, multiple: int = 8, max_pixels: int = 10**6, max_side: int = 4096) -> np.ndarray:
-    return read_image(data, multiple=multiple, max_pixels=max_pixels, max_side=max_side)
+def read(
+    data: bytes, channels: int = 3, *, multiple: int = 8, max_pixels: int = 10**6, max_side: int = 4096
+) -> np.ndarray:
+    return read_image(data, channels, multiple=multiple, max_pixels=max_pixels, max_side=max_side)
+
+
+def transparent(width: int = 48, height: int = 32) -> np.ndarray:
+    """Smooth colour that fades from left to right, from clear to opaque."""
+    alpha = np.linspace(0, 255, width).round().astype(np.uint8)
+    return np.dstack([picture(width, height), np.broadcast_to(alpha, (height, width))])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -43,6 +52,32 @@ def test_every_mode_of_png(mode: str) -> None:
     """A PNG of any mode is read as the imaging library makes RGB of it."""
     image = Image.fromarray(picture()).convert(mode)
     assert np.array_equal(read(written(image)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
+def test_transparency_for_a_model_that_has_it(kind: str, mode: str) -> None:
+    """With four channels transparency is kept, and a picture without transparency is opaque."""
+    image = Image.fromarray(transparent()).convert(mode)
+    data = written(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    found = read(data, 4)
+    assert np.array_equal(found, np.asarray(Image.open(BytesIO(data)).convert("RGBA")))
+    assert (found[..., 3].min() == 255) == (mode in ("L", "RGB"))
+
+
+def test_a_transparent_colour_of_a_palette() -> None:
+    """A PNG whose palette has a transparent colour is transparent there."""
+    image = Image.fromarray(picture()).convert("P")
+    image.putpixel((3, 5), 7)
+    found = read(written(image, "PNG", transparency=7), 4)
+    assert found[5, 3, 3] == 0
+    assert found[..., 3].max() == 255
+
+
+def test_a_jpeg_is_opaque() -> None:
+    data = written(Image.fromarray(picture()), "JPEG")
+    assert np.array_equal(read(data, 4)[..., :3], read(data))
+    assert read(data, 4)[..., 3].min() == 255
 
 
 def test_sixteen_bits_keep_their_upper_byte() -> None:
@@ -98,12 +133,18 @@ def test_exif_rotation(orientation: int) -> None:
     assert np.array_equal(read(data), turned(picture()))
 
 
+@pytest.mark.parametrize("made", [picture, transparent])
 @pytest.mark.parametrize(("size", "multiple"), [((50, 37), 8), ((47, 32), 16), ((48, 33), 16)])
-def test_odd_sizes_as_the_pipelines_take_them(size: tuple[int, int], multiple: int) -> None:
+def test_odd_sizes_as_the_pipelines_take_them(
+    size: tuple[int, int], multiple: int, made: Callable[..., np.ndarray]
+) -> None:
     """A size that is no multiple is resized to the next lower one, pixel for pixel as diffusers does it."""
-    image = Image.fromarray(picture(*size))
+    image = Image.fromarray(made(*size))
     expected = VaeImageProcessor(vae_scale_factor=multiple).preprocess(image)
-    got = torch.tensor(read(written(image), multiple=multiple)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    got = (
+        torch.tensor(read(written(image), len(image.mode), multiple=multiple)).permute(2, 0, 1)[None].float() / 255 * 2
+        - 1
+    )
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
@@ -163,13 +204,13 @@ def test_flipped_bytes_are_refused_or_read(seed: int, kind: str, flips: int) -> 
         assert read(bytes(data)).shape[2] == 3
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 9, 3), (7, 1, 3), (33, 50, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 9, 3), (7, 1, 3), (33, 50, 3), (1, 1, 4), (7, 1, 4), (33, 50, 4)])
 def test_our_png_is_a_png(shape: tuple[int, int, int]) -> None:
     """What we write, the imaging library reads back exactly, for any size and any values."""
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     image = Image.open(BytesIO(write_png(pixels)))
     image.verify()
-    assert np.array_equal(np.asarray(Image.open(BytesIO(write_png(pixels))).convert("RGB")), pixels)
+    assert np.array_equal(np.asarray(Image.open(BytesIO(write_png(pixels)))), pixels)
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png", "webp", "avif"])
@@ -177,6 +218,17 @@ def test_written_pictures_look_the_same(image_format: str) -> None:
     data = write_image(picture(), FORMATS[image_format], quality=95)
     back = np.asarray(Image.open(BytesIO(data)).convert("RGB")).astype(float)
     assert np.abs(back - picture()).mean() < (0.01 if image_format == "png" else 4)
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp", "avif"])
+def test_written_pictures_are_as_transparent(image_format: str) -> None:
+    """Every format that can hold it keeps transparency, and the colours where they can be seen."""
+    data = write_image(transparent(), FORMATS[image_format], quality=95)
+    back = Image.open(BytesIO(data))
+    assert back.mode == "RGBA"
+    difference = np.abs(np.asarray(back).astype(float) - transparent())
+    assert difference[..., 3].mean() < (0.01 if image_format == "png" else 2)
+    assert difference[:, 24:].mean() < (0.01 if image_format == "png" else 4)
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "webp", "avif"])

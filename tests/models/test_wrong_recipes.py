@@ -27,6 +27,7 @@ CONFIGS: dict[str, dict[str, object]] = {
     "glm": {"_class_name": "AutoencoderKL", "latent_channels": 16, "latents_mean": [0.1] * 16, "latents_std": [2] * 16},
     "flux2": {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32},
     "tiny": {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0, "shift_factor": 0.0},
+    "qwen": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16, "latents_mean": [0.1] * 16, "latents_std": [2] * 16},
     "video": {"_class_name": "AutoencoderKLHunyuanVideo", "latent_channels": 16, "scaling_factor": 0.476986},
 }
 WRONG = [

@@ -66,7 +66,8 @@ def test_encode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
     if case.latent is None:
         return
     frames = () if case.frames is None else (case.frames,)
-    pixels = torch.rand((1, 3, *frames, *case.size), generator=torch.Generator().manual_seed(5)) * 2 - 1
+    shape = (1, vae.info.pixel_channels, *frames, *case.size)
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
     found = encode(vae, recipe, pixels, scaling=OWN, posterior=Posterior.MODE).tensor
     given = pixels.unsqueeze(2) if case.one_frame else pixels
     expected = case.latent(module, case.encode(module, given))

@@ -118,7 +118,7 @@ def _returned(answer: Answer, request: DecodeRequest, processor: Any, return_typ
 
 
 def _pixels_of_unit(unit: AnyTensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """*Shapes*: floats in [0, 1] [F,3,H,W] -> uint8 [F,H,W,3]."""
+    """*Shapes*: floats in [0, 1] [F,P,H,W] -> uint8 [F,H,W,P]."""
     floats = np.asarray(unit).astype(np.float32).transpose(0, 2, 3, 1)
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = (floats * 255).round().clip(0, 255).astype(np.uint8)
     return pixels

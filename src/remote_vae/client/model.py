@@ -9,6 +9,7 @@ from remote_vae.client.clients import Client
 from remote_vae.client.latents import AnyTensor
 from remote_vae.client.network import run
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotReady, UnknownModel
+from remote_vae.values import RGB
 
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
 NEEDED: Final = (
@@ -60,6 +61,11 @@ class RemoteModel:
         return int(self.card["latent_channels"])
 
     @property
+    def pixel_channels(self) -> int:
+        """Channels of its pictures; a server that does not say has models of three."""
+        return int(self.card.get("pixel_channels", RGB))
+
+    @property
     def ratio(self) -> int:
         """Pixels per latent cell and side."""
         return int(self.card["spatial_compression_ratio"])
@@ -82,7 +88,7 @@ class RemoteModel:
     def decode(self, latent: AnyTensor, *, do_scaling: bool = False) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
 
-        *Shapes*: [B,C,h,w] -> [B,3,H,W], or [B,C,f,h,w] -> [B,3,F,H,W].
+        *Shapes*: [B,C,h,w] -> [B,P,H,W], or [B,C,f,h,w] -> [B,P,F,H,W], P pixel channels.
         """
         self._check_latent(tuple(latent.shape))
         return self._client.decode(latent, model=self.name, do_scaling=do_scaling, output_type="pt")
@@ -90,7 +96,7 @@ class RemoteModel:
     def decode_levels(self, latent: AnyTensor) -> AnyTensor:
         """Finished pixels in eight bits, a quarter of the bytes of float32; *raises* LatentMismatch.
 
-        *Shapes*: [B,C,h,w] -> uint8 [B,H,W,3], or [1,C,f,h,w] -> [F,H,W,3].
+        *Shapes*: [B,C,h,w] -> uint8 [B,H,W,P], or [1,C,f,h,w] -> [F,H,W,P].
         """
         self._check_latent(tuple(latent.shape))
         return self._client.decode(latent, model=self.name, output_type="pt", partial_postprocess=True)
@@ -98,7 +104,7 @@ class RemoteModel:
     def encode(self, pixels: AnyTensor, *, posterior: str, do_scaling: bool = False) -> AnyTensor:
         """The latent of pixels in [-1, 1], or the posterior's parameters: mean and log-variance, twice the channels.
 
-        *Shapes*: [B,3,H,W] -> [B,C,h,w], or [B,3,F,H,W] -> [B,C,f,h,w]; sides are multiples of the model's ratio.
+        *Shapes*: [B,P,H,W] -> [B,C,h,w], or [B,P,F,H,W] -> [B,C,f,h,w]; sides are multiples of the model's ratio.
         *Raises* LatentMismatch, InvalidValue.
         """
         shape = tuple(pixels.shape)
@@ -129,12 +135,12 @@ class RemoteModel:
         )
 
     def _check_pixels(self, shape: tuple[int, ...]) -> None:
-        axes = (4, 5) if self.is_video else (4,)
-        if len(shape) not in axes or shape[1] != 3 or any(side % self.ratio for side in shape[-2:]):
-            frames = " or [B,3,F,H,W]" if self.is_video else ""
+        axes, channels = (4, 5) if self.is_video else (4,), self.pixel_channels
+        if len(shape) not in axes or shape[1] != channels or any(side % self.ratio for side in shape[-2:]):
+            frames = f" or [B,{channels},F,H,W]" if self.is_video else ""
             raise InvalidValue(
-                f"a tensor of shape {list(shape)} is no picture for model {self.name!r}; expected [B,3,H,W]{frames} "
-                f"with H and W multiples of {self.ratio}",
+                f"a tensor of shape {list(shape)} is no picture for model {self.name!r}; expected [B,{channels},H,W]"
+                f"{frames} with H and W multiples of {self.ratio}",
                 shape=list(shape),
             )
 
@@ -181,7 +187,7 @@ def _as_sent(pixels: AnyTensor) -> AnyTensor:
 
     Pixels of an 8-bit image are sent as uint8, which the server reads as the pipelines do, to the last bit. Other
     floats the server takes for [-1, 1] only if one of them is negative; if none is, they are sent in [0, 1].
-    *Shapes*: [B,3,H,W] -> uint8 [B,H,W,3] or the same.
+    *Shapes*: [B,P,H,W] -> uint8 [B,H,W,P] or the same.
     """
     if pixels.ndim == 4 and str(pixels.dtype) == "torch.float32":
         levels = ((pixels + 1) * 127.5).round().clamp(0, 255).byte()

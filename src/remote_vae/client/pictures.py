@@ -41,8 +41,9 @@ def write_png(image: Image.Image) -> bytes:
 
 
 def read_picture(data: bytes, asked: Format, *, most_pixels: int) -> Image.Image:
-    """The picture, loaded, in RGB; its pixels are read only if its header names at most `most_pixels`.
+    """The picture, loaded, in RGB, or in RGBA if it has transparency.
 
+    Its pixels are read only if its header names at most `most_pixels`.
     *Raises* InvalidReply for anything but a whole picture in the format that was asked for.
     """
     try:
@@ -56,7 +57,7 @@ def read_picture(data: bytes, asked: Format, *, most_pixels: int) -> Image.Image
         image.load()
     except BROKEN as exc:
         raise InvalidReply(f"the reply is not a whole {asked.pillow} picture: {exc}") from exc
-    converted = image.convert("RGB")
+    converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
     converted.format = image.format
     return converted
 

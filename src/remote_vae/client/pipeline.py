@@ -112,7 +112,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,3,H,W] or [B,C,f,h,w] -> [B,3,F,H,W]."""
+        """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,P,H,W] or [B,C,f,h,w] -> [B,P,F,H,W]."""
         _refuse_gradient(z)
         pixels = self._ask(
             lambda remote: _decode_there(remote, z),
@@ -124,7 +124,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     def encode(
         self, x: torch.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | AutoencoderTinyOutput | tuple[Any]:
-        """*Shapes*: [B,3,H,W] -> a distribution of [B,C,h,w], or [B,3,F,H,W] -> [B,C,f,h,w]; previews give a latent."""
+        """*Shapes*: [B,P,H,W] -> a distribution of [B,C,h,w], or [B,P,F,H,W] -> [B,C,f,h,w]; previews give a latent."""
         _refuse_gradient(x)
         found, is_latent = self._ask(lambda remote: _encode_there(remote, x), lambda local: _encode_here(local, x))
         if is_latent:

@@ -59,7 +59,7 @@ def _decode(
     def canvas() -> Canvas:
         return Canvas(pictures, height, partial(_finish, output=output), row_axis=2 if floats else 1)
 
-    size = pictures * 3 * height * width * (z.element_size() if floats else 1)
+    size = pictures * vae.info.pixel_channels * height * width * (z.element_size() if floats else 1)
     found, choice = execute(vae.decoders, z, options, canvas, output=size)
     if output is Output.RAW:
         found = (rearrange(found, "(b f) c h w -> b c f h w", f=frames) if recipe.has_frames else found).contiguous()

@@ -13,7 +13,7 @@ from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
-from remote_vae.values import Posterior, Scaling
+from remote_vae.values import RGB, Posterior, Scaling
 
 LARGEST_PIXEL = 16.0  # a float picture with larger values is surely in 0..255, which would saturate the encoder
 
@@ -31,12 +31,14 @@ def encode(
 ) -> Result:
     """The latent of a picture or video.
 
-    *Shapes*: uint8 [B,H,W,3] or [B,3,H,W], float [B,3,H,W] or [B,3,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
-    channels for parameters. Floats mean [-1, 1] if any is negative, otherwise [0, 1].
+    *Shapes*: uint8 [B,H,W,P] or [B,P,H,W], float [B,P,H,W] or [B,P,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
+    channels for parameters; P is the model's pixel channels. Floats mean [-1, 1] if any is negative, otherwise [0, 1].
     *Raises* NonFiniteInput, InvalidValue, TooLarge if no plan fits, NonFiniteOutput.
     """
     info = vae.info
-    pixels = prepare(image, ratio=info.spatial_compression_ratio, patch=recipe.patch).to(vae.device)
+    pixels = prepare(image, info.pixel_channels, ratio=info.spatial_compression_ratio, patch=recipe.patch).to(
+        vae.device
+    )
     if (recipe.has_frames or recipe.one_frame) and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options))
@@ -81,13 +83,13 @@ def _moments(vae: VAE, pixels: torch.Tensor, options: RunOptions) -> tuple[torch
     return found if pixels.ndim == 4 else rearrange(found, "(b f) c h w -> b c f h w", f=frames), chosen
 
 
-def prepare(image: torch.Tensor, *, ratio: int, patch: int) -> torch.Tensor:
+def prepare(image: torch.Tensor, channels: int = RGB, *, ratio: int, patch: int) -> torch.Tensor:
     """Pixels in [-1, 1], channels first, with sides rounded down to what the family's pipelines take.
 
     *Source*: diffusers' VaeImageProcessor.preprocess, which resizes tensors by nearest neighbours.
     """
     if image.dtype is torch.uint8:
-        if image.shape[1] != 3:
+        if image.shape[1] != channels:
             image = rearrange(image, "b h w c -> b c h w")
         pixels = signed(image.float() / 255)
     else:

@@ -48,7 +48,7 @@ def fit_latent(
     """
     misses: list[_Miss] = []
     for layout in recipe.layouts:
-        found = _fit(layout, info, shape, model=model, height=height, width=width)
+        found = _fit(layout, recipe, info, shape, model=model, height=height, width=width)
         if isinstance(found, MatchedLayout):
             return found
         misses.append(found)
@@ -73,7 +73,14 @@ def _no_layout(recipe: Recipe, info: VAEInfo, shape: tuple[int, ...], model: str
 
 
 def _fit(
-    layout: Rearrange, info: VAEInfo, shape: tuple[int, ...], *, model: str, height: int | None, width: int | None
+    layout: Rearrange,
+    recipe: Recipe,
+    info: VAEInfo,
+    shape: tuple[int, ...],
+    *,
+    model: str,
+    height: int | None,
+    width: int | None,
 ) -> MatchedLayout | _Miss:
     axes = _axes(layout)
     if len(axes) != len(shape) or any(names == ["1"] and size != 1 for names, size in zip(axes, shape, strict=True)):
@@ -84,7 +91,7 @@ def _fit(
             return _Miss(1 if len(names) == 1 else 0, _channels(info, shape, size, names, sizes, model))
     for names, size in zip(axes, shape, strict=True):
         if names[-2:] == ["h", "w"]:
-            grid = _unpacked_grid(names, layout, info, shape, size, model=model, height=height, width=width)
+            grid = _unpacked_grid(names, layout, recipe, info, shape, size, model=model, height=height, width=width)
             if isinstance(grid, _Miss):
                 return grid
             sizes |= grid
@@ -142,6 +149,7 @@ def _no_whole_patches(shape: tuple[int, ...], size: int, patch: int, model: str)
 def _unpacked_grid(
     names: list[str],
     layout: Rearrange,
+    recipe: Recipe,
     info: VAEInfo,
     shape: tuple[int, ...],
     tokens: int,
@@ -157,17 +165,19 @@ def _unpacked_grid(
     if height is None or width is None:
         text = f"packed latent of shape {list(shape)} needs height and width, the picture's size in pixels"
         return _Miss(3, MalformedRequest(text, shape=list(shape), height=height, width=width))
-    cell_h = info.spatial_compression_ratio * layout.sizes.get("i", 1)
-    cell_w = info.spatial_compression_ratio * layout.sizes.get("j", 1)
-    rows, columns = height // cell_h, width // cell_w
+    group_h, group_w = (max(recipe.patch, layout.sizes.get(axis, 1)) for axis in "ij")
+    cell_h, cell_w = (info.spatial_compression_ratio * group for group in (group_h, group_w))
+    tokens_h, tokens_w = group_h // layout.sizes.get("i", 1), group_w // layout.sizes.get("j", 1)
+    rows, columns = height // cell_h * tokens_h, width // cell_w * tokens_w
     each = rows * columns
     if names == ["h", "w"] and each == tokens:
         return {"h": rows, "w": columns}
     if names == ["f", "h", "w"] and each and tokens % each == 0:
         return {"f": tokens // each, "h": rows, "w": columns}
+    groups = f" groups of {tokens_h}x{tokens_w}" if (tokens_h, tokens_w) != (1, 1) else ""
     text = (
         f"packed latent has {tokens} tokens; model {model!r} at height={height} and width={width} "
-        f"needs {height}//{cell_h} x {width}//{cell_w} = {each}"
+        f"needs {height}//{cell_h} x {width}//{cell_w}{groups} = {each}"
     )
     if "f" in names:
         text += f" for each latent frame, and {tokens} is no multiple of that"

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from remote_vae.values import RGB
+
 
 @dataclass(frozen=True, slots=True)
 class Constants:
@@ -68,7 +70,8 @@ class Recipe:
     `channels` are the latent channels that weights for this recipe have; empty if any do. `ignores` names constants
     that the pipelines do not use although the weights' config may have them, `needs` those that the config must have.
     `fps` is the rate of the family's own examples, in frames a second. `ratio` is the number of pixels to a side of a
-    latent cell that weights for this recipe have; 0 if any do.
+    latent cell that weights for this recipe have; 0 if any do. `pixel_channels` are those of the pictures that weights
+    for this recipe give and take.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
     fps: float = 10  # the default of diffusers' export_to_video
     ratio: int = 0
+    pixel_channels: int = RGB
 
     @property
     def has_frames(self) -> bool:

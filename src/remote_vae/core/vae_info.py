@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from remote_vae.core.recipe import Constants
-from remote_vae.values import Frames
+from remote_vae.values import RGB, RGBA, Frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,18 @@ class VAEInfo:
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
     takes: tuple[str, ...] = ()  # options of a request that are for the decoder itself
+    pixel_channels: int = RGB  # 4 if its pictures have transparency
     plans: tuple[str, ...] = ("whole",)
     executor: str = "diffusers"  # or "strips": the code that runs the model
     weight_bytes: int = 0
     source: str = ""
     revision: str = ""
     config: Mapping[str, object] = field(default_factory=dict)  # as its class in diffusers was built
+
+    @property
+    def transparent(self) -> bool:
+        """Whether its pictures have transparency."""
+        return self.pixel_channels == RGBA
 
     @property
     def temporal_compression_ratio(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from remote_vae.core.layout import MatchedLayout
-from remote_vae.values import Output, Posterior, Scaling, Tensor
+from remote_vae.values import RGB, Output, Posterior, Scaling, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,13 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob(Work):
-    """A latent to be decoded, how its axes were matched, and what the decoder takes besides."""
+    """A latent to be decoded, how its axes were matched, what the decoder takes besides, and the channels of pixels."""
 
     latent: Tensor
     fit: MatchedLayout
     output: Output
     arguments: Mapping[str, object] = field(default_factory=dict)
+    pixel_channels: int = RGB
 
     @property
     def pixels(self) -> int:
@@ -32,7 +33,7 @@ class DecodeJob(Work):
     @property
     def reply_bytes(self) -> int:
         """The most bytes that the pixels can take."""
-        return self.fit.pixels * 3 * (1 if self.output in (Output.UINT8, Output.FIRST) else 4)
+        return self.fit.pixels * self.pixel_channels * (1 if self.output in (Output.UINT8, Output.FIRST) else 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
 from remote_vae.media.orientation import metadata_of, upright
 from remote_vae.media.png import read_parts, write_png
-from remote_vae.values import Buffer, Format
+from remote_vae.values import RGB, RGBA, Buffer, Format
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
 
@@ -21,11 +21,13 @@ AVIF_SPEED: Final = 10  # of 10: a reply should not wait for a somewhat smaller 
 WEBP_EFFORT: Final = 2  # of 6: a few percent larger, several times faster than the default
 
 
-def read_image(data: Buffer, *, multiple: int, max_pixels: int, max_side: int) -> NDArray[np.uint8]:
-    """RGB pixels, turned as EXIF says, resized to the next lower multiple, as diffusers' pipelines take them.
+def read_image(
+    data: Buffer, channels: int = RGB, *, multiple: int, max_pixels: int, max_side: int
+) -> NDArray[np.uint8]:
+    """RGB or RGBA pixels, turned as EXIF says, resized to the next lower multiple, as diffusers' pipelines take them.
 
-    *Shapes*: [H,W,3], both sides multiples of `multiple`. Of an animation the first frame; transparency is dropped,
-    the upper byte of 16 bits is kept.
+    *Shapes*: [H,W,channels], both sides multiples of `multiple`. Of an animation the first frame; of 16 bits the upper
+    byte. With three channels transparency is dropped; with four a picture without transparency becomes opaque.
     *Raises* UnsupportedMediaType for other formats, TooLarge before anything is decompressed, InvalidImage.
     """
     kind = _format_of(data)
@@ -35,19 +37,19 @@ def read_image(data: Buffer, *, multiple: int, max_pixels: int, max_side: int) -
         _check_size(picture, max_pixels=max_pixels, max_side=max_side)
         if png is not None and png.broken:
             raise ValueError(png.broken)
-        rgb = _to_rgb(upright(picture, metadata_of(picture) if png is None else png.metadata))
+        found = _converted(upright(picture, metadata_of(picture) if png is None else png.metadata), channels)
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error) as exc:
         raise InvalidImage(f"the {kind} picture is broken or cut short; send it again whole") from exc
-    width, height = (side - side % multiple for side in rgb.size)
+    width, height = (side - side % multiple for side in found.size)
     if min(width, height) < 1:
         raise InvalidImage(
-            f"the picture is {rgb.width}x{rgb.height} pixels; it needs at least {multiple}x{multiple}",
-            width=rgb.width,
-            height=rgb.height,
+            f"the picture is {found.width}x{found.height} pixels; it needs at least {multiple}x{multiple}",
+            width=found.width,
+            height=found.height,
         )
-    if (width, height) != rgb.size:
-        rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(rgb)
+    if (width, height) != found.size:
+        found = found.resize((width, height), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(found)
 
 
 def _format_of(data: Buffer) -> str:
@@ -77,14 +79,17 @@ def _check_size(picture: Image.Image, *, max_pixels: int, max_side: int) -> None
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _converted(picture: Image.Image, channels: int) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits a pixel, which the imaging library would clip to white
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture.convert("RGB")
+    return picture.convert("RGBA" if channels == RGBA else "RGB")
 
 
 def write_image(pixels: NDArray[np.uint8], asked: Format, *, quality: int | None) -> bytes:
-    """*Shapes*: [H,W,3]. `quality` is for lossy formats. *Raises* UnsupportedOutput for sides beyond the format's."""
+    """`quality` is for lossy formats. *Shapes*: [H,W,3]; [H,W,4] if the format holds transparency.
+
+    *Raises* UnsupportedOutput for sides beyond the format's.
+    """
     side = max(pixels.shape[:2])
     if side > asked.longest_side:
         raise UnsupportedOutput(

@@ -10,23 +10,26 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from remote_vae.values import RGB, RGBA
+
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 SUB: Final = 1  # the filter: each byte less the same channel's byte to its left
 LEVEL: Final = 1
 PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 METADATA: Final = (b"eXIf", b"iTXt", b"zTXt")
 LONGEST_METADATA: Final = 1 << 20
+COLOUR: Final = {RGB: 2, RGBA: 6}  # the type by the number of channels
 
 
 def write_png(pixels: NDArray[np.uint8]) -> bytes:
-    """*Shapes*: RGB [H,W,3]. *Source*: the PNG specification, 3rd edition, W3C 2025."""
-    height, width, _ = pixels.shape
-    lines = np.empty((height, 1 + 3 * width), np.uint8)
+    """*Shapes*: RGB [H,W,3] or RGBA [H,W,4]. *Source*: the PNG specification, 3rd edition, W3C 2025."""
+    height, width, channels = pixels.shape
+    lines = np.empty((height, 1 + channels * width), np.uint8)
     lines[:, 0] = SUB
-    row = pixels.reshape(height, 3 * width)
-    lines[:, 1:4] = row[:, :3]
-    np.subtract(row[:, 3:], row[:, :-3], out=lines[:, 4:])
-    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    row = pixels.reshape(height, channels * width)
+    lines[:, 1 : 1 + channels] = row[:, :channels]
+    np.subtract(row[:, channels:], row[:, :-channels], out=lines[:, 1 + channels :])
+    header = struct.pack(">2I5B", width, height, 8, COLOUR[channels], 0, 0, 0)
     data = isal_zlib.compress(lines.data, LEVEL)
     return b"".join((SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", data), *_chunk(b"IEND", b"")))
 

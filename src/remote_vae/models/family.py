@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from remote_vae.core.recipe import Affine, Constants, Recipe
 from remote_vae.core.vae_info import VAEInfo
-from remote_vae.values import Frames
+from remote_vae.values import RGB, Frames
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +85,7 @@ class Family:
     `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
     keeps between its steps, which a cancelled call would leave behind. `module` is where Python finds the class.
+    `pixel_channels` reads from a config the channels of its pictures.
     """
 
     cls: str
@@ -94,6 +95,7 @@ class Family:
     deterministic: bool = False
     whole_groups: bool = False
     float32: tuple[str, ...] = ()
+    pixel_channels: Callable[[Mapping[str, Any]], int] = lambda config: RGB
     statistics: Callable[[Any], Statistics] = statistics_of_config
     convert: Callable[[Weights, Any], Weights] = lambda weights, module: weights
     prepare: Callable[[Any], None] = lambda module: None
@@ -126,6 +128,7 @@ class Family:
             dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
             deterministic=self.deterministic,
             takes=self.takes(module),
+            pixel_channels=self.pixel_channels(config),
             plans=plans,
             executor=executor,
             weight_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
@@ -135,14 +138,17 @@ class Family:
         )
 
 
-def misfit(recipe: Recipe, config: Mapping[str, object]) -> str:
-    """Why weights with this config would give wrong pixels under a recipe; empty if they would not."""
+def misfit(family: Family, recipe: Recipe, config: Mapping[str, object]) -> str:
+    """Why weights of a family with this config would give wrong pixels under a recipe; empty if they would not."""
     if recipe.channels and "latent_channels" in config and channels_of(config) not in recipe.channels:
         expected = " or ".join(map(str, recipe.channels))
         return f"it is for {expected} latent channels, and these weights have {channels_of(config)}"
     ratio = _spatial_ratio(config)
     if recipe.ratio and ratio not in (None, recipe.ratio):
         return f"it is for {recipe.ratio} pixels to a side of a latent cell, and these weights have {ratio}"
+    channels = family.pixel_channels(config)
+    if channels != recipe.pixel_channels:
+        return f"it is for pictures of {recipe.pixel_channels} channels, and those of these weights have {channels}"
     lacking = [name for name in recipe.needs if config.get(name) is None]
     if lacking:
         return f"it needs {' and '.join(lacking)}, which the config of these weights does not have"

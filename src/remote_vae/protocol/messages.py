@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from remote_vae.protocol.options import DecodeOptions, EncodeOptions
-from remote_vae.values import Buffer, Format, Scaling, Tensor
+from remote_vae.values import RGB, Buffer, Format, Scaling, Tensor
 
 
 class Operation(StrEnum):
@@ -26,7 +26,7 @@ class DecodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """`image` is a written picture (PNG, JPEG, WebP) or a tensor [B,3,H,W] / [B,3,F,H,W]."""
+    """`image` is a written picture (PNG, JPEG, WebP) or a tensor [B,P,H,W] / [B,P,F,H,W], P pixel channels."""
 
     model: str | None
     image: Buffer | Tensor
@@ -84,6 +84,7 @@ class ModelInfo:
     deterministic: bool = False  # the encoder gives a latent and not a distribution
     takes: tuple[str, ...] = ()  # options of a decode that only some models take
     normalised: bool = False  # the VAE itself takes normalised latents, as previews do
+    pixel_channels: int = RGB  # 4 if its pictures have transparency
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

@@ -186,8 +186,11 @@ def _promised_tensor(
     return shape, check_dtype(dtype, allowed=dtypes)
 
 
-def parse_decode(head: Head, body: Buffer) -> DecodeRequest:
-    """*Raises* RequestError: 400 for a body that is not what the head promised, 406, 422."""
+def parse_decode(head: Head, body: Buffer, *, transparent: bool = False) -> DecodeRequest:
+    """The request; `transparent` tells whether the model's pictures have transparency.
+
+    *Raises* RequestError: 400 for a body that is not what the head promised, 406, 422.
+    """
     head, data = _join(head, body)
     chosen = head.decode_options
     if chosen is None:
@@ -195,7 +198,8 @@ def parse_decode(head: Head, body: Buffer) -> DecodeRequest:
     if head.dtype is None or head.shape is None:
         raise MalformedRequest("shape and dtype are missing; a latent needs both, like shape=1,4,64,64&dtype=float16")
     latent = Tensor(head.dtype, head.shape, data)
-    return DecodeRequest(head.model, latent, head.scaling, chosen, decode_format(head.accept, chosen))
+    asked = decode_format(head.accept, chosen, transparent=transparent)
+    return DecodeRequest(head.model, latent, head.scaling, chosen, asked)
 
 
 def parse_encode(head: Head, body: Buffer) -> EncodeRequest:

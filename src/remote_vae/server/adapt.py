@@ -20,7 +20,18 @@ from remote_vae.media.video import write_mp4
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, ModelInfo
 from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
 from remote_vae.server.settings import Settings
-from remote_vae.values import Buffer, Format, Output, Posterior, Scaling, ScalingMode, Tensor
+from remote_vae.values import (
+    RGB,
+    RGBA,
+    TRANSPARENT_FORMATS,
+    Buffer,
+    Format,
+    Output,
+    Posterior,
+    Scaling,
+    ScalingMode,
+    Tensor,
+)
 
 
 def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
@@ -49,6 +60,7 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         deterministic=info.deterministic,
         takes=info.takes,
         normalised=model.recipe.normalised,
+        pixel_channels=info.pixel_channels,
     )
 
 
@@ -89,10 +101,17 @@ def fit_decode(
 
 
 def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: Settings) -> DecodeJob:
-    """*Raises* what `fit_decode` raises, and TooLarge for a reply above the limit."""
+    """*Raises* what `fit_decode` raises, UnsupportedOutput, and TooLarge for a reply above the limit."""
     options, scaling = request.options, request.scaling
     fit = fit_decode(model, info, request.latent.shape, scaling, options, settings)
-    job = DecodeJob(scaling, options["plan"], request.latent, fit, _output(request), _arguments(options))
+    if info.transparent and not (request.format.is_tensor or request.format.alpha):
+        raise UnsupportedOutput(
+            f"the pictures of model {model.name!r} have transparency, which {request.format.name} does not hold; ask "
+            f"for one of {', '.join(TRANSPARENT_FORMATS)}",
+            model=model.name,
+        )
+    given, output = _arguments(options), _output(request)
+    job = DecodeJob(scaling, options["plan"], request.latent, fit, output, given, info.pixel_channels)
     if job.reply_bytes > settings.max_reply_bytes and request.format.is_tensor:
         raise TooLarge(
             f"the reply would have {job.reply_bytes} bytes; the limit is {settings.max_reply_bytes}; ask for pictures, "
@@ -122,9 +141,9 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
     _check_encode(request, posterior, info, model)
     multiple = info.spatial_compression_ratio * model.recipe.patch
     if isinstance(request.image, Tensor):
-        image, frames, height, width = _read_tensor(model, request.image)
+        image, frames, height, width = _read_tensor(model, info.pixel_channels, request.image)
     else:
-        image = _read_picture(request.image, multiple, settings)
+        image = _read_picture(request.image, info.pixel_channels, multiple, settings)
         frames, height, width = 1, image.shape[1], image.shape[2]
     _check_limits(settings, batch=image.shape[0], frames=frames, height=height, width=width)
     if min(height, width) < multiple:
@@ -166,27 +185,29 @@ def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, m
         raise InvalidValue(f"model {model.name!r} has no posterior; take posterior=mode", name="posterior")
 
 
-def _read_picture(data: Buffer, multiple: int, settings: Settings) -> Tensor:
-    pixels = read_image(data, multiple=multiple, max_pixels=settings.max_pixels, max_side=settings.max_side)
+def _read_picture(data: Buffer, channels: int, multiple: int, settings: Settings) -> Tensor:
+    pixels = read_image(data, channels, multiple=multiple, max_pixels=settings.max_pixels, max_side=settings.max_side)
     return Tensor("uint8", (1, *pixels.shape), pixels.data.cast("B"))
 
 
-def _read_tensor(model: Served, frame: Tensor) -> tuple[Tensor, int, int, int]:
+def _read_tensor(model: Served, channels: int, frame: Tensor) -> tuple[Tensor, int, int, int]:
     """The tensor with its batch axis, and its frames, height and width in pixels."""
     shape = frame.shape
     video = model.recipe.has_frames
-    if len(shape) == 3 or (video and len(shape) == 4 and shape[0] == 3 and shape[1] != 3):
+    if len(shape) == 3 or (video and len(shape) == 4 and shape[0] == channels and shape[1] != channels):
         shape = (1, *shape)
     picture = Tensor(frame.dtype, shape, frame.buffer)
-    if len(shape) == 4 and shape[1] == 3:
+    if len(shape) == 4 and shape[1] == channels:
         return picture, 1, shape[2], shape[3]
-    if len(shape) == 4 and shape[3] == 3 and frame.dtype == "uint8":
+    if len(shape) == 4 and shape[3] == channels and frame.dtype == "uint8":
         return picture, 1, shape[1], shape[2]
-    if video and len(shape) == 5 and shape[1] == 3 and frame.dtype != "uint8":
+    if video and len(shape) == 5 and shape[1] == channels and frame.dtype != "uint8":
         return picture, shape[2], shape[3], shape[4]
-    layouts = "[B,3,H,W], [3,H,W], or uint8 [B,H,W,3]" + (", or floats [B,3,F,H,W]" if video else "")
+    layouts = "[B,{0},H,W], [{0},H,W], or uint8 [B,H,W,{0}]" + (", or floats [B,{0},F,H,W]" if video else "")
+    advice = "; of an opaque picture alpha is 1 (255 in uint8)" if channels == RGBA and RGB in shape else ""
     raise LatentMismatch(
-        f"a tensor of shape {list(frame.shape)} is no picture for model {model.name!r}; expected {layouts}",
+        f"a tensor of shape {list(frame.shape)} is no picture for model {model.name!r}; expected "
+        f"{layouts.format(channels)}{advice}",
         shape=list(frame.shape),
     )
 

@@ -130,7 +130,10 @@ class Endpoints:
         return wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
 
     async def _decode(self, call: Call, body: Buffer) -> Response:
-        message = await _in_thread_if(call.head.body_is_json, wire.parse_decode, call.head, body)
+        transparent = call.info.transparent
+        message = await _in_thread_if(
+            call.head.body_is_json, wire.parse_decode, call.head, body, transparent=transparent
+        )
         job = decode_job(call.model, call.info, message, self._settings)
         return await self._run(call, job, message.format, message.options)
 

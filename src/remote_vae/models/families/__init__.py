@@ -44,7 +44,7 @@ def recipes_for(config: Mapping[str, object]) -> tuple[str, ...]:
     found: dict[str, Recipe] = {}
     for family in FAMILIES:
         for model in family.models:
-            fits = family.cls == config.get("_class_name", family.cls) and not misfit(model.recipe, config)
+            fits = family.cls == config.get("_class_name", family.cls) and not misfit(family, model.recipe, config)
             if fits and model.recipe not in found.values():
                 found[model.name] = model.recipe
     stated = stated_constants(config)
@@ -61,7 +61,7 @@ def refuse_other_weights(config: Mapping[str, object], name: str, place: str) ->
     cls, known = str(config.get("_class_name", family.cls)), dict.fromkeys(one.cls for one in FAMILIES)
     if cls not in known:
         raise ModelLoadError(f"{place!r} holds a {cls}; supported are {', '.join(known)}", cls=cls)
-    why = f"it is for {family.cls}" if cls != family.cls else misfit(model.recipe, config)
+    why = f"it is for {family.cls}" if cls != family.cls else misfit(family, model.recipe, config)
     if why:
         fitting = ", ".join(recipes_for({**config, "_class_name": cls})) or "none"
         raise ModelLoadError(
