@@ -155,3 +155,13 @@ def test_a_connection_lost_during_an_upload(serve: Any, cards: bytes) -> None:
         (item,) = queue.map([large])
     assert isinstance(item.error, ConnectionFailed)
     assert server.host in item.error.message
+
+
+@pytest.mark.parametrize(("limits", "parts"), [({"max_batch": 3}, 3), ({"max_reply_bytes": 2_400}, 4), ({}, 1)])
+def test_a_batch_of_any_size(start: Any, limits: dict[str, int], parts: int) -> None:
+    """A batch that is larger than the server's limits goes in parts, and comes back as one, in order."""
+    batch = torch.rand(7, 3, 8, 8) - 0.5
+    with start("copy", log_requests=True, **limits) as server, RemoteVAE(server.url, model="copy") as vae:
+        torch.testing.assert_close(vae.decode(batch).sample, batch, atol=0, rtol=0)
+        server.wait_until(lambda: server.log.read_text().count('"decode"') >= parts, seconds=60)
+        assert server.log.read_text().count('"decode"') == parts

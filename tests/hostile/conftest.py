@@ -128,7 +128,7 @@ class Target:
 @pytest.fixture(scope="module")
 def patient(start: Any) -> Iterator[Target]:
     """With the limits that a user has."""
-    with start("copy") as server:
+    with start("copy", max_body_bytes=64 * 2**20) as server:
         yield Target(server, Raw(server.url))
 
 

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import io
 import os
+import socket
 import struct
 import sys
 import threading
@@ -259,3 +260,24 @@ def test_an_endless_body_is_cut_off(patient: Any) -> None:
             connection.sendall(piece)
         answer = patient.raw.read(connection)
     assert (answer.status, answer.json()["error_type"]) == (413, "too_large")
+
+
+def test_bodies_share_the_room(start: Any) -> None:
+    """While bodies that arrive take the room, another one is told to come back; a single one always may arrive."""
+    body = bytes(4 * 3 * 64 * 64)
+    path = "/?shape=1,3,64,64&dtype=float32&output_type=pt"
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: tensor/binary\r\ncontent-length: {len(body)}\r\n\r\n"
+    with start("copy", max_arriving_bytes=40_000) as server:
+
+        def post() -> requests.Response:
+            return requests.post(server.url + path, body, headers={"content-type": "tensor/binary"}, timeout=60)
+
+        assert post().status_code == 200  # it is larger than the room, and alone
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
+            slow.sendall(head.encode() + body[:-1])
+            server.wait_until(lambda: post().status_code == 503, seconds=60)
+            refused = post()
+            assert (refused.json()["error_type"], refused.headers["retry-after"]) == ("overloaded", "1")
+            slow.sendall(body[-1:])
+            assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
+        assert post().status_code == 200

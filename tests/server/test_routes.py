@@ -139,7 +139,7 @@ def test_models_of_the_live_server(live: Any) -> None:
     assert "strips" in flux["plans"]
     assert "strips" not in video["plans"]
     for card in cards.values():
-        assert card["limits"]["max_body_bytes"] == 64 * 2**20
+        assert card["limits"]["max_body_bytes"] == 2**30
         assert str(live.folder) not in json.dumps(card)
 
 

@@ -1,7 +1,9 @@
 """One model of a server, with the facts on its card, for the VAE objects of pipelines and workflows."""
 
+import math
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,6 +14,8 @@ from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotRea
 from remote_vae.values import RGB
 
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
+FLOAT_BYTES: Final = 4
+MOST_CHANNELS: Final = 4  # of pixels
 NEEDED: Final = (
     "latent_channels",
     "spatial_compression_ratio",
@@ -91,7 +95,12 @@ class RemoteModel:
         *Shapes*: [B,C,h,w] -> [B,P,H,W], or [B,C,f,h,w] -> [B,P,F,H,W], P pixel channels.
         """
         self._check_latent(tuple(latent.shape))
-        return self._client.decode(latent, model=self.name, do_scaling=do_scaling, output_type="pt")
+        return self._in_parts(
+            latent,
+            lambda part: self._client.decode(part, model=self.name, do_scaling=do_scaling, output_type="pt"),
+            item_bytes=FLOAT_BYTES * self._pixel_values(latent),
+            limit="max_reply_bytes",
+        )
 
     def decode_levels(self, latent: AnyTensor) -> AnyTensor:
         """Finished pixels in eight bits, a quarter of the bytes of float32; *raises* LatentMismatch.
@@ -99,7 +108,12 @@ class RemoteModel:
         *Shapes*: [B,C,h,w] -> uint8 [B,H,W,P], or [1,C,f,h,w] -> [F,H,W,P].
         """
         self._check_latent(tuple(latent.shape))
-        return self._client.decode(latent, model=self.name, output_type="pt", partial_postprocess=True)
+        return self._in_parts(
+            latent,
+            lambda part: self._client.decode(part, model=self.name, output_type="pt", partial_postprocess=True),
+            item_bytes=self._pixel_values(latent),
+            limit="max_reply_bytes",
+        )
 
     def encode(self, pixels: AnyTensor, *, posterior: str, do_scaling: bool = False) -> AnyTensor:
         """The latent of pixels in [-1, 1], or the posterior's parameters: mean and log-variance, twice the channels.
@@ -109,7 +123,12 @@ class RemoteModel:
         """
         shape = tuple(pixels.shape)
         self._check_pixels(shape)
-        latent = self._client.encode(_as_sent(pixels), model=self.name, posterior=posterior, do_scaling=do_scaling)
+        latent = self._in_parts(
+            _as_sent(pixels),
+            lambda part: self._client.encode(part, model=self.name, posterior=posterior, do_scaling=do_scaling),
+            item_bytes=FLOAT_BYTES * math.prod(shape[1:]),
+            limit="max_body_bytes",
+        )
         sides = tuple(side // self.ratio for side in shape[-2:])
         if tuple(latent.shape[-2:]) != sides:
             raise InvalidValue(
@@ -119,6 +138,27 @@ class RemoteModel:
                 shape=list(shape),
             )
         return latent
+
+    def _in_parts(
+        self, batch: AnyTensor, run: Callable[[AnyTensor], AnyTensor], *, item_bytes: int, limit: str
+    ) -> AnyTensor:
+        """What `run` makes of a batch, which is sent in parts if it is larger than the server's limits."""
+        limits = self.card.get("limits", {})
+        most = min(limits.get("max_batch", len(batch)), limits.get(limit, item_bytes * len(batch)) // item_bytes)
+        parts = batch.split(max(1, most))
+        if len(parts) == 1:
+            return run(batch)
+        done = [run(part) for part in parts]
+        joined = done[0].new_empty((sum(map(len, done)), *done[0].shape[1:]))
+        for place, part in zip(joined.split([len(part) for part in done]), done, strict=True):
+            place.copy_(part)
+        return joined
+
+    def _pixel_values(self, latent: AnyTensor) -> int:
+        """Values that the pixels of one latent have, at most."""
+        frames = 1 + (latent.shape[2] - 1) * self.frames_ratio if self.is_video else 1
+        height, width = (side * self.ratio for side in latent.shape[-2:])
+        return int(MOST_CHANNELS * frames * height * width)
 
     def _check_latent(self, shape: tuple[int, ...]) -> None:
         axes, layout = (5, "B,{},f,h,w") if self.is_video else (4, "B,{},h,w")

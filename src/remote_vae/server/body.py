@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from remote_vae.errors import MalformedRequest, RequestTimeout, TooLarge
+from remote_vae.errors import MalformedRequest, Overloaded, RequestTimeout, TooLarge
 from remote_vae.protocol.digest import check_digest
 from remote_vae.protocol.wire import Head
 from remote_vae.server.settings import Settings
@@ -35,31 +35,47 @@ def _announced(request: Request) -> int | None:
     return int(text)
 
 
-async def read_body(request: Request, head: Head, settings: Settings) -> bytearray:
-    """The whole body; a body that is longer than the tensor that was promised is refused at once.
+class Bodies:
+    """Reads bodies. Those that are arriving take up to `max_arriving_bytes` together; a single one always may."""
 
-    *Raises* TooLarge, WrongByteCount, RequestTimeout, and MalformedRequest if the client goes away or the body is not
-    the one that the announced digest is of.
-    """
-    body = bytearray()  # grows with what has come: an announced length costs the client nothing, so it gets no memory
-    try:
-        async with asyncio.timeout(settings.body_seconds):
-            async for chunk in request.stream():
-                size = len(body) + len(chunk)
-                if size > settings.max_body_bytes:
-                    raise _too_large(settings)
-                if head.body_bytes is not None and size > head.body_bytes:
-                    head.check_body(size)
-                body += chunk
-    except TimeoutError:
-        raise RequestTimeout(
-            f"the body did not arrive within {settings.body_seconds:g} s", seconds=settings.body_seconds
-        ) from None
-    except ClientDisconnect:
-        raise MalformedRequest("the client went away before its body was complete") from None
-    if digest := ",".join(request.headers.getlist("content-digest")):
-        await asyncio.to_thread(check_digest, digest, body)
-    return body
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._held = 0
+
+    async def read(self, request: Request, head: Head) -> bytearray:
+        """The whole body; a body that is longer than the tensor that was promised is refused at once.
+
+        *Raises* TooLarge, WrongByteCount, RequestTimeout, Overloaded if other bodies take the room, and
+        MalformedRequest if the client goes away or the body is not the one that the announced digest is of.
+        """
+        body = bytearray()  # grows with what comes: an announced length costs the client nothing, so it gets no memory
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                async for chunk in request.stream():
+                    self._check(len(body), len(chunk), head)
+                    self._held += len(chunk)
+                    body += chunk
+        except TimeoutError:
+            raise RequestTimeout(
+                f"the body did not arrive within {self._settings.body_seconds:g} s", seconds=self._settings.body_seconds
+            ) from None
+        except ClientDisconnect:
+            raise MalformedRequest("the client went away before its body was complete") from None
+        finally:
+            self._held -= len(body)
+        if digest := ",".join(request.headers.getlist("content-digest")):
+            await asyncio.to_thread(check_digest, digest, body)
+        return body
+
+    def _check(self, here: int, more: int, head: Head) -> None:
+        if here + more > self._settings.max_body_bytes:
+            raise _too_large(self._settings)
+        if head.body_bytes is not None and here + more > head.body_bytes:
+            head.check_body(here + more)
+        if self._held > here and self._held + more > self._settings.max_arriving_bytes:
+            raise Overloaded(
+                f"the bodies that arrive now would take over {self._settings.max_arriving_bytes} bytes; try again later"
+            )
 
 
 async def while_wanted(request: Request, work: Coroutine[Any, Any, T]) -> T:

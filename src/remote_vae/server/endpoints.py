@@ -21,7 +21,7 @@ from remote_vae.protocol.options import DECODE_ROWS, DecodeOptions, complete
 from remote_vae.protocol.replies import Headers, render_reply
 from remote_vae.server import openapi
 from remote_vae.server.adapt import decode_job, encode_job, fit_decode, model_info, write_payload
-from remote_vae.server.body import check_length, read_body, while_wanted
+from remote_vae.server.body import Bodies, check_length, while_wanted
 from remote_vae.server.browser import page_part, wants_page
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.record import Record, record_of
@@ -90,11 +90,12 @@ class Endpoints:
         self._engine = engine
         self._metrics = metrics
         self._settings = settings
+        self._bodies = Bodies(settings)
 
     async def post(self, request: Request) -> Response:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
         call = await self._accept(request)
-        body = await read_body(request, call.head, self._settings)
+        body = await self._bodies.read(request, call.head)
         run = self._decode if call.head.operation is Operation.DECODE else self._encode
         return await while_wanted(request, run(call, body))
 
