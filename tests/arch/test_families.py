@@ -10,7 +10,7 @@ SOURCE = Path(remote_vae.__file__).parent
 FAMILIES = SOURCE / "models" / "families"
 MODULES = [path for path in sorted(SOURCE.rglob("*.py")) if FAMILIES not in path.parents]
 # RemoteVAE gives back what diffusers' pipelines expect of a VAE, so it imports the types of return values.
-RETURNED = {"client/pipeline.py": {"AutoencoderTinyOutput", "AutoencoderKLOutput"}}
+RETURNED = {"client/pipeline.py": {"AutoencoderKLOutput"}}
 CLASS = re.compile(r"\b(?:Asymmetric)?(?:Autoencoder[A-Z]\w*|VQModel|ConsistencyDecoderVAE|Kandinsky6SRVAE)\b")
 
 

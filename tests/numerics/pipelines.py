@@ -145,6 +145,7 @@ class Case:
     call: dict[str, Any] = field(default_factory=dict)
     pooled: bool = True
     mask: bool = False
+    component: str = "vae"  # the name that the pipeline has for its VAE
 
     @property
     def encodes(self) -> bool:
@@ -159,7 +160,7 @@ class Case:
         extra = {"requires_safety_checker": False} if "safety_checker" in names and "unet" in names else {}
         if self.cls is diffusers.StableDiffusionUpscalePipeline:
             extra = {}
-        pipeline = self.cls(**parts, **self.networks(), vae=vae, **extra)
+        pipeline = self.cls(**parts, **self.networks(), **{self.component: vae}, **extra)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

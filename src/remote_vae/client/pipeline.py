@@ -8,22 +8,32 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from remote_vae.client.endpoint import read_endpoint
+from remote_vae.client.fallback import check_fallback, encode_here, ratios_of
 from remote_vae.client.model import RemoteModel
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, InvalidValue
 
 T = TypeVar("T")
 
 NORM_KEY: Final = "batch_norm_eps"  # in the config if the pipelines read statistics of the latents from a batch norm
+
+
+@dataclass
+class LatentOutput(BaseOutput):  # type: ignore[misc]  # diffusers has no types
+    """The latent of a deterministic encoder, by both names that diffusers' classes give it."""
+
+    latent: torch.Tensor
+    latents: torch.Tensor
 
 
 class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
@@ -60,7 +70,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         # Not by assignment, because the module would count the fallback's weights among its own.
         object.__setattr__(self, "_fallback", fallback)
         config, norm = self._ask(_config_and_norm, lambda local: (local.config, getattr(local, "bn", None)))
-        self._ratios = self._ask(lambda remote: (remote.ratio, remote.frames_ratio), _ratios)
+        self._ratios = self._ask(lambda remote: (remote.ratio, remote.frames_ratio), ratios_of)
         shown = {name: value for name, value in config.items() if not name.startswith("_")}
         if norm is not None:
             self.bn = _without_weights(norm)
@@ -110,26 +120,35 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(
-        self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+        self,
+        z: torch.Tensor,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+        force_not_quantize: bool | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,P,H,W] or [B,C,f,h,w] -> [B,P,F,H,W]."""
+        """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,P,H,W] or [B,C,f,h,w] -> [B,P,F,H,W].
+
+        The server quantizes as the pipelines of its recipe do; `force_not_quantize` is for the fallback.
+        """
         _refuse_gradient(z)
+        how = {} if force_not_quantize is None else {"force_not_quantize": force_not_quantize}
         pixels = self._ask(
             lambda remote: _decode_there(remote, z),
-            lambda local: local.decode(z.to(local.device, local.dtype)).sample,
+            lambda local: local.decode(z.to(local.device, local.dtype), **how).sample,
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
-    def encode(
-        self, x: torch.Tensor, return_dict: bool = True
-    ) -> AutoencoderKLOutput | AutoencoderTinyOutput | tuple[Any]:
-        """*Shapes*: [B,P,H,W] -> a distribution of [B,C,h,w], or [B,P,F,H,W] -> [B,C,f,h,w]; previews give a latent."""
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | LatentOutput | tuple[Any]:
+        """*Shapes*: [B,P,H,W] -> a distribution of [B,C,h,w], or [B,P,F,H,W] -> [B,C,f,h,w].
+
+        A deterministic encoder gives the latent itself.
+        """
         _refuse_gradient(x)
-        found, is_latent = self._ask(lambda remote: _encode_there(remote, x), lambda local: _encode_here(local, x))
+        found, is_latent = self._ask(lambda remote: _encode_there(remote, x), lambda local: encode_here(local, x))
         if is_latent:
             latent = found.to(x)
-            return AutoencoderTinyOutput(latents=latent) if return_dict else (latent,)
+            return LatentOutput(latent=latent, latents=latent) if return_dict else (latent,)
         # In the memory layout that the VAE's convolutions give, because another one changes a network's rounding.
         layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
         posterior = DiagonalGaussianDistribution(found.to(x).contiguous(memory_format=layout))
@@ -140,7 +159,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         try:
             if self._remote is None:
                 self._remote = self._connect()
-                _check_fallback(self._fallback, self._remote.card["config"])
+                check_fallback(self._fallback, self._remote.card["config"])
             return remote(self._remote)
         except (ConnectionFailed, ClientTimeout) as error:
             if self._fallback is None:
@@ -201,14 +220,6 @@ def _config_and_norm(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.B
     return config, norm
 
 
-def _ratios(local: Any) -> tuple[int, int]:
-    """Pixels per latent cell and side, and frames per latent frame, of a local VAE."""
-    config = local.config
-    space = getattr(local, "spatial_compression_ratio", None) or 2 ** (len(config.block_out_channels) - 1)
-    time = getattr(local, "temporal_compression_ratio", None) or config.get("scale_factor_temporal") or 1
-    return int(space), int(time)
-
-
 def _is_one_frame(remote: RemoteModel, tensor: torch.Tensor) -> bool:
     """Whether a pipeline hands over a picture as a video of one frame, and the server's model takes pictures."""
     return tensor.ndim == 5 and tensor.shape[2] == 1 and not remote.is_video
@@ -231,12 +242,6 @@ def _encode_there(remote: RemoteModel, x: torch.Tensor) -> tuple[torch.Tensor, b
     return remote.encode(x, posterior="parameters"), False
 
 
-def _encode_here(local: Any, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """`_encode_there` by the fallback."""
-    found = local.encode(x.to(local.device, local.dtype))
-    return (found.latent_dist.parameters, False) if hasattr(found, "latent_dist") else (found.latents, True)
-
-
 def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:
     """A copy that follows `.to()`, with statistics that offloading leaves alone.
 
@@ -246,24 +251,6 @@ def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:
     for name, value in list(found.named_buffers()):
         found.register_buffer(name, value, persistent=False)
     return found
-
-
-def _check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:
-    """Refuses another class or other channels, which would silently give another picture."""
-    if fallback is None:
-        return
-    ours, theirs = type(fallback).__name__, config.get("_class_name")
-    our_channels, their_channels = _channels(fallback.config), _channels(config)
-    if ours != theirs or our_channels != their_channels:
-        raise InvalidValue(
-            f"the fallback, {ours} with {our_channels} latent channels, does not do for the "
-            f"server's model, {theirs} with {their_channels}; give the same VAE"
-        )
-
-
-def _channels(config: Mapping[str, Any]) -> Any:
-    """Latent channels, by the names that the classes of diffusers give them."""
-    return next((config[name] for name in ("latent_channels", "z_dim", "z_channels") if name in config), None)
 
 
 def _is_channels_last(x: torch.Tensor) -> bool:

@@ -85,7 +85,8 @@ class Family:
     `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
     keeps between its steps, which a cancelled call would leave behind. `module` is where Python finds the class.
-    `pixel_channels` reads from a config the channels of its pictures.
+    `pixel_channels` reads from a config the channels of its pictures. `unfit_dtypes` are precisions in which the
+    weights overflow.
     """
 
     cls: str
@@ -104,6 +105,7 @@ class Family:
     encode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] = encode_by_class
     frames: Callable[[Any], Frames] = frames_of_causal
     forget: Callable[[Any], None] = lambda module: None
+    unfit_dtypes: tuple[str, ...] = ()
     module: str = "diffusers"
 
     def load_class(self) -> Any:

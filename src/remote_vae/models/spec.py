@@ -5,7 +5,7 @@ from typing import Any
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError
-from remote_vae.models.families import MODELS, find_model, find_recipe
+from remote_vae.models.families import MODELS, family_of, find_model, find_recipe
 from remote_vae.models.family import Model
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -51,6 +51,14 @@ class ModelSpec:
                 model=self.name,
             )
         self.resolve_recipe()
+        unfit = family_of(self.recipe_model).unfit_dtypes
+        if self.dtype in unfit:
+            allowed = " or ".join(dtype for dtype in DTYPES if dtype not in unfit)
+            raise ConfigurationError(
+                f"the weights of model {self.name!r} overflow in {self.dtype}; add ,dtype= with "
+                f"{allowed} to its --model",
+                dtype=self.dtype,
+            )
 
     def resolve_recipe(self) -> Recipe:
         return find_recipe(self.recipe or self.name)
