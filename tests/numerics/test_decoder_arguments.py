@@ -17,6 +17,7 @@ from remote_vae.models.spec import ModelSpec
 from remote_vae.values import Output, Scaling, ScalingMode
 
 from .cases.ltx import GROUPS, TIMESTEPS, normalised, tiny_ltx
+from .cases.ltx2 import statistics, tiny_ltx2
 from .conftest import Families, serve
 
 NOISY = {**TIMESTEPS, "decoder_inject_noise": (True,) * 4}
@@ -41,8 +42,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Families]:
         "ltx": tiny_ltx().eval(),
         "noisy": tiny_ltx(**NOISY).eval(),
         "groups": tiny_ltx(**TIMESTEPS, **GROUPS).eval(),
+        "ltx2": tiny_ltx2(timestep_conditioning=True).eval(),
     }
-    recipes = dict.fromkeys(modules, "ltx")
+    recipes = {**dict.fromkeys(modules, "ltx"), "ltx2": "ltx2"}
     with serve(modules, recipes, tmp_path_factory.mktemp("ltx")) as found:
         yield found
 
@@ -69,6 +71,18 @@ def test_a_timestep_and_noise_from_a_seed(served: Families, given: dict[str, Any
 
 
 @torch.no_grad()
+def test_noise_before_the_statistics(served: Families) -> None:
+    """LTX-2's pipelines mix noise into the latent before they denormalise it, and hand it out denormalised."""
+    module, z = served.modules["ltx2"], latent(2)
+    mean, std = statistics(module)
+    factor = module.config.scaling_factor
+    with Client(f"{served.url}/ltx2") as client:
+        found = client.decode(z * std / factor + mean, output_type="pt", **ARGUMENTS)
+    expected = module.decode(mixed(z, 0.2, 5) * std / factor + mean, torch.full((2,), 0.3)).sample
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_noise_between_layers_has_the_seed_too(served: Families) -> None:
     """A decoder that draws noise by itself draws it from the seed, and other draws are not disturbed."""
     module, z = served.modules["noisy"], latent()
@@ -91,7 +105,7 @@ def test_a_model_that_takes_none(served: Families) -> None:
         for name, value in ARGUMENTS.items():
             with pytest.raises(MalformedRequest, match=rf"{name}={value} .*'ltx' takes a latent only"):
                 client.decode(latent(), model="ltx", output_type="pt", **{name: value})
-    assert takes == {"ltx": [], "noisy": [*ARGUMENTS], "groups": [*ARGUMENTS]}
+    assert takes == {"ltx": [], **{name: [*ARGUMENTS] for name in ("noisy", "groups", "ltx2")}}
 
 
 def test_memory_is_predicted_and_tiles_take_them(tmp_path: Path) -> None:

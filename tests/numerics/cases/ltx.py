@@ -34,12 +34,15 @@ GROUPS: dict[str, Any] = {  # as from 0.9.5 on
 
 
 def tiny_ltx(**config: Any) -> Any:
-    """A VAE with statistics that are neither zero nor one."""
-    module = diffusers.AutoencoderKLLTXVideo(**{**BLOCKS, **config})
+    return with_statistics(diffusers.AutoencoderKLLTXVideo(**{**BLOCKS, **config}))
+
+
+def with_statistics(module: Any) -> Any:
+    """The module with statistics that are neither zero nor one, and with shares of inner noise that are not zero."""
     with torch.no_grad():
         module.latents_mean.copy_(torch.linspace(-0.7, 0.9, 128))
         module.latents_std.copy_(torch.linspace(0.6, 1.7, 128))
-        for name, parameter in module.named_parameters():  # untrained ones are zero, and noise would change nothing
+        for name, parameter in module.named_parameters():
             if "per_channel_scale" in name:
                 parameter.uniform_(0.5, 1)
     return module

@@ -4,7 +4,7 @@ Latents are normalised by channel, with statistics that are in the weights. From
 timestep, and the pipelines mix noise into the latent before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -38,9 +38,10 @@ def taken(module: Any) -> tuple[str, ...]:
     return ("decode_timestep", "decode_noise_scale", "seed") if module.config.timestep_conditioning else ()
 
 
-def decode_with_noise(
+def decode_at_timestep(
     module: Any,
     latent: "torch.Tensor",
+    noise_in: Callable[["torch.Tensor"], "torch.Tensor"] = lambda noise: noise,
     *,
     decode_timestep: float = 0.0,
     decode_noise_scale: float | None = None,
@@ -48,33 +49,28 @@ def decode_with_noise(
 ) -> "torch.Tensor":
     """Pixels of a latent in which `decode_noise_scale` is the share of noise; by default it is the timestep.
 
-    *Source*: LTXPipeline.__call__.
+    `noise_in` brings normal noise into the range of the latent. *Source*: LTXPipeline.__call__.
     """
     if not module.config.timestep_conditioning:
         return decode_by_class(module, latent)
     share = decode_timestep if decode_noise_scale is None else decode_noise_scale
     if share:
-        latent = blended(latent, share, seed)
+        from remote_vae.core.noise import noise_like
+
+        part = latent.new_full((), share)  # in the latent's precision, as the pipelines have it
+        latent = (1 - part) * latent + part * noise_in(noise_like(latent, seed))
     timestep = latent.new_full((len(latent),), decode_timestep)
-    with _inner_noise(module, latent, seed):
+    with _inner_noise(latent, seed):
         pixels: torch.Tensor = module.decode(latent, timestep, return_dict=False)[0]
     return pixels
 
 
-def blended(latent: "torch.Tensor", share: float, seed: int | None) -> "torch.Tensor":
-    """Latent and noise, mixed in the latent's precision as the pipelines do it."""
-    from remote_vae.core.noise import noise_like
-
-    part = latent.new_full((), share)
-    return (1 - part) * latent + part * noise_like(latent, seed)
-
-
 @contextmanager
-def _inner_noise(module: Any, latent: "torch.Tensor", seed: int | None) -> Iterator[None]:
+def _inner_noise(latent: "torch.Tensor", seed: int | None) -> Iterator[None]:
     """Seeds the noise that a decoder with `inject_noise` draws between its layers, by the global generators."""
     import torch
 
-    if seed is None or not any(module.config.decoder_inject_noise):
+    if seed is None:
         yield
         return
     with torch.random.fork_rng(devices=[latent.device] if latent.device.type == "cuda" else []):
@@ -88,14 +84,51 @@ def _frames(module: Any) -> Frames:
 
 
 def from_original_names(weights: Weights, module: Any) -> Weights:
-    """The tensors of a file with the names of LTX's own code, by the converter of diffusers."""
+    """The tensors of a file with the names of LTX's own code, in which blocks and resamplers have one list.
+
+    *Source*: diffusers' convert_ltx_vae_checkpoint_to_diffusers and convert_ltx2_vae_to_diffusers.
+    """
     if not any(".res_blocks." in name for name in weights):
         return weights
-    from diffusers.loaders.single_file_utils import convert_ltx_vae_checkpoint_to_diffusers
+    names = module.state_dict().keys()
+    renamed = {name: _renamed(name.removeprefix("vae."), module) for name in weights}
+    found = {name: new if new in names else new.replace("shortcut.", "shortcut.conv.") for name, new in renamed.items()}
+    return {new: weights[name] for name, new in found.items() if not new.startswith("per_channel_statistics.")}
 
-    prefixed = {name if name.startswith("vae.") else f"vae.{name}": tensor for name, tensor in weights.items()}
-    converted: Weights = convert_ltx_vae_checkpoint_to_diffusers(prefixed)
-    return converted
+
+def _renamed(name: str, module: Any) -> str:
+    side, _, rest = name.partition(".")
+    kind, _, place = rest.partition(".")
+    if kind in ("up_blocks", "down_blocks"):
+        index, _, inside = place.partition(".")
+        blocks = _blocks(getattr(module, side))
+        if int(index) < len(blocks):  # otherwise it is a file of another version, which the loader says
+            rest = f"{blocks[int(index)]}.{inside}"
+    found = f"{side}.{rest}"
+    for theirs, ours in (
+        ("res_blocks", "resnets"),
+        ("norm3.norm.", "norm3."),
+        ("decoder.last_", "decoder."),
+        ("per_channel_statistics.mean-of-means", "latents_mean"),
+        ("per_channel_statistics.std-of-means", "latents_std"),
+    ):
+        found = found.replace(theirs, ours)
+    return found
+
+
+def _blocks(side: Any) -> list[str]:
+    """The names of a decoder's or encoder's blocks and resamplers in the order in which they run."""
+    if hasattr(side, "up_blocks"):
+        return ["mid_block", *_names("up_blocks", side.up_blocks, ("conv_in", "upsamplers.0", ""))]
+    return [*_names("down_blocks", side.down_blocks, ("", "downsamplers.0", "conv_out")), "mid_block"]
+
+
+def _names(kind: str, blocks: Any, parts: tuple[str, ...]) -> Iterator[str]:
+    """Names of those of the parts that each block has; the empty part is the block's layers."""
+    for index, block in enumerate(blocks):
+        for part in parts:
+            if getattr(block, part.partition(".")[0] or "resnets", None) is not None:
+                yield f"{kind}.{index}.{part}".rstrip(".")
 
 
 _TIMESTEPS: Final = {
@@ -138,7 +171,7 @@ FAMILIES: Final = (
         tiles=True,
         statistics=statistics_of_buffers,
         convert=from_original_names,
-        decode=decode_with_noise,
+        decode=decode_at_timestep,
         takes=taken,
         frames=_frames,
     ),

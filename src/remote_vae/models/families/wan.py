@@ -131,6 +131,7 @@ _MODELS: Final = (
         ),
     ),
     Model("skyreels-v2", SKYREELS, "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers", "float32"),
+    Model("sana-video", WAN_21, "Efficient-Large-Model/SANA-Video_2B_480p_diffusers", "float32"),
     Model("helios", HELIOS, "BestWishYsh/Helios-Base", "float32"),
     Model("motif-video", HELIOS, "Motif-Technologies/Motif-Video-2B", "bfloat16"),
     Model(
