@@ -57,8 +57,9 @@ class RemoteComfyVAE:
         self.latent_channels = model.channels
         self.latent_dim = 3 if model.is_video else 2
         s, t = model.ratio, model.frames_ratio
-        self.upscale_ratio: Ratio = (lambda frames: max(0, frames * t - (t - 1)), s, s) if model.is_video else s
-        self.downscale_ratio: Ratio = (lambda frames: max(0, (frames + t - 1) // t), s, s) if model.is_video else s
+        many = model.frames
+        self.upscale_ratio: Ratio = (lambda frames: max(0, many.of_latent(frames)), s, s) if model.is_video else s
+        self.downscale_ratio: Ratio = (lambda frames: max(0, many.latent(frames)), s, s) if model.is_video else s
         self.upscale_index_formula = self.downscale_index_formula = (t, s, s) if model.is_video else None
 
     def decode(self, samples_in: torch.Tensor, vae_options: object = None) -> torch.Tensor:

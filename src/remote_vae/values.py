@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from remote_vae.errors import InvalidValue, WrongByteCount
 
@@ -112,23 +112,93 @@ class Output(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Frames:
-    """How many frames a video VAE makes of latent frames, and the reverse: `first` of the first, `group` of each other.
+class Counts:
+    """The numbers that a model takes: `least`, and every `step` beyond it."""
 
-    For pictures both are 1. A VAE that takes `whole` groups only refuses frames beyond the last one; others drop them.
+    least: int = 1
+    step: int = 1
+
+    def nearest(self, number: int) -> tuple[int, ...]:
+        """`number` alone if the model takes it, otherwise those that it takes below and above."""
+        if number < self.least:
+            return (self.least,)
+        over = (number - self.least) % self.step
+        return (number - over, number - over + self.step) if over else (number,)
+
+    def refusal(self, number: int, model: str) -> str:
+        """What the model takes and the nearest of it, for an error's text; empty if it takes this number."""
+        nearest = self.nearest(number)
+        if nearest == (number,):
+            return ""
+        steps = "or more" if self.step == 1 else f"and groups of {self.step} after that"
+        return f"model {model!r} takes {self.least} {steps}, so send {' or '.join(map(str, nearest))}"
+
+    def times(self, factor: int) -> "Counts":
+        """The same in a unit of which a cell has `factor`."""
+        return Counts(self.least * factor, self.step * factor)
+
+
+ANY_NUMBER: Final = Counts()
+
+
+class FrameRule(StrEnum):
+    """How many frames a video VAE makes of latent frames."""
+
+    CAUSAL = "causal"  # `first` of the first latent frame, `group` of each other
+    PAIRS = "pairs"  # as causal for an odd number of latent frames; an even number gives `group` of each
+    CLIPS = "clips"  # causal, from the beginning again after every `span` latent frames
+    CHUNKS = "chunks"  # causal, in chunks of `span` after the first latent frame; a last chunk of one gives one frame
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """How many frames a video VAE makes of latent frames, and the reverse; for pictures one of each.
+
+    A VAE that takes `whole` groups only refuses frames beyond the last one; others drop them. `latents` are the numbers
+    of latent frames that can be decoded. The encoder itself adds `added` frames to a video, and drops the last
+    `dropped` latent frames of one that it encodes in clips.
     """
 
     group: int = 1
     first: int = 1
     whole: bool = False
+    rule: FrameRule = FrameRule.CAUSAL
+    span: int = 0
+    latents: Counts = ANY_NUMBER
+    added: int = 0
+    dropped: int = 0
 
     def of_latent(self, latent_frames: int) -> int:
         """Pixel frames that this many latent frames give."""
-        return self.first + (latent_frames - 1) * self.group
+        if self.rule is FrameRule.PAIRS and latent_frames % 2 == 0:
+            return latent_frames * self.group
+        if self.rule is FrameRule.CLIPS:
+            clips, rest = divmod(latent_frames, self.span)
+            return clips * self._causal(self.span) + (self._causal(rest) if rest else 0)
+        if self.rule is FrameRule.CHUNKS and latent_frames > self.span + 1 and (latent_frames - 1) % self.span == 1:
+            return self._causal(latent_frames - 1) + 1
+        return self._causal(latent_frames)
 
     def latent(self, frames: int) -> int:
-        """The inverse of `of_latent`; frames beyond the last whole group do not count."""
-        return 1 + (frames - self.first) // self.group
+        """Latent frames that this many frames give; those beyond the last whole group do not count."""
+        if self.rule is FrameRule.CLIPS and frames > 1:
+            clip = self._causal(self.span)
+            return (frames + clip - 1) // clip * self.span - self.dropped
+        return 1 + (frames + self.added - self.first) // self.group
+
+    @property
+    def counts(self) -> Counts:
+        """The numbers of frames that can be encoded."""
+        if not self.whole:
+            return ANY_NUMBER
+        return Counts(self._causal(self.latents.least), self.group * self.latents.step)
+
+    def _causal(self, latent_frames: int) -> int:
+        return self.first + (latent_frames - 1) * self.group
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Frames":
+        return Frames(**{**found, "rule": FrameRule(found["rule"]), "latents": Counts(**found["latents"])})
 
 
 @dataclass(frozen=True, slots=True)

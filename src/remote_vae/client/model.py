@@ -11,7 +11,7 @@ from remote_vae.client.clients import Client
 from remote_vae.client.latents import AnyTensor
 from remote_vae.client.network import run
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotReady, UnknownModel
-from remote_vae.values import RGB
+from remote_vae.values import RGB, Frames
 
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
 FLOAT_BYTES: Final = 4
@@ -78,6 +78,12 @@ class RemoteModel:
     def frames_ratio(self) -> int:
         """Frames per latent frame after the first; 1 for images."""
         return int(self.card["temporal_compression_ratio"])
+
+    @property
+    def frames(self) -> Frames:
+        """How latent frames become frames; a server that does not say has causal models."""
+        found = self.card.get("frames")
+        return Frames.from_json(found) if found else Frames(group=self.frames_ratio)
 
     @property
     def is_video(self) -> bool:

@@ -102,6 +102,9 @@ def _fit(
             sizes[names[0]] = size // patch
         elif len(names) == 1 and names[0] not in ("c", "1"):
             sizes[names[0]] = size
+    refusal = _impossible(info, shape, sizes, model)
+    if refusal is not None:
+        return _Miss(3, refusal)
     ratio = info.spatial_compression_ratio
     return MatchedLayout(
         pattern=layout.pattern,
@@ -114,10 +117,11 @@ def _fit(
 
 
 def example_shape(recipe: Recipe, info: VAEInfo, side: int) -> tuple[int, ...]:
-    """The shape of one latent of `side` by `side` cells and one frame, in the recipe's first layout."""
+    """The shape of one latent of `side` by `side` cells and one frame, or the fewest possible, in the first layout."""
     layout = recipe.layouts[0]
-    grid = {"h": side // layout.sizes.get("i", 1), "w": side // layout.sizes.get("j", 1)}
-    sizes = {"b": 1, "f": 1, "1": 1, "c": info.latent_channels, **grid, **layout.sizes}
+    height, width = max(side, info.rows.least), max(side, info.columns.least)
+    grid = {"h": height // layout.sizes.get("i", 1), "w": width // layout.sizes.get("j", 1)}
+    sizes = {"b": 1, "f": info.frames.latents.least, "1": 1, "c": info.latent_channels, **grid, **layout.sizes}
     return tuple(math.prod(sizes[name] for name in names) for names in _axes(layout))
 
 
@@ -136,6 +140,23 @@ def _channels(
         actual_channels=size,
         latent_channels=info.latent_channels,
     )
+
+
+def _impossible(info: VAEInfo, shape: tuple[int, ...], sizes: Mapping[str, int], model: str) -> LatentMismatch | None:
+    """Why the VAE does not decode this number of frames, rows or columns, if it does not."""
+    frames, rows, columns = (
+        math.prod(sizes.get(name, 1) for name in names) for names in (("f",), ("h", "i"), ("w", "j"))
+    )
+    for what, number, counts in (
+        ("frames", frames, info.frames.latents),
+        ("rows", rows, info.rows),
+        ("columns", columns, info.columns),
+    ):
+        refusal = counts.refusal(number, model)
+        if refusal:
+            text = f"latent of shape {list(shape)} has {number} {what}; {refusal}"
+            return LatentMismatch(text, shape=list(shape), name=what, nearest=list(counts.nearest(number)))
+    return None
 
 
 def _no_whole_patches(shape: tuple[int, ...], size: int, patch: int, model: str) -> LatentMismatch:

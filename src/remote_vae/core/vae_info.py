@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from remote_vae.core.recipe import Constants
-from remote_vae.values import RGB, RGBA, Frames
+from remote_vae.values import ANY_NUMBER, RGB, RGBA, Counts, Frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class VAEInfo:
     deterministic: bool  # the encoder gives a latent, not a distribution
     takes: tuple[str, ...] = ()  # options of a request that are for the decoder itself
     pixel_channels: int = RGB  # 4 if its pictures have transparency
+    rows: Counts = ANY_NUMBER  # of latent cells, and the columns of them, that it decodes
+    columns: Counts = ANY_NUMBER
     plans: tuple[str, ...] = ("whole",)
     executor: str = "diffusers"  # or "strips": the code that runs the model
     weight_bytes: int = 0
@@ -44,7 +46,8 @@ class VAEInfo:
         constants = dict(found["constants"])  # type: ignore[call-overload]  # written by to_json
         for name in ("latents_mean", "latents_std"):
             constants[name] = tuple(constants[name]) if constants[name] is not None else None
-        frames = Frames(**found["frames"])  # type: ignore[arg-type]
+        frames = Frames.from_json(found["frames"])  # type: ignore[arg-type]
+        sides = {name: Counts(**found[name]) for name in ("rows", "columns")}  # type: ignore[arg-type]
         names: dict[str, object] = {name: tuple(found[name]) for name in ("takes", "plans")}  # type: ignore[arg-type]
-        values = {**found, "constants": Constants(**constants), "frames": frames, **names}
+        values = {**found, "constants": Constants(**constants), "frames": frames, **sides, **names}
         return VAEInfo(**values)  # type: ignore[arg-type]

@@ -84,6 +84,7 @@ class ModelInfo:
     deterministic: bool = False  # the encoder gives a latent and not a distribution
     takes: tuple[str, ...] = ()  # options of a decode that only some models take
     normalised: bool = False  # the VAE itself takes normalised latents, as previews do
+    frames: Mapping[str, object] = field(default_factory=dict)  # how latent frames become frames, `values.Frames`
     pixel_channels: int = RGB  # 4 if its pictures have transparency
 
     def to_json(self) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """Wire messages -> jobs of the engine, within the server's limits; outcomes -> replies."""
 
+from dataclasses import asdict
+
 import numpy as np
 
 from remote_vae.core.layout import MatchedLayout, fit_latent
@@ -44,6 +46,7 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         latent_channels=info.latent_channels,
         spatial_compression_ratio=info.spatial_compression_ratio,
         temporal_compression_ratio=info.temporal_compression_ratio,
+        frames=asdict(info.frames),
         latent_layouts=tuple(layout.wire for layout in model.recipe.layouts),
         scaling_factor=info.constants.scaling_factor,
         shift_factor=info.constants.shift_factor,
@@ -152,13 +155,7 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
             height=height,
             width=width,
         )
-    if info.frames.whole and info.frames.of_latent(info.frames.latent(frames)) != frames:
-        before = info.frames.of_latent(info.frames.latent(frames))
-        raise InvalidImage(
-            f"the video has {frames} frames; model {model.name!r} takes {info.frames.first} and groups of "
-            f"{info.frames.group} after that, so send {before} or {before + info.frames.group}",
-            frames=frames,
-        )
+    _check_counts(model, info, frames=frames, height=height, width=width)
     ratio = info.spatial_compression_ratio
     batch, cells = image.shape[0], (height // ratio) * (width // ratio)
     return EncodeJob(
@@ -170,6 +167,22 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
         pixels=batch * frames * height * width,
         latent_values=batch * info.latent_channels * info.frames.latent(frames) * cells,
     )
+
+
+def _check_counts(model: Served, info: VAEInfo, *, frames: int, height: int, width: int) -> None:
+    """*Raises* InvalidImage for a number of frames, or a side in pixels, that the encoder does not take."""
+    ratio = info.spatial_compression_ratio
+    for text, number, counts in (
+        ("the video has {} frames", frames, info.frames.counts),
+        ("the picture is {} pixels high", height - height % ratio, info.rows.times(ratio)),
+        ("the picture is {} pixels wide", width - width % ratio, info.columns.times(ratio)),
+    ):
+        refusal = counts.refusal(number, model.name)
+        if refusal:
+            raise InvalidImage(
+                f"{text.format(number)}; {refusal}", frames=frames, height=height, width=width,
+                nearest=list(counts.nearest(number)),
+            )  # fmt: skip
 
 
 def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, model: Served) -> None:
