@@ -28,6 +28,8 @@ CONFIGS: dict[str, dict[str, object]] = {
     "flux2": {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32},
     "tiny": {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0, "shift_factor": 0.0},
     "qwen": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16, "latents_mean": [0.1] * 16, "latents_std": [2] * 16},
+    "layered": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16, "input_channels": 4},
+    "new": {"_class_name": "AutoencoderKLQwenImage21", "z_dim": 64, "in_channels": 4, "out_channels": 4},
     "video": {"_class_name": "AutoencoderKLHunyuanVideo", "latent_channels": 16, "scaling_factor": 0.476986},
 }
 WRONG = [
@@ -46,6 +48,9 @@ WRONG = [
     ("upscaler", "fibo2", "for AutoencoderKLFlux2; .*: sd1, .*sd-x4-upscaler$"),
     ("tiny", "sd1", "AutoencoderTiny, .*'sd1'.* for AutoencoderKL; .*: taesd, taesdxl$"),
     ("tiny", "taef1", "for 16 latent channels, and these weights have 4; .*: taesd, taesdxl$"),
+    ("qwen", "qwen-image-layered", "for pictures of 4 channels, and those of these weights have 3; .*: qwen-image, qw"),
+    ("layered", "qwen-image", "for pictures of 3 channels, and those .* have 4; .*: qwen-image-layered$"),
+    ("new", "qwen-image", "for AutoencoderKLQwenImage; .*: qwen-image-2.1$"),
     ("video", "sd1", "for AutoencoderKL; .*: hunyuanvideo"),
 ]
 

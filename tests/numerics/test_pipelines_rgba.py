@@ -11,13 +11,16 @@ import pytest
 import requests
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.modular_pipelines.qwenimage.decoders import QwenImageLayeredDecoderStep
+from diffusers.modular_pipelines.qwenimage21.decoders import QwenImage21DecodeStep
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
 from PIL import Image
 
 from remote_vae import Client, RemoteVAE, remote_decode, remote_encode
-from remote_vae.errors import InvalidValue, LatentMismatch, UnsupportedOutput
+from remote_vae.errors import InvalidValue, LatentMismatch, MalformedRequest, TooLarge, UnsupportedOutput
 
 from .cases.qwen_image_rgba import TINY_21
-from .conftest import Families, serve
+from .conftest import Families, serve, tiny_wan
 from .pipelines import call, embeds, flow
 
 SIZE = {"height": 80, "width": 64}  # 64 by 64 pixels to the pipeline, which floors to multiples of 32
@@ -28,7 +31,17 @@ TRANSFORMER_21: dict[str, Any] = {
     "context_in_dim": 16,
     "axes_dims_rope": (4, 4, 4),
 }
-RECIPES = {"new": "qwen-image-2.1"}
+RECIPES = {"new": "qwen-image-2.1", "layered": "qwen-image-layered"}
+LAYERED: dict[str, Any] = {
+    "num_layers": 1,
+    "attention_head_dim": 12,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (4, 4, 4),
+    "use_additional_t_cond": True,
+    "use_layer3d_rope": True,
+}
+LAYERED_SIZE = {"height": 96, "width": 64}
 
 
 class Processor:
@@ -53,10 +66,44 @@ def run_21(vae: Any, output_type: str = "pt", *, batch: int = 1) -> torch.Tensor
     return found
 
 
+class TextEncoder:
+    """What the pipeline of Layered reads of its text encoder."""
+
+    dtype = torch.float32
+
+
+def run_layered(vae: Any, *, layers: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layers of every picture [(B L),4,H,W], and the packed latent, which `output_type="latent"` fails to give."""
+    torch.manual_seed(3)
+    networks = flow(diffusers.QwenImageTransformer2DModel, **LAYERED)()
+    parts = {"text_encoder": TextEncoder(), "tokenizer": None, "processor": None}
+    pipeline = diffusers.QwenImageLayeredPipeline(vae=vae, **parts, **networks)
+    pipeline.set_progress_bar_config(disable=True)
+    latents: list[torch.Tensor] = []
+    found = call(
+        pipeline,
+        "pt",
+        image=picture(64, 96),
+        prompt=["x"] * batch,
+        prompt_embeds=embeds(batch, 7, 16),
+        layers=layers,
+        true_cfg_scale=1.0,
+        callback_on_step_end=lambda *given: latents.append(given[3]["latents"]) or {},
+    )
+    return torch.cat(found), latents[-1]  # its list is sliced wrongly for several pictures, but has all layers
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline of Layered knows resolutions of 640 and 1024 only."""
+    monkeypatch.setattr(pipeline_qwenimage_layered, "calculate_dimensions", lambda area, ratio: (64, 96))
+
+
 def check_levels(found: torch.Tensor, pixels: torch.Tensor) -> None:
     """[B,H,W,4] are the bytes of pixels [B,4,H,W] in [0, 1]; one in 5000 may be the next one.
 
-    The pipeline of 2.1 holds its tokens transposed in memory, which the wire does not say and the last bit depends on.
+    The last bits of floats differ: the pipeline of 2.1 holds its tokens transposed in memory, which the wire does not
+    say, and that of Layered divides by 1 / deviation.
     """
     difference = (found.int() - (pixels * 255).round().permute(0, 2, 3, 1).int()).abs()
     assert int(difference.max()) <= 1
@@ -71,7 +118,10 @@ def picture(width: int, height: int, mode: str = "RGBA") -> Image.Image:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Families]:
     torch.manual_seed(17)
-    modules = {"new": diffusers.AutoencoderKLQwenImage21(**TINY_21).eval()}
+    modules = {
+        "new": diffusers.AutoencoderKLQwenImage21(**TINY_21).eval(),
+        "layered": tiny_wan(diffusers.AutoencoderKLQwenImage, input_channels=4).eval(),
+    }
     with serve(modules, RECIPES, tmp_path_factory.mktemp("rgba")) as found:
         yield found
 
@@ -104,6 +154,60 @@ def test_a_remote_vae_in_the_pipeline(served: Families, batch: int) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("layers", "batch"), [(1, 1), (3, 1), (2, 2)])
+def test_a_latent_with_layers_gives_the_layers(served: Families, layers: int, batch: int) -> None:
+    """The packed latent of the pipeline gives the layers that it gives, picture by picture, without their composite."""
+    pixels, latents = run_layered(served.modules["layered"], layers=layers, batch=batch)
+    assert pixels.shape == (batch * layers, 4, 96, 64)
+    assert latents.shape == (batch, (layers + 1) * 24, 64)
+    assert float(pixels.std()) > 0.02, "the picture must have something to compare"
+    url = f"{served.url}/layered"
+    found = remote_decode(url, latents, output_type="pt", return_type="pt", **LAYERED_SIZE)
+    torch.testing.assert_close((found * 0.5 + 0.5).clamp(0, 1), pixels, atol=1e-5, rtol=0)
+    levels = remote_decode(url, latents, output_type="pt", return_type="pt", partial_postprocess=True, **LAYERED_SIZE)
+    check_levels(levels, pixels)
+
+
+@pytest.mark.usefixtures("small")
+def test_one_picture_of_layers_is_the_first(served: Families) -> None:
+    """A written picture shows the first layer, and the reply says so."""
+    pixels, latents = run_layered(served.modules["layered"], layers=3, batch=1)
+    with Client(served.url) as client:
+        how: dict[str, Any] = {"model": "layered", "do_scaling": True, **LAYERED_SIZE}
+        reply, found = client.decode_reply(latents, **how), client.decode(latents, **how)
+    assert reply.provenance.note == "the first of 3 pictures; a tensor has them all"
+    check_levels(torch.from_numpy(np.array(found))[None], pixels[:1])
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("layers", "batch"), [(3, 1), (2, 2)])
+def test_a_remote_vae_in_the_pipeline_of_layers(served: Families, layers: int, batch: int) -> None:
+    """The pipeline of Layered, which encodes a picture and decodes its layers, gives the pixels of its own VAE."""
+    vaes = RemoteVAE(f"{served.url}/layered"), served.modules["layered"]
+    found, expected = (run_layered(vae, layers=layers, batch=batch)[0] for vae in vaes)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "shapes"),
+    [
+        ("layered", QwenImageLayeredDecoderStep, [(1, 16, 4, 6, 4), (2, 16, 3, 6, 4)]),
+        ("new", QwenImage21DecodeStep, [(1, 64, 1, 4, 6), (2, 64, 4, 6)]),
+    ],
+)
+def test_modular_blocks(served: Families, name: str, step: Any, shapes: list[tuple[int, ...]]) -> None:
+    """The block that decodes in a modular pipeline gives the same pixels."""
+    pipeline = step().init_pipeline()
+    pipeline.update_components(vae=served.modules[name])
+    for shape in shapes:
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        expected = pipeline(latents=latents.clone(), output_type="pt", output="images")
+        expected = torch.cat(expected) if isinstance(expected, list) else expected
+        found = remote_decode(f"{served.url}/{name}", latents, output_type="pt", return_type="pt")
+        torch.testing.assert_close((found * 0.5 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "RGB"])
 def test_the_pipeline_encodes_through_a_remote_vae(served: Families, mode: str) -> None:
     """A picture that conditions the pipeline of 2.1 gives the latent that the VAE itself gives."""
@@ -114,19 +218,22 @@ def test_the_pipeline_encodes_through_a_remote_vae(served: Families, mode: str) 
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "multiple"), [("new", 32), ("layered", 16)])
 @pytest.mark.parametrize("mode", ["RGBA", "RGB", "P", "L"])
 @pytest.mark.parametrize("size", [(64, 96), (75, 99)])
-def test_a_picture_becomes_a_latent(served: Families, mode: str, size: tuple[int, int]) -> None:
-    """A picture is encoded with its transparency, one without it as opaque; sides are floored to multiples of 32."""
-    image = picture(*size, mode)
-    pixels = VaeImageProcessor(vae_scale_factor=32).preprocess(image.convert("RGBA"))
-    found = remote_encode(f"{served.url}/new", image)
+def test_a_picture_becomes_a_latent(
+    served: Families, name: str, multiple: int, mode: str, size: tuple[int, int]
+) -> None:
+    """A picture is encoded with its transparency, one without it as opaque; sides are floored as in the pipelines."""
+    image, module = picture(*size, mode), served.modules[name]
+    pixels = VaeImageProcessor(vae_scale_factor=multiple).preprocess(image.convert("RGBA"))
+    found = remote_encode(f"{served.url}/{name}", image)
     with Client(f"{served.url}") as client:
-        own = client.encode(image, model="new", do_scaling=True)
+        own = client.encode(image, model=name, do_scaling=True)
     with torch.no_grad():
-        expected = served.modules["new"].encode(pixels.unsqueeze(2)).latent_dist.mode()[:, :, 0]
+        expected = module.encode(pixels.unsqueeze(2)).latent_dist.mode()[:, :, 0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.from_numpy(own), latent_of(served.modules["new"], pixels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(own), latent_of(module, pixels), atol=1e-5, rtol=0)
 
 
 def test_tensors_become_latents(served: Families) -> None:
@@ -206,8 +313,24 @@ def test_wrong_sizes(served: Families) -> None:
         RemoteVAE(f"{served.url}/new").encode(torch.zeros(1, 3, 64, 64))
 
 
+def test_wrong_layers(served: Families) -> None:
+    """Layers beyond the limit, and tokens that are no layers, are refused with the numbers."""
+    with Client(served.url) as client:
+        with pytest.raises(
+            LatentMismatch, match=r"49 tokens; .* 96//16 x 64//16 = 24 for each layer, and 49 is no mul"
+        ):
+            client.decode(torch.zeros(1, 49, 64), model="layered", **LAYERED_SIZE)
+        with pytest.raises(MalformedRequest, match="needs height and width"):
+            client.decode(torch.zeros(1, 48, 64), model="layered")
+        with pytest.raises(TooLarge, match="batch would be 80; the limit here is"):
+            client.decode(torch.zeros(1, 16, 81, 2, 2), model="layered")
+        with pytest.raises(LatentMismatch, match=r"\[1, 4, 16, 2, 2\] has 4 channels; model 'layered' takes 16"):
+            client.decode(torch.zeros(1, 4, 16, 2, 2), model="layered")
+
+
 def test_the_card_says_the_channels(served: Families) -> None:
     with Client(served.url) as client:
-        [card] = client.models()
+        card, layered = client.models()
+    assert (layered["pixel_channels"], layered["latent_layouts"][1]) == (4, "b (l h w) (c i j)")
     assert (card["pixel_channels"], card["latent_channels"], card["spatial_compression_ratio"]) == (4, 64, 16)
     assert (card["kind"], card["temporal_compression_ratio"]) == ("image", 1)

@@ -35,6 +35,8 @@ def decode(
     if not all_finite(latent):
         raise NonFiniteInput("the latent holds NaN or infinity; a diffusion step before this one has gone wrong")
     latent = rearrange(latent, fit.pattern, **_free_sizes(fit))
+    if fit.sizes.get("l", 1) > 1:
+        latent = rearrange(latent, "(b l) c h w -> b l c h w", l=fit.sizes["l"])[:, 1:].flatten(0, 1)
     if output is Output.FIRST:
         latent = latent[:1]
     latent = latent.to(vae.device)

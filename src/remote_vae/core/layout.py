@@ -4,10 +4,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from remote_vae.core.recipe import Rearrange, Recipe
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.errors import LatentMismatch, MalformedRequest, RemoteVAEError
+
+IN_WORDS: Final = {"f": "latent frame", "l": "layer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +112,16 @@ def _fit(
     return MatchedLayout(
         pattern=layout.pattern,
         sizes=sizes,
-        batch=sizes.get("b", 1),
+        batch=sizes.get("b", 1) * shown_layers(sizes),
         frames=info.frames.of_latent(sizes.get("f", 1)),
         height=sizes["h"] * sizes.get("i", 1) * ratio,
         width=sizes["w"] * sizes.get("j", 1) * ratio,
     )
+
+
+def shown_layers(sizes: Mapping[str, int]) -> int:
+    """Pictures that a latent with layers gives: the first of several layers, their composite, is left out."""
+    return max(1, sizes.get("l", 1) - 1)
 
 
 def example_shape(recipe: Recipe, info: VAEInfo, side: int) -> tuple[int, ...]:
@@ -179,7 +187,7 @@ def _unpacked_grid(
     height: int | None,
     width: int | None,
 ) -> dict[str, int] | _Miss:
-    """Rows and columns of patches in a packed latent, and its frames if it has any: they follow from the tokens.
+    """Rows and columns of patches in a packed latent; the number of frames or layers follows from the tokens.
 
     *Source*: diffusers' FluxPipeline._unpack_latents and LTXPipeline._unpack_latents.
     """
@@ -191,15 +199,14 @@ def _unpacked_grid(
     tokens_h, tokens_w = group_h // layout.sizes.get("i", 1), group_w // layout.sizes.get("j", 1)
     rows, columns = height // cell_h * tokens_h, width // cell_w * tokens_w
     each = rows * columns
-    if names == ["h", "w"] and each == tokens:
-        return {"h": rows, "w": columns}
-    if names == ["f", "h", "w"] and each and tokens % each == 0:
-        return {"f": tokens // each, "h": rows, "w": columns}
+    before = names[:-2]  # frames or layers
+    if each == tokens or (before and each and tokens % each == 0):
+        return {"h": rows, "w": columns, **dict.fromkeys(before, tokens // each)}
     groups = f" groups of {tokens_h}x{tokens_w}" if (tokens_h, tokens_w) != (1, 1) else ""
     text = (
         f"packed latent has {tokens} tokens; model {model!r} at height={height} and width={width} "
         f"needs {height}//{cell_h} x {width}//{cell_w}{groups} = {each}"
     )
-    if "f" in names:
-        text += f" for each latent frame, and {tokens} is no multiple of that"
+    if before:
+        text += f" for each {IN_WORDS[before[0]]}, and {tokens} is no multiple of that"
     return _Miss(2, LatentMismatch(text, shape=list(shape), height=height, width=width, expected_tokens=each))

@@ -26,7 +26,9 @@ class Constants:
 class Rearrange:
     """An einops pattern; `sizes` are axes of fixed length.
 
-    Axes: b batch, c latent channels, f latent frames, h and w the latent grid, i and j a patch, 1 a literal.
+    Axes: b batch, c latent channels, f latent frames, h and w the latent grid, i and j a patch, 1 a literal,
+    l layers of a picture, which become pictures of the batch: of several layers the first is their composite, which no
+    pipeline shows, and it is left out.
     """
 
     pattern: str

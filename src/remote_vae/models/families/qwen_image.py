@@ -1,7 +1,7 @@
 """The VAEs of Qwen-Image, which are made for pictures; each picture is a video of one frame.
 
 Qwen-Image has Wan's. Latents are packed in its pipelines, and have an axis of one frame in its modular ones. The
-pictures of Qwen-Image 2.1 have transparency.
+pictures of Qwen-Image-Layered and Qwen-Image 2.1 have transparency.
 """
 
 from dataclasses import replace
@@ -10,8 +10,8 @@ from typing import Final
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.models.families.wan import from_original_names
 from remote_vae.models.family import Family, Model
-from remote_vae.models.layouts import GRID, IMAGE_LAYOUTS, ONE_FRAME, UNBATCHED
-from remote_vae.values import RGBA, Frames
+from remote_vae.models.layouts import GRID, IMAGE_LAYOUTS, ONE_FRAME, PATCH, UNBATCHED
+from remote_vae.values import RGB, RGBA, Frames
 
 _TO_DECODER: Final = (Affine(("latents_mean", "latents_std")), Rearrange("b c h w -> b c 1 h w"))
 
@@ -26,6 +26,22 @@ QWEN_IMAGE: Final = Recipe(
 # The pipelines that edit take the mode of the posterior, and no sample.
 EDIT: Final = replace(QWEN_IMAGE, name="qwen-image-edit", posterior="mode")
 
+# Layers of a picture after their composite, packed one after another or on an axis; a latent of one picture goes too.
+QWEN_IMAGE_LAYERED: Final = Recipe(
+    "qwen-image-layered",
+    (
+        GRID,
+        Rearrange("b (l h w) (c i j) -> (b l) c (h i) (w j)", PATCH),
+        Rearrange("b c l h w -> (b l) c h w"),
+        UNBATCHED,
+    ),
+    _TO_DECODER,
+    posterior="mode",
+    patch=2,
+    channels=(16,),
+    ratio=8,
+    pixel_channels=RGBA,
+)
 # The tokens of 2.1 are cells, but its pipelines handle 2 by 2 of them as one, so sides are multiples of 32 pixels.
 QWEN_IMAGE_21: Final = Recipe(
     "qwen-image-2.1",
@@ -47,6 +63,13 @@ _MODELS: Final = (
         aliases=("qwen", "krea2", "anima", "nucleusmoe-image"),
     ),
     Model("qwen-image-edit", EDIT, "Qwen/Qwen-Image-Edit", "bfloat16", aliases=("qwen-image-edit-plus",)),
+    Model(
+        "qwen-image-layered",
+        QWEN_IMAGE_LAYERED,
+        "Qwen/Qwen-Image-Layered",
+        "bfloat16",
+        config={"input_channels": RGBA},
+    ),
 )
 
 _MODELS_21: Final = (
@@ -57,7 +80,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLQwenImage",
         _MODELS,
-        pixel_channels=lambda config: int(config.get("input_channels", 3)),  # configs of the first weights lack it
+        pixel_channels=lambda config: int(config.get("input_channels", RGB)),  # configs of the first weights lack it
         convert=from_original_names,
         forget=lambda module: module.clear_cache(),
     ),
