@@ -74,6 +74,9 @@ HUNYUAN: dict[str, Any] = {
 }
 
 
+IMAGE_PARTS = ("image_encoder", "image_processor", "safety_checker", "feature_extractor")
+
+
 def unet(**more: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {
         "unet": diffusers.UNet2DConditionModel(**{"sample_size": 64, **UNET, **more}),
@@ -156,11 +159,11 @@ class Case:
         torch.manual_seed(3)
         names = self.cls._get_signature_types()
         parts = dict.fromkeys(name for name in names if name.startswith(("text_encoder", "tokenizer", "processor")))
-        parts |= {name: None for name in ("image_processor", "safety_checker", "feature_extractor") if name in names}
+        parts |= {name: None for name in IMAGE_PARTS if name in names}
         extra = {"requires_safety_checker": False} if "safety_checker" in names and "unet" in names else {}
         if self.cls is diffusers.StableDiffusionUpscalePipeline:
             extra = {}
-        pipeline = self.cls(**parts, **self.networks(), **{self.component: vae}, **extra)
+        pipeline = self.cls(**{**parts, **self.networks()}, **{self.component: vae}, **extra)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
