@@ -4,7 +4,7 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from remote_vae.core.recipe import Affine, Constants, Recipe
 from remote_vae.core.vae_info import VAEInfo
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 Weights = dict[str, "torch.Tensor"]
+FACTORS: Final = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,14 @@
 """Weights that were found -> a VAE on a device."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import diffusers
 import safetensors
 import torch
-from safetensors.torch import load_file
+from diffusers.models.modeling_utils import no_init_weights
 
 from remote_vae.core.filters import arithmetic
 from remote_vae.core.pixels import all_finite
@@ -17,7 +16,9 @@ from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ModelLoadError
 from remote_vae.models.families import family_of, find_model
 from remote_vae.models.family import Family, Model
-from remote_vae.models.spec import ModelSpec
+from remote_vae.models.recognise import recipes_for_tensors
+from remote_vae.models.spec import ModelSpec, tell
+from remote_vae.models.tensors import FLOAT8_NAMES, Fit, fit_tensors, read_tensors
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.models.weights import FoundWeights, check_digests, find_weights
 
@@ -28,11 +29,10 @@ def open_model(spec: ModelSpec, weights: FoundWeights | None) -> tuple[Diffusers
     """The VAE and its recipe; says on standard error if this machine is slow in the precision that was asked for."""
     vae = _load(spec, weights)
     if vae.decoder is None and arithmetic(vae.dtype, vae.device) is not vae.dtype:
-        print(
-            f"remote-vae: model {spec.name!r} will be slow: diffusers' own code runs it in {spec.dtype}, in which this "
-            "CPU multiplies slowly; float32, its default, takes a fraction of the time",
-            file=sys.stderr,
-            flush=True,
+        tell(
+            spec.name,
+            f"will be slow: diffusers' own code runs it in {spec.dtype}, in which this CPU multiplies slowly; "
+            "float32, its default, takes a fraction of the time",
         )
     return vae, spec.resolve_recipe()
 
@@ -49,9 +49,7 @@ def _load(spec: ModelSpec, weights: FoundWeights | None) -> DiffusersVAE:
         module, source, revision = _random(spec), "random weights", f"seed {RANDOM_SEED}"
     else:
         source, revision = weights.source, weights.revision
-        module = (
-            _from_file(weights.place, spec) if weights.config is None else _from_folder(weights.place, family, spec)
-        )
+        module = _loaded(weights, family, spec)
     family.prepare(module)
     device = resolve_device(spec.device)
     dtype = resolve_dtype(
@@ -109,36 +107,46 @@ def _random(spec: ModelSpec) -> torch.nn.Module:
     return module
 
 
-def _from_folder(place: Path, family: Family, spec: ModelSpec) -> torch.nn.Module:
-    """A VAE's folder in diffusers' layout."""
+def _loaded(found: FoundWeights, family: Family, spec: ModelSpec) -> torch.nn.Module:
+    """The module with the weights that were found; a single file has the architecture of the recipe's model."""
+    model, place, cls = spec.recipe_model, found.place, family.load_class()
+    config = (None if model.embedded else model.config) if found.config is None else found.config
+    if config is None:
+        raise ModelLoadError("a single file does not say its architecture; name a model of the registry as its recipe")
     with _load_errors(place):
-        check_digests(place, sorted(place.glob("*.safetensors")), spec)
-        module, report = family.load_class().from_pretrained(
-            place, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    _refuse_wrong_keys(place, missing=report["missing_keys"], unexpected=report["unexpected_keys"])
+        check_digests(found, spec)
+        with no_init_weights():
+            module = cls(**config) if found.config is None else cls.from_config(dict(config))
+        fit = fit_tensors(found.tensors, module, family.convert)
+    if not fit.whole:
+        raise _misfit(found, fit, spec)
+    with _load_errors(place):
+        module.load_state_dict(read_tensors(fit, found.tensors, module, family.convert))
+    float8 = sorted({found.tensors[fit.prefix + name].dtype for name in fit.names} & FLOAT8_NAMES.keys())
+    if float8:
+        scaled = " and multiplied by their scales" if fit.scales else ""
+        kinds = " and ".join(FLOAT8_NAMES[kind] for kind in float8)
+        tell(spec.name, f"has weights in {kinds}, which are widened{scaled}; they keep the precision of float8")
     _refuse_infinite(place, module)
     loaded: torch.nn.Module = module
     return loaded
 
 
-def _from_file(path: Path, spec: ModelSpec) -> torch.nn.Module:
-    """One safetensors file, with diffusers' names or the original ones; the architecture is the recipe's model's."""
-    model = spec.recipe_model
-    family = family_of(model)
-    if model.embedded or model.config is None:
-        raise ModelLoadError("a single file does not say its architecture; name a model of the registry as its recipe")
-    with _load_errors(path):
-        check_digests(path, [path], spec)
-        weights = load_file(path)
-    module: Any = family.load_class()(**model.config)
-    weights = family.convert(weights, module)
-    with _load_errors(path):
-        keys = module.load_state_dict(weights, strict=False)
-    _refuse_wrong_keys(path, missing=keys.missing_keys, unexpected=keys.unexpected_keys)
-    _refuse_infinite(path, module)
-    loaded: torch.nn.Module = module
-    return loaded
+def _misfit(found: FoundWeights, fit: Fit, spec: ModelSpec) -> ModelLoadError:
+    """Why tensors are not those of the architecture, and for a single file the recipes that are for them."""
+    half, place = fit.lone_half(), str(found.place)
+    why = fit.explain()
+    if half:
+        why = f"they are {half} alone, and a VAE is served with both halves: {why}"
+    elif not fit.found:
+        why = f"they hold no VAE of recipe {spec.recipe or spec.name!r}: {why}"
+    else:
+        why = f"they are of another architecture: {why}"
+    fitting = ", ".join(recipes_for_tensors(found.tensors)) if found.config is None else ""
+    return ModelLoadError(
+        f"the weights in {place!r} cannot be used; {why}" + (f"; recipes for them: {fitting}" if fitting else ""),
+        place=place,
+    )
 
 
 @contextlib.contextmanager
@@ -157,12 +165,3 @@ def _refuse_infinite(place: Path, module: torch.nn.Module) -> None:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelLoadError(f"the weights in {str(place)!r} hold NaN or infinity, in {name}", place=str(place))
-
-
-def _refuse_wrong_keys(place: Path, *, missing: list[str], unexpected: list[str]) -> None:
-    if missing or unexpected:
-        raise ModelLoadError(
-            f"the weights in {str(place)!r} are of another architecture: {len(missing)} tensors are missing "
-            f"({', '.join(missing[:3])}), {len(unexpected)} are unknown ({', '.join(unexpected[:3])})",
-            place=str(place),
-        )

@@ -1,5 +1,6 @@
 """What an operator says about a model to be served: `NAME[=SOURCE][,key=value...]`."""
 
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -7,6 +8,7 @@ from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError
 from remote_vae.models.families import MODELS, family_of, find_model, find_recipe
 from remote_vae.models.family import Model
+from remote_vae.models.recognise import recognise
 
 DTYPES = ("float32", "float16", "bfloat16")
 _OPTIONS = ("recipe", "dtype", "revision", "subfolder", "device", "sha256", "lazy", "pinned")
@@ -87,7 +89,10 @@ def parse_spec(
     memory_budget: int | None = None,
     lazy: bool = False,
 ) -> ModelSpec:
-    """The spec of a `--model` argument; *raises* ConfigurationError."""
+    """The spec of a `--model` argument. If only one recipe can be for the weights, it need not be named.
+
+    *Raises* ConfigurationError; ModelLoadError if the weights would have to tell the recipe and cannot be read.
+    """
     head, *options = text.split(",")
     name, _, source = head.partition("=")
     given: dict[str, Any] = {}
@@ -102,5 +107,14 @@ def parse_spec(
         if key in ("lazy", "pinned") and value not in _YES_NO:
             raise ConfigurationError(f"{key}={value!r} in model {text!r} is neither yes nor no", model=text)
         given[key] = _YES_NO[value] if key in ("lazy", "pinned") else value
+    if source and "recipe" not in given and not random_weights and find_model(name) is None:
+        given["recipe"] = recognise(name, source)
+        if given["recipe"] is not None:
+            tell(name, f"has the tensors of recipe {given['recipe']!r}, which is taken")
     for_all: dict[str, Any] = {"random_weights": random_weights, "memory_budget": memory_budget}
     return ModelSpec(name, source or None, **for_all, **{"device": device, "dtype": dtype, "lazy": lazy, **given})
+
+
+def tell(name: str, text: str) -> None:
+    """Says on standard error what somebody ought to know of a model that starts."""
+    print(f"remote-vae: model {name!r} {text}", file=sys.stderr, flush=True)

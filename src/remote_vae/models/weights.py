@@ -5,8 +5,6 @@ read from safetensors only, and no code comes with them: a pickle never gets as 
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +12,34 @@ from typing import Final
 
 from remote_vae.errors import ModelLoadError
 from remote_vae.models.families import family_of, find_model, refuse_other_weights
-from remote_vae.models.spec import ModelSpec
+from remote_vae.models.family import FACTORS
+from remote_vae.models.files import (
+    CONFIG,
+    STEM,
+    Stored,
+    choose_files,
+    is_local,
+    place_of,
+    read_config,
+    read_headers,
+    source_file,
+)
+from remote_vae.models.spec import ModelSpec, tell
 
-PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 DIGEST_BLOCK: Final = 1 << 20
-CONFIG: Final = "config.json"
 # A star matches slashes too: a pattern that begins with one would fetch every model of a pipeline's repository.
-WEIGHTS: Final = ("diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.safetensors.index.json")
+WEIGHTS: Final = (f"{STEM}*.safetensors", f"{STEM}*.safetensors.index.json")
+# What is left out when weights are fetched: only if a repository has nothing else, a variant is taken.
+IGNORED: Final = (("*.fp16*", "*.bf16*", "*non_ema*"), ("*.bf16*", "*non_ema*"), ())
 
 
 @dataclass(frozen=True, slots=True)
 class FoundWeights:
-    """A folder in diffusers' layout, with its config, or one file, which has none."""
+    """The tensors of a folder in diffusers' layout, with its config, or of one file, which has none."""
 
     place: Path
     config: Mapping[str, object] | None
+    tensors: Mapping[str, Stored]
     source: str
     revision: str = ""
 
@@ -44,24 +55,12 @@ def find_weights(spec: ModelSpec) -> FoundWeights | None:
         return None
     if spec.source is None and model is not None and model.embedded:
         return _folder(Path(__file__).parent / model.name, spec, None, source="embedded")
-    if spec.source is None or not _is_local(spec.source):
+    if spec.source is None or not is_local(spec.source):
         return _from_hub(spec)
-    path = Path(spec.source).expanduser()
-    if spec.source.endswith(PICKLES):
-        raise ModelLoadError(f"{spec.source!r} can run code when it is opened, so only .safetensors files are read")
-    if spec.source.endswith(".safetensors"):
-        return FoundWeights(path, None, path.name)
-    return _folder(path, spec, spec.subfolder, source=Path(spec.source).name)
-
-
-def _is_local(source: str) -> bool:
-    """Whether a source is a path, even if nothing is there; a hub id is `owner/name`."""
-    return (
-        source.endswith((".safetensors", *PICKLES))
-        or Path(source).is_dir()
-        or source.startswith((".", "/", "~"))
-        or (os.sep != "/" and os.sep in source)
-    )
+    path = source_file(spec.source)
+    if path is not None:
+        return FoundWeights(path, None, read_headers([path]), path.name)
+    return _folder(Path(spec.source).expanduser(), spec, spec.subfolder, source=Path(spec.source).name)
 
 
 def _from_hub(spec: ModelSpec) -> FoundWeights:
@@ -79,13 +78,16 @@ def _from_hub(spec: ModelSpec) -> FoundWeights:
         raise ModelLoadError(f"model {spec.name!r} has no source")
     prefixes = [f"{subfolder}/"] if subfolder else ["", "vae/"]
     folder = _fetch(repository, spec.revision, [prefix + CONFIG for prefix in prefixes])
-    _read_config(_place(folder, subfolder), spec)
-    # The commit of the config that was judged, in case somebody pushes to the branch in between.
-    folder = _fetch(repository, folder.name, [prefix + name for prefix in prefixes for name in WEIGHTS])
+    _judge(place_of(folder, subfolder), spec)
+    for ignored in IGNORED:
+        # The commit of the config that was judged, in case somebody pushes to the branch in between.
+        folder = _fetch(repository, folder.name, [prefix + name for prefix in prefixes for name in WEIGHTS], ignored)
+        if any(place_of(folder, subfolder).glob(WEIGHTS[0])):
+            break
     return _folder(folder, spec, subfolder, source=repository, revision=folder.name)
 
 
-def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def _fetch(repository: str, revision: str | None, patterns: list[str], ignored: tuple[str, ...] = ()) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -94,7 +96,7 @@ def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
                 repository,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=["*.fp16.*", "*.bf16.*", "*non_ema*"],
+                ignore_patterns=list(ignored),
             )
         )
     except Exception as exc:  # boundary: what the hub's client raises depends on its version and on the network
@@ -106,39 +108,38 @@ def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _folder(folder: Path, spec: ModelSpec, subfolder: str | None, *, source: str, revision: str = "") -> FoundWeights:
-    place = _place(folder, subfolder)
-    config = _read_config(place, spec)
-    if not any(place.glob("*.safetensors")):
-        raise ModelLoadError(
-            f"folder {str(place)!r} has no .safetensors file; other formats can run code and are not read",
-            folder=str(place),
-        )
-    return FoundWeights(place, config, source, revision)
+    place = place_of(folder, subfolder)
+    config, factors = _judge(place, spec)
+    files, variant = choose_files(place)
+    if variant:
+        tell(spec.name, f"has its weights as variant {variant} only, which is taken")
+    if factors:
+        tell(spec.name, f"states no factors in its config; {spec.recipe or spec.name}'s are taken: {_shown(factors)}")
+    return FoundWeights(place, {**config, **factors}, read_headers(files), source, revision)
 
 
-def _place(folder: Path, subfolder: str | None) -> Path:
-    """The folder of a VAE, or of a pipeline that has a VAE in vae/."""
-    place = folder / (subfolder or "")
-    inside = place / "vae"
-    return inside if not (place / CONFIG).is_file() and (inside / CONFIG).is_file() else place
+def _judge(place: Path, spec: ModelSpec) -> tuple[Mapping[str, object], Mapping[str, object]]:
+    """The config, and the factors that it lacks: the class's defaults would be those of another model.
+
+    *Raises* ModelLoadError if there is no config, or if the recipe is not one for these weights.
+    """
+    config, model = read_config(place), spec.recipe_model
+    cls, known, factors = family_of(model).cls, model.config or {}, {}
+    if config.get("_class_name", cls) == cls and config.get("scaling_factor") is config.get("latents_mean") is None:
+        factors = {name: known[name] for name in FACTORS if name in known and config.get(name) is None}
+    refuse_other_weights({**config, **factors}, spec.recipe or spec.name, str(place))
+    return config, factors
 
 
-def _read_config(place: Path, spec: ModelSpec) -> Mapping[str, object]:
-    """*Raises* ModelLoadError if there is none, or if the recipe is not one for these weights."""
-    if not (place / CONFIG).is_file():
-        raise ModelLoadError(f"there is no config.json in folder {str(place)!r}", folder=str(place))
-    try:
-        config = json.loads((place / CONFIG).read_text())
-        refuse_other_weights(dict(config.items()), spec.recipe or spec.name, str(place))
-    except (ValueError, AttributeError, TypeError) as exc:
-        raise ModelLoadError(f"config.json in {str(place)!r} is not a JSON object", folder=str(place)) from exc
-    return dict(config)
+def _shown(factors: Mapping[str, object]) -> str:
+    return ", ".join(name if isinstance(value, tuple) else f"{name} {value}" for name, value in factors.items())
 
 
-def check_digests(place: Path, files: list[Path], spec: ModelSpec) -> None:
+def check_digests(found: FoundWeights, spec: ModelSpec) -> None:
     """Against the digest of the spec, NAME.sha256 beside a file of weights, and a file's name in the hub's cache."""
+    files = sorted({tensor.path for tensor in found.tensors.values()})
     if spec.sha256 is not None:
-        _refuse_other_digest(place, files, spec.sha256.lower())
+        _refuse_other_digest(found.place, files, spec.sha256.lower())
     for path in files:
         beside, cached = path.with_name(path.name + ".sha256"), path.resolve().name
         if beside.is_file():

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
-from remote_vae.models.family import Family, Model, Weights
+from remote_vae.models.family import Family, Model
 from remote_vae.models.layouts import GRID, IMAGE_LAYOUTS, UNBATCHED
+from remote_vae.models.original_names import from_latent_diffusion
 
 _SD: Final[Mapping[str, object]] = {
     "in_channels": 3,
@@ -62,19 +63,6 @@ KANDINSKY5: Final = Recipe(
     ignores=("shift_factor",),
 )
 COGVIEW4: Final = replace(SD1, ignores=("shift_factor",))
-
-
-def from_original_names(weights: Weights, module: Any) -> Weights:
-    """The tensors of a file with the names of the latent diffusion code, alone or in a whole checkpoint."""
-    prefix = "first_stage_model."
-    if any(key.startswith(prefix) for key in weights):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    if "encoder.down.0.block.0.conv1.weight" not in weights:
-        return weights
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    converted: Weights = convert_ldm_vae_checkpoint(weights, module.config)
-    return converted
 
 
 _MODELS: Final = (
@@ -201,5 +189,7 @@ _UPSCALER: Final = Model(
     honours_force_upcast=True,
 )
 
-_FAMILY: Final = Family("AutoencoderKL", _MODELS, strips=True, tiles=True, convert=from_original_names)
+_FAMILY: Final = Family(
+    "AutoencoderKL", _MODELS, strips=True, tiles=True, convert=lambda weights, module: from_latent_diffusion(weights)
+)
 FAMILIES: Final = (_FAMILY, replace(_FAMILY, models=(_UPSCALER,), prepare=with_the_upscalers_factor))

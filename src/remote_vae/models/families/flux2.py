@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
-from remote_vae.models.families import autoencoder_kl
 from remote_vae.models.family import Family, Model, Statistics, Weights
 from remote_vae.models.layouts import GRID, PATCH, UNBATCHED
+from remote_vae.models.original_names import from_latent_diffusion, renamed
 
 # All lead to patches of 2x2 cells as channels, which is what is normalised.
 PATCHED_LAYOUTS: Final = tuple(
@@ -42,14 +42,8 @@ def statistics(module: Any) -> Statistics:
 
 def from_original_names(weights: Weights, module: Any) -> Weights:
     """The tensors of a file with the names of FLUX.2's own code, in which encoder and decoder hold the 1x1 layers."""
-    if "encoder.quant_conv.weight" not in weights:
-        return weights
-    outside = {
-        name.replace("encoder.quant_conv", "quant_conv").replace("decoder.post_quant_conv", "post_quant_conv"): tensor
-        for name, tensor in weights.items()
-    }
-    norm = {name: tensor for name, tensor in weights.items() if name.startswith("bn.")}
-    return {**autoencoder_kl.from_original_names(outside, module), **norm}
+    outside = ((r"^encoder\.quant_conv\.", "quant_conv."), (r"^decoder\.post_quant_conv\.", "post_quant_conv."))
+    return from_latent_diffusion(renamed(weights, outside))
 
 
 # The cell of a patch comes before the channel.

@@ -5,6 +5,7 @@ from typing import Final
 from remote_vae.core.recipe import Affine, Recipe
 from remote_vae.models.family import Family, Model
 from remote_vae.models.layouts import GRID, UNBATCHED
+from remote_vae.models.original_names import from_latent_diffusion_in_one_row
 
 _RECIPE: Final = Recipe("hunyuan-image-2.1", (GRID, UNBATCHED), (Affine(("scaling_factor",)),), patch=2)
 
@@ -30,4 +31,8 @@ _MODELS: Final = (
     ),
 )
 
-FAMILIES: Final = (Family("AutoencoderKLHunyuanImage", _MODELS),)
+FAMILIES: Final = (
+    Family(
+        "AutoencoderKLHunyuanImage", _MODELS, convert=lambda weights, module: from_latent_diffusion_in_one_row(weights)
+    ),
+)

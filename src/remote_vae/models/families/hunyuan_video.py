@@ -9,6 +9,7 @@ from typing import Final
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.models.family import Family, Model
 from remote_vae.models.layouts import UNBATCHED_VIDEO, VIDEO, VIDEO_LAYOUTS
+from remote_vae.models.original_names import LATENT_DIFFUSION, from_latent_diffusion, renamed
 
 HUNYUANVIDEO: Final = Recipe("hunyuanvideo", VIDEO_LAYOUTS, (Affine(("scaling_factor",)),), posterior="mode", fps=24)
 KANDINSKY6: Final = replace(HUNYUANVIDEO, name="kandinsky6", posterior="sample", patch=2)
@@ -49,7 +50,18 @@ _MODELS_15: Final = (
     ),
 )
 
+# HunyuanVideo's own code has diffusers' names; programs that save its VAE give it those of latent diffusion.
 FAMILIES: Final = (
-    Family("AutoencoderKLHunyuanVideo", _MODELS, tiles=True),
-    Family("AutoencoderKLHunyuanVideo15", _MODELS_15, whole_groups=True),
+    Family(
+        "AutoencoderKLHunyuanVideo",
+        _MODELS,
+        tiles=True,
+        convert=lambda weights, module: from_latent_diffusion(weights),
+    ),
+    Family(
+        "AutoencoderKLHunyuanVideo15",
+        _MODELS_15,
+        whole_groups=True,
+        convert=lambda weights, module: renamed(weights, LATENT_DIFFUSION),
+    ),
 )

@@ -4,13 +4,13 @@ Latents are normalised by channel. The weights of Wan 2.1 are those of Wan 2.2 1
 weights decode a video of one frame.
 """
 
-import re
 from dataclasses import replace
 from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.models.family import Family, Model, Weights
 from remote_vae.models.layouts import GRID, IMAGE_LAYOUTS, ONE_FRAME, UNBATCHED, VIDEO_LAYOUTS
+from remote_vae.models.original_names import renamed
 
 _BY_CHANNEL: Final = (Affine(("latents_mean", "latents_std")),)
 
@@ -88,18 +88,11 @@ def from_original_names(weights: Weights, module: Any) -> Weights:
     if "decoder.middle.0.residual.0.gamma" not in weights:
         return weights
     if "decoder.upsamples.0.upsamples.0.residual.0.gamma" in weights:
-        return {_renamed(name): tensor for name, tensor in weights.items()}
+        return renamed(weights, _ORIGINAL_22)
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     converted: Weights = convert_wan_vae_to_diffusers(dict(weights))
     return converted
-
-
-def _renamed(name: str) -> str:
-    """The name that diffusers has for a tensor of Wan 2.2's own code."""
-    for pattern, replacement in _ORIGINAL_22:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 _WAN_22_CONFIG: Final = {
