@@ -200,7 +200,10 @@ WRONG = {
     "integers": (["decode", "integers.npy", "-o", "out.png"], "dtype 'int64' is not one that travels"),
     "broken safetensors": (["decode", "broken.safetensors", "-o", "out.png"], "broken.safetensors cannot be read"),
     "two tensors": (["decode", "two.safetensors", "-o", "out.png"], "two.safetensors holds a, b"),
-    "an unknown suffix": (["decode", "latents.pt", "-o", "out.png"], "latents are read from .safetensors and .npy"),
+    "an unknown suffix": (
+        ["decode", "latents.gz", "-o", "out.png"],
+        "latents are read from .safetensors, .npy, .latent",
+    ),
     "an unknown output": (["decode", "good.npy", "-o", "out.gif"], "out.gif has suffix '.gif'; expected one of .jpg"),
     "a latent as picture": (["encode", "photo.png", "-o", "out.png"], "expected one of .safetensors, .npy"),
     "no output folder": (["decode", "good.npy", "-o", "none/out.png"], "none/out.png cannot be written: there is no"),
@@ -243,3 +246,34 @@ def test_an_error_of_the_server(live: Any, command: Any, tmp_path: Path) -> None
     assert first == "remote-vae: latent of shape [1, 9, 4, 4] has 9 channels; model 'sd' takes 4"
     assert re.fullmatch(r"request id [0-9a-f]{32}", second)
     assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_latent_of_comfyui(live: Any, command: Any, tmp_path: Path, marked: bool) -> None:
+    """ComfyUI's .latent is raw, and scaled as SD 1's if it has no mark; the command says so, and --scaling insists."""
+    raw = np.random.default_rng(4).standard_normal((1, 4, 8, 12)).astype(np.float32)
+    path, output = tmp_path / "ComfyUI_00001_.latent", tmp_path / "out.npy"
+    mark = {"latent_format_version_0": np.array([], np.float32)} if marked else {}
+    save_file({"latent_tensor": raw if marked else raw * 0.18215, **mark}, path)
+    np.save(tmp_path / "raw.npy", raw)
+    for options, scale in (([], 1.0), (["--scaling"], SCALE)):
+        said = command("decode", path, "-o", output, "--url", live.url, *options)
+        assert said.code == 0
+        assert ("is raw: it is not scaled" in " ".join(said.err.split())) == (not options)
+        expected = decoded(live, tmp_path / "raw.npy", scale=scale).numpy()
+        np.testing.assert_allclose(np.load(output), expected, atol=1e-4)
+
+
+def test_a_pickle_is_refused(command: Any, tmp_path: Path) -> None:
+    said = command("decode", tmp_path / "latents.pt", "-o", tmp_path / "out.png")
+    assert (said.code, "is a pickle, which can run code" in said.err) == (1, True)
+
+
+def test_a_picture_of_another_format(live: Any, command: Any, photo: Path, tmp_path: Path) -> None:
+    """What Pillow reads is encoded as the same picture as PNG."""
+    for name in ("photo.bmp", "photo.tiff"):
+        Image.open(photo).save(tmp_path / name)
+        for path in (photo, tmp_path / name):
+            words = ["-o", tmp_path / f"{path.suffix[1:]}.npy", "--url", live.url, "--posterior", "mode"]
+            assert command("encode", path, *words).code == 0
+        np.testing.assert_array_equal(np.load(tmp_path / "png.npy"), np.load(tmp_path / f"{Path(name).suffix[1:]}.npy"))

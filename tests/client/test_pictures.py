@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remote_vae.client.pictures import check_mp4, read_picture, write_png
+from remote_vae.client.pictures import check_mp4, read_picture, readable, write_png
 from remote_vae.errors import InvalidReply
 from remote_vae.values import FORMATS
 
@@ -132,3 +132,26 @@ def test_cut_mp4(data):
     """A file that ends within a box, or lacks its first or its index, is an InvalidReply."""
     with pytest.raises(InvalidReply):
         check_mp4(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "AVIF", "TGA", "PPM"])
+def test_what_pillow_reads_is_sent_as_png(kind: str) -> None:
+    """Formats that the server does not read become PNG; the server's own are sent as they are."""
+    picture, out = noise().convert("P" if kind == "GIF" else "RGB"), io.BytesIO()
+    picture.save(out, kind)
+    sent = Image.open(io.BytesIO(readable(out.getvalue())))
+    assert sent.format == "PNG"
+    assert sent.convert("RGB").tobytes() == Image.open(io.BytesIO(out.getvalue())).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"GIF89a", b"\0\0\0\x18ftypheic" + bytes(200)])
+def test_what_nobody_reads_is_left_to_the_server(data: bytes) -> None:
+    assert readable(memoryview(data)) == data
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_servers_own_formats_are_sent_as_they_are(kind: str) -> None:
+    out = io.BytesIO()
+    noise().save(out, kind)
+    data = out.getvalue()
+    assert readable(data) is data

@@ -249,3 +249,20 @@ def test_a_format_that_the_imaging_library_lacks(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(Image.SAVE, "AVIF")
     with pytest.raises(UnsupportedOutput, match="cannot write AVIF; ask for another image_format"):
         write_image(picture(), FORMATS["avif"], quality=80)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (written(Image.fromarray(picture()), "GIF"), "a GIF file"),
+        (written(Image.fromarray(picture()), "BMP"), "a BMP file"),
+        (written(Image.fromarray(picture()), "TIFF"), "a TIFF file"),
+        (written(Image.fromarray(picture()), "AVIF"), "an AVIF file"),
+        (b"\0\0\0\x18ftypheic" + bytes(99), "a HEIC file"),
+        (b"\0\0\0\x18ftypisom" + bytes(99), "an MP4 file"),
+    ],
+)
+def test_a_refusal_names_the_format(data: bytes, named: str) -> None:
+    """It says what came, what is read, and that this project's client sends other formats as PNG."""
+    with pytest.raises(UnsupportedMediaType, match=f"the body is {named}; expected PNG, JPEG or WebP.* as PNG"):
+        read(data)

@@ -362,3 +362,18 @@ def test_the_live_view_moves(start: Any, visit: Visit) -> None:
         expect(tiles["Queue"].locator("output")).to_have_text("0 requests")
         for tile in tiles.values():
             assert len((tile.locator("polyline").get_attribute("points") or "").split()) >= 3
+
+
+def test_a_latent_of_comfyui(visit: Visit, folder: Path, live: Any) -> None:
+    """ComfyUI's file says that it is raw, so the scaling is switched off; the next file has it again."""
+    page = visit(live.url)
+    save_file({"latent_tensor": SD, "latent_format_version_0": torch.tensor([])}, folder / "ComfyUI_1_.latent")
+    save_file({"latent_tensor": SD}, folder / "old.latent")
+    choose(page, folder / "ComfyUI_1_.latent")
+    assert not page.locator("#scaling").is_checked()
+    send(page)
+    assert saved(page, "Save the picture") == decoded_by(live, "sd", SD, do_scaling="False")
+    choose(page, folder / "sd.safetensors")
+    assert page.locator("#scaling").is_checked()
+    page.locator("#file").set_input_files(folder / "old.latent")
+    expect(page.locator("#failure-text")).to_contain_text("is of an old ComfyUI")

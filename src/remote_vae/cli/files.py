@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,14 @@ from remote_vae.errors import ConfigurationError, InvalidValue
 from remote_vae.values import Tensor
 
 TENSORS = (".safetensors", ".npy")
+LATENTS = (*TENSORS, ".latent")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-PREFERRED_KEYS = ("latents", "latent", "samples")
+PREFERRED_KEYS = ("latents", "latent", "samples", "latent_tensor")
+COMFYUI_KEY = "latent_tensor"
+COMFYUI_MARK = "latent_format_version_0"  # without it, the file is of a time when ComfyUI kept latents scaled as SD 1's
+OLD_COMFYUI_FACTOR = 0.18215
+ADVICE = 'save it with safetensors: save_file({"latents": latents.contiguous()}, "latents.safetensors")'
 
 
 @contextlib.contextmanager
@@ -45,19 +52,29 @@ def check_output(path: Path, suffixes: Collection[str]) -> None:
         raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
-def read_latents(path: Path, *, key: str | None = None) -> Tensor:
-    """One tensor of a .safetensors or .npy file; *raises* ConfigurationError naming what is there."""
+@dataclass(frozen=True, slots=True)
+class LatentFile:
+    """A latent; `raw` if the file says that it is what the VAE takes, and not normalised as pipelines have it."""
+
+    latent: Tensor
+    raw: bool = False
+
+
+def read_latents(path: Path, *, key: str | None = None) -> LatentFile:
+    """One tensor of a .safetensors, .npy or .latent file; *raises* ConfigurationError naming what is there."""
     suffix = path.suffix.lower()
-    if suffix not in TENSORS:
-        raise ConfigurationError(f"{path} has suffix {path.suffix!r}; latents are read from {' and '.join(TENSORS)}")
-    if suffix == ".safetensors":
+    if suffix in PICKLES:
+        raise ConfigurationError(f"{path} is a pickle, which can run code when it is opened; {ADVICE}")
+    if suffix not in LATENTS:
+        raise ConfigurationError(f"{path} has suffix {path.suffix!r}; latents are read from {', '.join(LATENTS)}")
+    if suffix != ".npy":
         return _read_safetensors(path, key)
     with _naming(path, "read"), path.open("rb") as file:
-        return tensor_of(np.lib.format.read_array(file, allow_pickle=False))
+        return LatentFile(tensor_of(np.lib.format.read_array(file, allow_pickle=False)))
 
 
-def _read_safetensors(path: Path, key: str | None) -> Tensor:
-    """Through the raw bytes, since numpy has no bfloat16."""
+def _read_safetensors(path: Path, key: str | None) -> LatentFile:
+    """Through the raw bytes, since numpy has no bfloat16. *Source*: SaveLatent and LoadLatent of ComfyUI."""
     with _naming(path, "read"):
         tensors = dict(safetensors.deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
     chosen = key or next((name for name in PREFERRED_KEYS if name in tensors), None)
@@ -69,7 +86,12 @@ def _read_safetensors(path: Path, key: str | None) -> Tensor:
     if found["dtype"] not in DTYPES:
         raise ConfigurationError(f"tensor {chosen!r} in {path} is {found['dtype']}; expected {' or '.join(DTYPES)}")
     with _naming(path, "read"):
-        return Tensor(DTYPES[found["dtype"]], tuple(found["shape"]), bytes(found["data"]))
+        latent = Tensor(DTYPES[found["dtype"]], tuple(found["shape"]), bytes(found["data"]))
+    if chosen != COMFYUI_KEY:
+        return LatentFile(latent)
+    if COMFYUI_MARK not in tensors:
+        latent = tensor_of(array_of(latent).astype(np.float32) / np.float32(OLD_COMFYUI_FACTOR))
+    return LatentFile(latent, raw=True)
 
 
 def write_tensor(path: Path, tensor: np.ndarray) -> None:

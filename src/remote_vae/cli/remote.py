@@ -24,8 +24,17 @@ Timeout = Annotated[float, typer.Option(help="Seconds, for all tries together.")
 Scaled = Annotated[
     bool, typer.Option("--scaling/--no-scaling", help="Latents are normalised, as diffusers' pipelines have them.")
 ]
+ScaledIfSo = Annotated[
+    bool | None,
+    typer.Option(
+        "--scaling/--no-scaling",
+        help="The latent is normalised, as diffusers' pipelines have it.",
+        show_default="--scaling, unless the file says that its latent is raw, as ComfyUI's do",
+    ),
+]
 Side = Annotated[int | None, typer.Option(help="Of the picture in pixels; packed latents need it.")]
 Key = Annotated[str | None, typer.Option(help="Name of the tensor in a .safetensors file.")]
+LATENT_FILE = ".safetensors, .npy, or ComfyUI's .latent"
 DEFAULT_URL = "http://127.0.0.1:8000"
 WRITTEN = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
 PICTURES = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_image)
@@ -34,7 +43,7 @@ DECODED = f"{PICTURES}: the first picture of a batch or video; .mp4; .safetensor
 
 @with_flags(ENCODE_ROWS)
 def encode(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP.")],
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, or another format that Pillow reads.")],
     output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors or .npy")],
     url: Url = DEFAULT_URL,
     model: Model = None,
@@ -57,11 +66,11 @@ def encode(
 
 @with_flags(DECODE_ROWS)
 def decode(
-    latents: Annotated[Path, typer.Argument(help=".safetensors or .npy")],
+    latents: Annotated[Path, typer.Argument(help=LATENT_FILE)],
     output: Annotated[Path, typer.Option("--output", "-o", help=DECODED)],
     url: Url = DEFAULT_URL,
     model: Model = None,
-    scaling: Scaled = True,
+    scaling: ScaledIfSo = None,
     key: Key = None,
     token: Token = None,
     timeout: Timeout = 300.0,
@@ -69,14 +78,14 @@ def decode(
 ) -> None:
     """Turn a latent into a picture, a video, or the VAE's raw output."""
     check_output(output, (*WRITTEN, *TENSORS))
-    frame, asked = read_latents(latents, key=key), WRITTEN.get(output.suffix.lower())
+    (frame, scaled), asked = _latent(latents, key, scaling), WRITTEN.get(output.suffix.lower())
     image_format = asked.name if asked is not None and asked.is_image else None
     output_type = "pt" if asked is None else "pil" if asked.is_image else asked.name
     with Client(url, token=token, timeout=timeout) as client, working(f"decoding {list(frame.shape)}"):
         reply = client.decode_reply(
             frame,
             model=model,
-            do_scaling=scaling,
+            do_scaling=scaled,
             output_type=output_type,
             image_format=image_format,
             **options,
@@ -86,6 +95,14 @@ def decode(
     else:
         write_file(output, reply.payload)
     _report(output, reply, human_bytes(output.stat().st_size))
+
+
+def _latent(path: Path, key: str | None, scaling: bool | None) -> tuple[Tensor, bool]:
+    """The latent of a file, and whether it is to be scaled; says so if the file decides that."""
+    found = read_latents(path, key=key)
+    if found.raw and scaling is None:
+        console.print(f"[yellow]note[/] the latent in {escape(str(path))} is ComfyUI's, which is raw: it is not scaled")
+    return found.latent, not found.raw if scaling is None else scaling
 
 
 def _report(output: Path, reply: Reply, what: str) -> None:
@@ -123,13 +140,13 @@ def models(
 
 
 def verify(
-    latents: Annotated[Path, typer.Argument(help=".safetensors or .npy")],
+    latents: Annotated[Path, typer.Argument(help=LATENT_FILE)],
     vae: Annotated[str, typer.Option(help="The local VAE: a name of the registry, or NAME=SOURCE[,recipe=R].")],
     url: Url = DEFAULT_URL,
     model: Model = None,
     height: Side = None,
     width: Side = None,
-    scaling: Scaled = True,
+    scaling: ScaledIfSo = None,
     dtype: Annotated[str, typer.Option(help="Of the local VAE.")] = "float32",
     random_weights: Annotated[bool, typer.Option("--random-weights", help="The server has them too.")] = False,
     key: Key = None,
@@ -137,15 +154,13 @@ def verify(
     timeout: Timeout = 300.0,
 ) -> None:
     """Decode the same latent on the server and here, and say how far apart the pixels are."""
-    frame = read_latents(latents, key=key)
+    frame, scaled = _latent(latents, key, scaling)
     with Client(url, token=token, timeout=timeout) as client, working("decoding on the server"):
-        reply = client.decode_reply(
-            frame, model=model, do_scaling=scaling, output_type="pt", height=height, width=width
-        )
+        reply = client.decode_reply(frame, model=model, do_scaling=scaled, output_type="pt", height=height, width=width)
     if not isinstance(reply.payload, Tensor):
         raise InvalidReply("the server did not send a tensor")
     with working("decoding here"):
-        local = _decode_locally(frame, vae, dtype, random_weights, scaling=scaling, height=height, width=width)
+        local = _decode_locally(frame, vae, dtype, random_weights, scaling=scaled, height=height, width=width)
     theirs = array_of(reply.payload).astype(np.float32)
     if theirs.shape != local.shape:
         raise InvalidReply(f"the server's pixels have shape {list(theirs.shape)}, the local ones {list(local.shape)}")

@@ -14,7 +14,7 @@ from remote_vae.client.checks import check_decoded, check_encoded, most_pixels
 from remote_vae.client.endpoint import Endpoint
 from remote_vae.client.exchange import HttpReply, HttpRequest
 from remote_vae.client.latents import AnyTensor, tensor_like, tensor_of
-from remote_vae.client.pictures import check_mp4, read_picture, write_png
+from remote_vae.client.pictures import check_mp4, read_picture, readable, write_png
 from remote_vae.errors import InvalidReply, InvalidValue
 from remote_vae.protocol import options, parameters
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
@@ -55,7 +55,7 @@ def encode_request(image: Image.Image | Buffer | AnyTensor, arguments: Mapping[s
     if isinstance(image, Image.Image):
         payload = write_png(image)
     elif isinstance(image, (bytes, bytearray, memoryview)):
-        payload = image
+        payload = readable(image)
     else:
         payload = tensor_of(image)
     return EncodeRequest(model, payload, scaling, options.complete(values, options.ENCODE_ROWS), encode_format(""))

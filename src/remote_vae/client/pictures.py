@@ -8,10 +8,11 @@ from typing import Final
 from PIL import Image
 
 from remote_vae.errors import InvalidReply
-from remote_vae.values import Format
+from remote_vae.values import Buffer, Format
 
 PNG_MODES: Final = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")
 NEAREST_MODE: Final = {"I": "I;16", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # else RGB
+READ_BY_SERVERS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # PNG, JPEG and WebP
 BROKEN: Final = (
     OSError,
     SyntaxError,
@@ -38,6 +39,21 @@ def write_png(image: Image.Image) -> bytes:
         # The colour profile belongs to the mode that has just been left.
         converted.save(buffer, format="PNG", compress_level=1, icc_profile=None, exif=exif)
     return buffer.getvalue()
+
+
+def readable(data: Buffer) -> Buffer:
+    """The bytes of a picture as the server reads them: GIF, BMP, TIFF and what else Pillow reads become PNG.
+
+    Of an animation this is the first frame. What Pillow does not read stays as it is, and the server says why.
+    """
+    if bytes(memoryview(data)[:4]).startswith(READ_BY_SERVERS):
+        return data
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except BROKEN:
+        return data
+    return write_png(image)
 
 
 def read_picture(data: bytes, asked: Format, *, most_pixels: int) -> Image.Image:

@@ -19,6 +19,21 @@ Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning
 FULL_COLOUR_QUALITY: Final = 90  # from this JPEG quality on, colour is kept at full resolution
 AVIF_SPEED: Final = 10  # of 10: a reply should not wait for a somewhat smaller file
 WEBP_EFFORT: Final = 2  # of 6: a few percent larger, several times faster than the default
+OTHERS: Final = (  # what people also send, by the bytes at a place
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphe", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftyp", "MP4"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"8BPS", "Photoshop"),
+)
+AN: Final = ("AVIF", "MP4")
 
 
 def read_image(
@@ -61,8 +76,11 @@ def _format_of(data: Buffer) -> str:
         return "JPEG"
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return "WEBP"
+    found = next((name for start, mark, name in OTHERS if head[start:].startswith(mark)), None)
+    what = "not a picture" if found is None else f"{'an' if found in AN else 'a'} {found} file"
+    advice = "" if found is None else "; the client and the command line send what Pillow reads as PNG"
     raise UnsupportedMediaType(
-        "the body is not a picture; expected PNG, JPEG or WebP, or a tensor with shape and dtype in the query"
+        f"the body is {what}; expected PNG, JPEG or WebP, or a tensor with shape and dtype in the query{advice}"
     )
 
 

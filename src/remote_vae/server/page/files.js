@@ -13,7 +13,8 @@ const ITEM_BYTES = { float16: 2, bfloat16: 2, float32: 4, float64: 8 };
 const MOST_HEADER_BYTES = 16 * 2 ** 20;
 const SAVE = 'Save it with safetensors: save_file({"latent": latents.contiguous()}, "latent.safetensors").';
 
-/** {kind: "picture"} or {kind: "latent", tensors: [{name, dtype, shape, start, bytes}]}. Throws NotReadable. */
+/** {kind: "picture"} or {kind: "latent", raw, tensors: [{name, dtype, shape, start, bytes}]}. Throws NotReadable.
+ * `raw` latents are what the VAE takes: ComfyUI marks its files so. */
 export async function lookInto(file) {
   const head = await bytesOf(file, 0, 12);
   const ascii = String.fromCharCode(...head);
@@ -27,7 +28,7 @@ export async function lookInto(file) {
   if (file.type.startsWith("image/")) {
     throw new NotReadable(`${file.name} is ${file.type}, which the server does not read.`, "Save the picture as PNG, JPEG or WebP.");
   }
-  return { kind: "latent", tensors: await readSafetensors(file, head) };
+  return { kind: "latent", ...(await readSafetensors(file, head)) };
 }
 
 /** What travels for a tensor: a slice of the file, or for float64 the same numbers in float32. */
@@ -75,7 +76,7 @@ async function readNumpy(file, head) {
 async function readSafetensors(file, head) {
   const length = head.length >= 8 ? Number(new DataView(head.buffer).getBigUint64(0, true)) : Infinity;
   if (length > MOST_HEADER_BYTES || 8 + length > file.size) {
-    throw new NotReadable(`${file.name} is neither a latent (.safetensors, .npy) nor a picture (PNG, JPEG, WebP).`, "Choose another file, or save the latent as safetensors.");
+    throw new NotReadable(`${file.name} is neither a latent (.safetensors, .npy, .latent) nor a picture (PNG, JPEG, WebP).`, "Choose another file, or save the latent as safetensors.");
   }
   let header;
   try {
@@ -94,7 +95,11 @@ async function readSafetensors(file, head) {
     if (!sound) throw broken(file, "a safetensors");
     found.push({ name, dtype, shape, start: 8 + length + place[0], bytes: place[1] - place[0] });
   }
-  return checked(file, found);
+  const names = Object.keys(header ?? {});
+  if (names.includes("latent_tensor") && !names.includes("latent_format_version_0")) {
+    throw new NotReadable(`${file.name} is of an old ComfyUI, whose latents are scaled by SD 1's factor.`, "Open and save it with today's ComfyUI, or decode it with: remote-vae decode.");
+  }
+  return { raw: names.includes("latent_tensor"), tensors: checked(file, found) };
 }
 
 function checked(file, tensors) {

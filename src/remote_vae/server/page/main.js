@@ -66,7 +66,9 @@ async function choose(file) {
   if (!file) return;
   hideFailure();
   try {
+    const before = chosen;
     chosen = { file, ...(await lookInto(file)) };
+    if (chosen.raw || before?.raw) $("scaling").checked = !chosen.raw;
   } catch (error) {
     chosen = null;
     showFailure(new Failure("This file cannot be sent", error.message, error.advice), false);
