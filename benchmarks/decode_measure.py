@@ -74,7 +74,7 @@ def make_input(vae: DiffusersVAE, recipe: Recipe, case: Case) -> torch.Tensor:
     generator, side = torch.Generator().manual_seed(SEED), case.size // ratio
     if case.direction == "decode":
         return torch.randn(1, vae.info.latent_channels, side, side, generator=generator)
-    coarse = torch.rand(1, 3, side, side, generator=generator)
+    coarse = torch.rand(1, vae.info.pixel_channels, side, side, generator=generator)
     return torch.nn.functional.interpolate(coarse, size=(case.size, case.size), mode="bilinear")
 
 

@@ -17,11 +17,11 @@ class FirstStageModel:
         self._model = model
 
     def decode(self, latent: torch.Tensor, **_: Any) -> torch.Tensor:
-        """*Shapes*: [B,C,h,w] -> [B,3,H,W] in [-1, 1]; videos have a frame axis after the channels."""
+        """*Shapes*: [B,C,h,w] -> [B,P,H,W] in [-1, 1]; videos have a frame axis after the channels."""
         return self._model.decode(latent).float()
 
     def encode(self, pixels: torch.Tensor, **_: Any) -> torch.Tensor:
-        """The posterior's mode, as ComfyUI's VAEs give it. *Shapes*: [B,3,H,W] in [-1, 1] -> [B,C,h,w]."""
+        """The posterior's mode, as ComfyUI's VAEs give it. *Shapes*: [B,P,H,W] in [-1, 1] -> [B,C,h,w]."""
         return self._model.encode(pixels, posterior="mode").float()
 
     def to(self, *_: Any, **__: Any) -> "FirstStageModel":
@@ -37,7 +37,6 @@ class RemoteComfyVAE:
     Tile sizes are accepted and not used: the server decodes large pictures in exact strips.
     """
 
-    output_channels = 3
     vae_dtype = torch.float32
     working_dtypes = (torch.bfloat16, torch.float32)
     device = output_device = torch.device("cpu")
@@ -55,6 +54,7 @@ class RemoteComfyVAE:
         self._model = model
         self.first_stage_model = FirstStageModel(model)
         self.latent_channels = model.channels
+        self.output_channels = model.pixel_channels
         self.latent_dim = 3 if model.is_video else 2
         s, t = model.ratio, model.frames_ratio
         many = model.frames
@@ -63,7 +63,7 @@ class RemoteComfyVAE:
         self.upscale_index_formula = self.downscale_index_formula = (t, s, s) if model.is_video else None
 
     def decode(self, samples_in: torch.Tensor, vae_options: object = None) -> torch.Tensor:
-        """*Shapes*: [B,C,h,w] -> [B,H,W,3], or [B,C,f,h,w] -> [B,F,H,W,3]."""
+        """*Shapes*: [B,C,h,w] -> [B,H,W,P], or [B,C,f,h,w] -> [B,F,H,W,P]; P is 4 with transparency."""
         return self.process_output(self.first_stage_model.decode(samples_in)).movedim(1, -1)
 
     def decode_tiled(self, samples: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -72,10 +72,16 @@ class RemoteComfyVAE:
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
         """*Shapes*: [B,H,W,C] -> [B,C,h,w]; for a video model the batch is its frames, [F,H,W,C] -> [1,C,f,h,w]."""
-        pixels = self.vae_encode_crop_pixels(pixel_samples[..., :3]).movedim(-1, 1)
+        pixels = self.vae_encode_crop_pixels(self._with_channels(pixel_samples)).movedim(-1, 1)
         if self.latent_dim == 3 and pixels.ndim == 4:
             pixels = pixels.movedim(0, 1).unsqueeze(0)
         return self.first_stage_model.encode(self.process_input(pixels.float()))
+
+    def _with_channels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The channels that the model takes: others are left out, and without transparency a picture is opaque."""
+        if pixels.shape[-1] == 3 and self.output_channels == 4:
+            return torch.nn.functional.pad(pixels, (0, 1), value=1.0)
+        return pixels[..., : self.output_channels]
 
     def encode_tiled(self, pixel_samples: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """`encode`: nothing is tiled."""

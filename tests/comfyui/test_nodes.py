@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from remote_vae.client.model import RemoteModel
 from remote_vae.errors import ConnectionFailed, InvalidValue, LatentMismatch, UnknownModel
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
@@ -99,6 +100,18 @@ def test_decode(module: ModuleType, live: Any, name: str, channels: int, dtype: 
     latent = noise(2, channels, 6, 10).to(dtype)
     (found,) = execute(module, "RemoteVAEDecode", samples={"samples": latent}, url=live.url, model=name)
     torch.testing.assert_close(found, local(live, name, latent), atol=1e-5, rtol=0)
+
+
+def test_transparency(module: ModuleType, live: Any) -> None:
+    """A model of four channels gets an opaque picture of three, and one of three channels no fourth."""
+    pixels = picture(2, 48, 80, channels=4)
+    vae = sys.modules[f"{module.__name__}.vae"].RemoteComfyVAE(RemoteModel(f"{live.url}/sd"))
+    assert vae.output_channels == 3
+    assert torch.equal(vae._with_channels(pixels), pixels[..., :3])
+    vae.output_channels = 4
+    assert torch.equal(vae._with_channels(pixels), pixels)
+    opaque = torch.cat([pixels[..., :3], torch.ones(2, 48, 80, 1)], dim=-1)
+    assert torch.equal(vae._with_channels(pixels[..., :3]), opaque)
 
 
 def test_decode_of_a_large_picture_is_not_tiled(module: ModuleType, live: Any) -> None:

@@ -189,6 +189,14 @@ def test_a_remote_vae_in_the_pipeline_of_layers(served: Families, layers: int, b
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_a_fallback_without_transparency(served: Families) -> None:
+    """A local VAE with pictures of three channels is refused as the fallback of a model that has four."""
+    url, module = f"{served.url}/layered", served.modules["layered"]
+    assert RemoteVAE(url, fallback=module).config.input_channels == 4
+    with pytest.raises(InvalidValue, match="the fallback has input_channels=3, and the server's model 4"):
+        RemoteVAE(url, fallback=tiny_wan(diffusers.AutoencoderKLQwenImage))
+
+
 @pytest.mark.parametrize(
     ("name", "step", "shapes"),
     [

@@ -167,6 +167,31 @@ def test_patches_as_channels(live: Any, visit: Visit, shape: list[int], suits: b
     assert visit(live.url).evaluate(f"([card, shape]) => {script}", [card, shape]) == [suits, packed]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "channels", "shape", "suits", "packing"),
+    [
+        ("qwen-image-2.1", 64, [1, 64, 8, 8], True, None),
+        ("qwen-image-2.1", 64, [1, 64, 1, 8, 8], True, None),
+        ("qwen-image-2.1", 64, [1, 64, 2, 8, 8], False, None),
+        ("qwen-image-2.1", 64, [1, 16, 64], True, {"tokens": 16, "cells": 1}),
+        ("qwen-image-2.1", 64, [1, 16, 256], False, None),
+        ("qwen-image-layered", 16, [1, 16, 4, 8, 8], True, None),
+        ("qwen-image-layered", 16, [1, 48, 64], True, {"tokens": 0, "cells": 2}),
+        ("qwen-image", 16, [1, 16, 64], True, {"tokens": 16, "cells": 2}),
+        ("qwen-image", 16, [1, 16, 4, 8, 8], False, None),
+        ("hunyuanvideo", 16, [1, 16, 3, 8, 8], True, None),
+    ],
+)
+def test_tokens_and_layers(
+    live: Any, visit: Visit, recipe: str, channels: int, shape: list[int], suits: bool, packing: object
+) -> None:
+    """The page knows a packed latent by its layouts, and guesses no size if frames or layers are among the tokens."""
+    layouts = [layout.wire for layout in find_recipe(recipe).layouts]
+    card = {"latent_channels": channels, "latent_layouts": layouts}
+    script = "import('/page/models.js').then(({ suits, packing }) => [suits(card, shape), packing(card, shape)])"
+    assert visit(live.url).evaluate(f"([card, shape]) => {script}", [card, shape]) == [suits, packing]
+
+
 def test_a_video_plays(live: Any, visit: Visit, folder: Path) -> None:
     """A latent of a video model becomes a video of all its frames, which plays."""
     page = visit(live.url)

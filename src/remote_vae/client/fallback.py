@@ -1,9 +1,11 @@
 """What RemoteVAE asks of the local VAE that takes the server's place, if the server does not answer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from remote_vae.errors import InvalidValue
+
+PIXEL_CHANNELS: Final = ("in_channels", "out_channels", "input_channels")  # in a config, by class
 
 
 def check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:
@@ -17,6 +19,12 @@ def check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:
             f"the fallback, {ours} with {our_channels} latent channels, does not do for the "
             f"server's model, {theirs} with {their_channels}; give the same VAE"
         )
+    for name in PIXEL_CHANNELS:
+        if fallback.config.get(name) != config.get(name):
+            raise InvalidValue(
+                f"the fallback has {name}={fallback.config.get(name)}, and the server's model {config.get(name)}; give "
+                "the same VAE"
+            )
 
 
 def ratios_of(local: Any) -> tuple[int, int]:

@@ -27,7 +27,7 @@ export async function compare(original, decoded) {
   const [first, second] = await Promise.all([original, decoded].map((blob) => createImageBitmap(blob, { colorSpaceConversion: "none" })));
   const { width, height } = second;
   const [a, b] = [first, second].map((bitmap) => pixelsOf(bitmap, width, height));
-  const transparent = a.some((value, index) => index % 4 === 3 && value < 255);
+  const transparent = [a, b].some((pixels) => pixels.some((value, index) => index % 4 === 3 && value < 255));
   const resized = first.width !== width || first.height !== height;
   return { psnr: transparent ? null : psnrOf(a, b), resized, transparent, width, height };
 }

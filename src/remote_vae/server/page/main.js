@@ -3,7 +3,7 @@
 import { codeOf } from "./code.js";
 import { lookInto, payloadOf } from "./files.js";
 import { startLive } from "./live.js";
-import { hasFrames, cardRow, limitsText, packed, suits } from "./models.js";
+import { hasFrames, cardRow, limitsText, packing, suits } from "./models.js";
 import { showResult } from "./result.js";
 import { drawSample } from "./sample.js";
 import { Failure, bytes, getJson, hasKey, post, useKey } from "./server.js";
@@ -105,11 +105,11 @@ function refreshModel(latent) {
   const plan = $("plan").value;
   $("plan").replaceChildren(new Option("the server's choice", ""), ...card().plans.map((name) => new Option(name, name)));
   $("plan").value = card().plans.includes(plan) ? plan : "";
-  const needsSize = Boolean(latent) && packed(card(), latent.shape);
+  const tokens = latent ? packing(card(), latent.shape) : null, needsSize = tokens !== null;
   $("size-fields").hidden = !needsSize;
   for (const id of ["height", "width"]) $(id).disabled = !needsSize;
-  const side = needsSize ? Math.sqrt(latent.shape.at(-2)) * 2 * card().spatial_compression_ratio : 0;
-  if (needsSize && !$("height").value && Number.isInteger(side)) $("height").value = $("width").value = side;
+  const side = needsSize ? Math.sqrt(tokens.tokens) * tokens.cells * card().spatial_compression_ratio : 0;
+  if (side && !$("height").value && Number.isInteger(side)) $("height").value = $("width").value = side;
 }
 
 // ---- the way to the server and back ----
@@ -141,7 +141,7 @@ function jobOf() {
   const options = { ...(latent ? { do_scaling: $("scaling").checked ? "True" : undefined } : {}), ...size, plan: $("plan").value || undefined };
   const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
   const format = $("format").value;
-  return { origin: base, name: chosen.file.name, model: card().name, tensor: latent, options, video, format, accept: video ? "video/mp4" : $("format").selectedOptions[0].dataset.media, hasKey: hasKey() };
+  return { origin: base, name: chosen.file.name, model: card().name, tensor: latent, options, video, format, accept: video ? "video/mp4" : $("format").selectedOptions[0].dataset.media, transparent: card().pixel_channels === 4, hasKey: hasKey() };
 }
 
 function checkSize(body) {

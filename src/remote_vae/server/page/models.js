@@ -19,14 +19,26 @@ export const suits = (card, shape) => grid(card, shape) || packed(card, shape);
 
 /** Whether the shape shows height and width: of cells, or of patches of 2 by 2 cells where a model has those as channels. */
 const grid = (card, shape) => {
-  const { latent_channels: channels, latent_layouts: layouts } = card, axes = hasFrames(card) ? 5 : 4;
+  const { latent_channels: channels, latent_layouts: layouts } = card;
+  const layered = layouts.includes("b c l h w") || (layouts.includes("b c 1 h w") && shape[2] === 1);
+  const axes = hasFrames(card) || (layered && shape.length === 5) ? 5 : 4;
   return (shape.length === axes && (shape[1] === channels || (shape[1] === 4 * channels && layouts.includes("b (c i j) h w")))) || (shape.length === axes - 1 && shape[0] === channels);
 };
 
-/** Whether the latent is packed, patches of 2 by 2 in a row, and so does not say its height and width. */
-export function packed(card, shape) {
-  const { latent_channels: channels, latent_layouts: layouts } = card;
-  return !hasFrames(card) && !grid(card, shape) && shape[shape.length === 4 && shape[3] === 1 ? 2 : shape.length - 1] === 4 * channels && layouts.some((layout) => layout.includes("("));
+/** Whether the latent is packed, so that it does not say its height and width. */
+export const packed = (card, shape) => packing(card, shape) !== null;
+
+/** {tokens, cells} of a packed latent: tokens of its picture, 0 if there are frames or layers too, and cells to a side of each. */
+export function packing(card, shape) {
+  if (grid(card, shape)) return null;
+  for (const layout of card.latent_layouts) {
+    const axes = layout.match(/\([^)]*\)|\S+/g);
+    const tokens = axes.findIndex((axis) => axis.endsWith("h w)")), channels = axes.findIndex((axis) => /\bc\b/.test(axis));
+    const cells = axes[channels].includes("i") ? 2 : 1;
+    if (axes.length !== shape.length || tokens < 0 || (axes[0] === "1" && shape[0] !== 1)) continue;
+    if (shape[channels] === card.latent_channels * cells ** 2) return { tokens: axes[tokens] === "(h w)" ? shape[tokens] : 0, cells };
+  }
+  return null;
 }
 
 export function cardRow(card, first) {

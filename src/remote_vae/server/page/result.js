@@ -18,7 +18,7 @@ export async function showResult({ job, decoded, encoded = null, picture = null 
   $("stage").replaceChildren(view.element);
   $("slider").replaceChildren(...(view.slider ? [view.slider] : []));
   $("summary").replaceChildren(...facts(job, decoded, encoded, compared));
-  const note = [decoded.header("x-note"), compared?.resized ? "The server took the picture at the size of a multiple of the model's ratio; PSNR is against the browser's own resizing." : "", compared?.transparent ? "The picture has transparency, which the server drops, so PSNR is not measured." : ""].filter(Boolean).join(" ");
+  const note = [decoded.header("x-note"), compared?.resized ? "The server took the picture at the size of a multiple of the model's ratio; PSNR is against the browser's own resizing." : "", compared?.transparent ? `The picture has transparency${job.transparent ? "" : ", which the server drops"}, so PSNR is not measured.` : ""].filter(Boolean).join(" ");
   $("note").textContent = note;
   $("note").hidden = !note;
   $("timings").replaceChildren(...[encoded, decoded].filter(Boolean).map((reply) => timing(reply, reply === encoded ? "Encode" : "Decode")));
