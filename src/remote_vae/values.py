@@ -113,14 +113,14 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The numbers that a model takes: `least`, and every `step` beyond it."""
+    """The numbers that a model takes: `least`, and every `step` beyond it, or none if that is 0."""
 
     least: int = 1
     step: int = 1
 
     def nearest(self, number: int) -> tuple[int, ...]:
         """`number` alone if the model takes it, otherwise those that it takes below and above."""
-        if number < self.least:
+        if number < self.least or not self.step:
             return (self.least,)
         over = (number - self.least) % self.step
         return (number - over, number - over + self.step) if over else (number,)
@@ -130,7 +130,7 @@ class Counts:
         nearest = self.nearest(number)
         if nearest == (number,):
             return ""
-        steps = "or more" if self.step == 1 else f"and groups of {self.step} after that"
+        steps = {0: "only", 1: "or more"}.get(self.step, f"and groups of {self.step} after that")
         return f"model {model!r} takes {self.least} {steps}, so send {' or '.join(map(str, nearest))}"
 
     def times(self, factor: int) -> "Counts":

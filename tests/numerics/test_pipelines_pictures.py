@@ -9,14 +9,22 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SCMScheduler
 
 from remote_vae import Client, RemoteVAE, remote_decode
+from remote_vae.errors import InvalidImage, LatentMismatch
 
 from .cases.dc_ae import sana
+from .cases.rae import rae
 from .cases.vq import movq, paella
 from .conftest import Families, serve
 from .pipelines import Case, embeds, flow, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LoraLoaderMixin")  # PRX's pipeline uses the old name
-RECIPES = {"sana": "sana", "movq": "movq", "cascade": "stable-cascade"}
+RECIPES = {
+    "sana": "sana",
+    "movq": "movq",
+    "cascade": "stable-cascade",
+    "rae": "rae",
+    "consistency": "consistency-decoder",
+}
 SIZE = {"height": 32, "width": 64}  # multiples of 32, as the pipelines of Sana check
 MASK = torch.ones(1, 7)
 SANA: dict[str, Any] = {
@@ -76,6 +84,18 @@ def kandinsky() -> dict[str, Any]:
     return {"unet": diffusers.UNet2DConditionModel(**KANDINSKY), "scheduler": DDIMScheduler(clip_sample=False)}
 
 
+def consistency_decoder() -> Any:
+    return diffusers.ConsistencyDecoderVAE(
+        scaling_factor=0.37,
+        encoder_block_out_channels=(8,) * 4,
+        encoder_layers_per_block=1,
+        encoder_norm_num_groups=4,
+        decoder_block_out_channels=(8,) * 4,
+        decoder_layers_per_block=1,
+        decoder_norm_num_groups=4,
+    )
+
+
 PICTURES = {
     "sana": Case(
         diffusers.SanaPipeline, "sana", flow(diffusers.SanaTransformer2DModel, **SANA), SANA_CALL, pooled=False
@@ -108,7 +128,8 @@ FROM_PICTURES = {
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Families]:
     torch.manual_seed(13)
-    modules = {"sana": sana().eval(), "movq": movq().eval(), "cascade": paella().eval()}
+    made = {"sana": sana, "movq": movq, "cascade": paella, "rae": rae, "consistency": consistency_decoder}
+    modules = {name: make().eval() for name, make in made.items()}
     with serve(modules, RECIPES, tmp_path_factory.mktemp("pictures")) as found:
         yield found
 
@@ -161,3 +182,42 @@ def test_stage_b_of_stable_cascade(served: Families) -> None:
     with Client(served.url) as client:
         found = client.decode(latents, model="cascade", do_scaling=True, output_type="pt")
     torch.testing.assert_close((found * 0.5 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_noise_of_the_consistency_decoder(served: Families, batch: int) -> None:
+    """With a seed it gives the pixels that it gives with a generator of that seed; another seed gives others."""
+    module = served.modules["consistency"]
+    latents = torch.randn((batch, 4, 3, 5), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        z = latents / module.config.scaling_factor
+        expected = module.decode(z, generator=torch.Generator().manual_seed(6)).sample
+    with Client(served.url) as client:
+        found, other = (
+            client.decode(latents, model="consistency", do_scaling=True, output_type="pt", seed=seed) for seed in (6, 7)
+        )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert float((other - expected).abs().max()) > 0.02
+
+
+def test_the_consistency_decoder_encodes_as_its_stable_diffusion(served: Families) -> None:
+    """Its latent is the scaled mean of the posterior."""
+    module = served.modules["consistency"]
+    pixels = torch.rand((1, 3, 24, 40), generator=torch.Generator().manual_seed(7)) * 2 - 1
+    with torch.no_grad():
+        expected = module.encode(pixels).latent_dist.mode() * module.config.scaling_factor
+    with Client(served.url) as client:
+        found = client.encode(pixels, model="consistency", posterior="mode", do_scaling=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_pictures_of_one_size_only(served: Families) -> None:
+    """A representation autoencoder takes one size; another is refused with what was sent and what is right."""
+    with Client(served.url) as client:
+        picture = client.decode(torch.zeros(1, 64, 4, 4), model="rae", output_type="pt")
+        assert picture.shape == (1, 3, 32, 32)
+        assert client.encode(picture, model="rae").shape == (1, 64, 4, 4)
+        with pytest.raises(LatentMismatch, match=r"has 5 columns; model 'rae' takes 4 only, so send 4"):
+            client.decode(torch.zeros(1, 64, 4, 5), model="rae")
+        with pytest.raises(InvalidImage, match=r"is 40 pixels wide; model 'rae' takes 32 only, so send 32"):
+            client.encode(torch.zeros(1, 3, 32, 40), model="rae")

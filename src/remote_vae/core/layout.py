@@ -127,7 +127,7 @@ def shown_layers(sizes: Mapping[str, int]) -> int:
 def example_shape(recipe: Recipe, info: VAEInfo, side: int) -> tuple[int, ...]:
     """The shape of one latent of `side` by `side` cells and one frame, or the fewest possible, in the first layout."""
     layout = recipe.layouts[0]
-    height, width = max(side, info.rows.least), max(side, info.columns.least)
+    height, width = (counts.nearest(side)[-1] for counts in (info.rows, info.columns))
     grid = {"h": height // layout.sizes.get("i", 1), "w": width // layout.sizes.get("j", 1)}
     sizes = {"b": 1, "f": info.frames.latents.least, "1": 1, "c": info.latent_channels, **grid, **layout.sizes}
     return tuple(math.prod(sizes[name] for name in names) for names in _axes(layout))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from remote_vae.core.recipe import Affine, Constants, Recipe
 from remote_vae.core.vae_info import VAEInfo
-from remote_vae.values import RGB, Frames
+from remote_vae.values import ANY_NUMBER, RGB, Counts, Frames
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +86,9 @@ class Family:
     `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
     keeps between its steps, which a cancelled call would leave behind. `module` is where Python finds the class.
-    `pixel_channels` reads from a config the channels of its pictures. `unfit_dtypes` are precisions in which the
-    weights overflow.
+    `pixel_channels` reads from a config the channels of its pictures. `sides` reads from a loaded module how many rows
+    and columns of latent cells it takes. `unfit_dtypes` are precisions in which the weights overflow.
+    `uses` are packages that the class needs and most classes do without.
     """
 
     cls: str
@@ -108,6 +109,8 @@ class Family:
     forget: Callable[[Any], None] = lambda module: None
     unfit_dtypes: tuple[str, ...] = ()
     module: str = "diffusers"
+    sides: Callable[[Any], tuple[Counts, Counts]] = lambda module: (ANY_NUMBER, ANY_NUMBER)
+    uses: tuple[str, ...] = ()
 
     def load_class(self) -> Any:
         """The class itself; this imports the module that defines it."""
@@ -117,7 +120,7 @@ class Family:
         """The facts of a loaded module, from its config, its attributes and its buffers."""
         config = module.config
         mean, std = self.statistics(module)
-        frames = self.frames(module)
+        frames, (rows, columns) = self.frames(module), self.sides(module)
         return VAEInfo(
             latent_channels=channels_of(config),
             spatial_compression_ratio=_spatial_ratio(config) or int(module.spatial_compression_ratio),
@@ -132,6 +135,8 @@ class Family:
             deterministic=self.deterministic,
             takes=self.takes(module),
             pixel_channels=self.pixel_channels(config),
+            rows=rows,
+            columns=columns,
             plans=plans,
             executor=executor,
             weight_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
@@ -162,7 +167,7 @@ def misfit(family: Family, recipe: Recipe, config: Mapping[str, object]) -> str:
 
 def channels_of(config: Mapping[str, object]) -> int:
     """Latent channels, by the names that the classes of diffusers give them."""
-    names = ("latent_channels", "z_dim", "z_channels")
+    names = ("latent_channels", "z_dim", "z_channels", "encoder_hidden_size")
     return int(str(next(config[name] for name in names if name in config)))
 
 

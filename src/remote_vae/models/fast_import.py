@@ -1,8 +1,8 @@
 """`open_model` for a replica's own process, which needs diffusers' VAEs and nothing else of it.
 
 Importing diffusers also imports transformers and SciPy, if they are installed, and torch's compiler. That takes a good
-part of a replica's memory, and of the time until a model is served or served again after its process has died. No VAE
-uses them.
+part of a replica's memory, and of the time until a model is served or served again after its process has died. VAEs use
+none of them, but for those that their family names.
 """
 
 import importlib
@@ -36,9 +36,9 @@ def open_model(found: dict[str, object]) -> "tuple[DiffusersVAE, Recipe]":
 
 
 def _import_loader(family: Family) -> ModuleType:
-    """The loader and the family's class, without what no VAE needs; with it if this diffusers does need it."""
+    """The loader and the family's class, without what its VAE does not need; with it if this diffusers does need it."""
     try:
-        with in_place_of(UNUSED):
+        with in_place_of({name: module for name, module in UNUSED.items() if name not in family.uses}):
             loader = importlib.import_module("remote_vae.models.loader")
             family.load_class()
     except (ImportError, AttributeError, RuntimeError):
