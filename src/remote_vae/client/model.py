@@ -13,6 +13,7 @@ from remote_vae.client.network import run
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotReady, UnknownModel
 from remote_vae.values import RGB, Frames
 
+FRAMES_AXES: Final = 4  # of the frames of one video, which some pipelines hand over as a batch
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
 FLOAT_BYTES: Final = 4
 MOST_CHANNELS: Final = 4  # of pixels
@@ -91,6 +92,11 @@ class RemoteModel:
         return any("f" in layout.split() for layout in self.card["latent_layouts"])
 
     @property
+    def takes_frames(self) -> bool:
+        """Whether its pipelines hand over the frames of one video as if they were a batch of pictures."""
+        return "f c h w" in self.card["latent_layouts"]
+
+    @property
     def is_normalised(self) -> bool:
         """Whether the VAE itself takes normalised latents, as previews do."""
         return bool(self.card["normalised"])
@@ -98,9 +104,13 @@ class RemoteModel:
     def decode(self, latent: AnyTensor, *, do_scaling: bool = False) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
 
-        *Shapes*: [B,C,h,w] -> [B,P,H,W], or [B,C,f,h,w] -> [B,P,F,H,W], P pixel channels.
+        *Shapes*: [B,C,h,w] -> [B,P,H,W], or [B,C,f,h,w] -> [B,P,F,H,W], P pixel channels; [f,C,h,w] -> [F,P,H,W] if
+        the model takes frames.
         """
         self._check_latent(tuple(latent.shape))
+        if self.takes_frames and len(latent.shape) == FRAMES_AXES:
+            [video] = self._client.decode(latent, model=self.name, do_scaling=do_scaling, output_type="pt")
+            return video.swapaxes(0, 1)
         return self._in_parts(
             latent,
             lambda part: self._client.decode(part, model=self.name, do_scaling=do_scaling, output_type="pt"),
@@ -168,7 +178,8 @@ class RemoteModel:
 
     def _check_latent(self, shape: tuple[int, ...]) -> None:
         axes, layout = (5, "B,{},f,h,w") if self.is_video else (4, "B,{},h,w")
-        if len(shape) == axes and shape[1] == self.channels:
+        frames = self.takes_frames and len(shape) == FRAMES_AXES
+        if (len(shape) == axes or frames) and shape[1] == self.channels:
             return
         expected = "[" + layout.format(self.channels) + "]"
         channels = f"{shape[1]} channels" if len(shape) > 1 else "no channels"

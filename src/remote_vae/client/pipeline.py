@@ -20,7 +20,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from remote_vae.client.endpoint import read_endpoint
 from remote_vae.client.fallback import check_fallback, encode_here, ratios_of
-from remote_vae.client.model import RemoteModel
+from remote_vae.client.model import FRAMES_AXES, RemoteModel
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, InvalidValue
 
 T = TypeVar("T")
@@ -237,6 +237,8 @@ def _encode_there(remote: RemoteModel, x: torch.Tensor) -> tuple[torch.Tensor, b
     if _is_one_frame(remote, x):
         found, is_latent = _encode_there(remote, x[:, :, 0])
         return found.unsqueeze(2), is_latent
+    if remote.takes_frames and x.ndim == FRAMES_AXES:
+        return remote.encode(x, posterior="parameters").squeeze(2), False
     if remote.card["deterministic"]:
         return remote.encode(x, posterior="mode", do_scaling=remote.is_normalised), True
     return remote.encode(x, posterior="parameters"), False

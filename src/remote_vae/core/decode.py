@@ -10,7 +10,7 @@ from remote_vae.core.canvas import Canvas
 from remote_vae.core.executor import RUN_OPTIONS, RunOptions, execute
 from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
-from remote_vae.core.recipe import Affine, Rearrange, Recipe
+from remote_vae.core.recipe import Affine, Copies, Rearrange, Recipe
 from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteInput, NonFiniteOutput
@@ -64,7 +64,8 @@ def _decode(
     size = pictures * vae.info.pixel_channels * height * width * (z.element_size() if floats else 1)
     found, choice = execute(vae.decoders, z, options, canvas, output=size)
     if output is Output.RAW:
-        found = (rearrange(found, "(b f) c h w -> b c f h w", f=frames) if recipe.has_frames else found).contiguous()
+        videos = len(latent)
+        found = (rearrange(found, "(b f) c h w -> b c f h w", b=videos) if recipe.has_frames else found).contiguous()
     return Result(found.cpu(), vae.dtype, choice.executor.name, peak_bytes=choice.peak_bytes)
 
 
@@ -75,6 +76,8 @@ def _before_vae(recipe: Recipe, z: torch.Tensor, vae: VAE, scaling: Scaling) -> 
                 z = rearrange(z, op.pattern, **op.sizes)
             case Affine():
                 z = denormalise(z, op, scaling, vae.info.constants)
+            case Copies():
+                z = z[:, -vae.info.latent_channels :]
     return z
 
 

@@ -8,8 +8,8 @@ from remote_vae.core.affine import normalise
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.executor import RUN_OPTIONS, Choice, RunOptions, execute
 from remote_vae.core.noise import noise_like
-from remote_vae.core.pixels import all_finite, signed
-from remote_vae.core.recipe import Affine, Rearrange, Recipe
+from remote_vae.core.pixels import all_finite, pictures_of, signed
+from remote_vae.core.recipe import Affine, Copies, Rearrange, Recipe, Rounded
 from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import InvalidValue, NonFiniteInput, NonFiniteOutput
@@ -54,17 +54,24 @@ def _encode(
     options: RunOptions,
 ) -> Result:
     """Runs the recipe from its end to its beginning; the posterior's parameters are returned unnormalised."""
-    x, chosen = _moments(vae, pixels.to(vae.dtype), options)
+    given = pictures_of(pixels) if recipe.frames_are_pictures else pixels
+    x, chosen = _moments(vae, given.to(vae.dtype), options)
     if posterior is not Posterior.PARAMETERS:
-        x = x if vae.info.deterministic else _draw(x, posterior, seed)
+        x = x if vae.info.deterministic else _draw(x, posterior, recipe.seed if seed is None else seed)
         for op in reversed(recipe.ops):
             match op:
                 case Affine():
                     x = normalise(x, op, scaling, vae.info.constants).to(x.dtype)
                 case Rearrange():
-                    x = rearrange(x, op.inverse, **op.sizes)
+                    x = rearrange(x, op.inverse, **{**op.sizes, "b": len(pixels)})
+                case Copies():
+                    x = x.repeat(1, op.count, *[1] * (x.ndim - 2))
+                case Rounded():
+                    x = x.to(getattr(torch, op.dtype)).to(x.dtype)
     elif recipe.one_frame:
         x = rearrange(x, "b c 1 h w -> b c h w")
+    elif recipe.frames_are_pictures:
+        x = rearrange(x, "(b f) c h w -> b c f h w", b=len(pixels))
     if not all_finite(x):
         raise NonFiniteOutput("the VAE gave NaN or infinity, in float32 too")
     return Result(x.cpu(), vae.dtype, chosen.executor.name, peak_bytes=chosen.peak_bytes)

@@ -4,6 +4,7 @@ Decoding runs the list forwards, encoding runs it backwards. Every VAE has pixel
 `vae.decode` call site of diffusers 0.42 reduces to these operations.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,7 +60,24 @@ class Affine:
     literal: Constants | None = None
 
 
-Op = Rearrange | Affine
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Rounds what the encoder gave to the values of a precision, as the pipelines do; decoding leaves latents alone."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """`count` copies of a latent beside one another in its channels, [B,count*C,h,w], as the pipelines handle it.
+
+    The last copy is decoded; encoding makes all of them. A latent without copies is decoded as it is.
+    """
+
+    count: int
+
+
+Op = Rearrange | Affine | Rounded | Copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +91,8 @@ class Recipe:
     that the pipelines do not use although the weights' config may have them, `needs` those that the config must have.
     `fps` is the rate of the family's own examples, in frames a second. `ratio` is the number of pixels to a side of a
     latent cell that weights for this recipe have; 0 if any do. `pixel_channels` are those of the pictures that weights
-    for this recipe give and take.
+    for this recipe give and take. `seed` is the one with which the pipelines sample the posterior, whatever the
+    request's own; None if each sample is another one.
     """
 
     name: str
@@ -87,6 +106,7 @@ class Recipe:
     fps: float = 10  # the default of diffusers' export_to_video
     ratio: int = 0
     pixel_channels: int = RGB
+    seed: int | None = None
 
     @property
     def has_frames(self) -> bool:
@@ -97,6 +117,16 @@ class Recipe:
     def one_frame(self) -> bool:
         """Whether the VAE takes videos, and a picture is a video of one frame to it."""
         return any(isinstance(op, Rearrange) and op.pattern.endswith("b c 1 h w") for op in self.ops)
+
+    @property
+    def frames_are_pictures(self) -> bool:
+        """Whether the VAE takes pictures, and the frames of a video are a batch of pictures to it."""
+        return any(isinstance(op, Rearrange) and op.pattern.endswith("(b f) c h w") for op in self.ops)
+
+    @property
+    def copies(self) -> int:
+        """How many times the channels of the VAE's own latent an encoded latent has."""
+        return math.prod(op.count for op in self.ops if isinstance(op, Copies))
 
     @property
     def normalised(self) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -79,9 +80,9 @@ class Family:
 
     `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
     encoder gives a latent and not a distribution. `whole_groups`: its encoder takes no frames beyond the last whole
-    group. `float32` names the submodules that keep this precision whatever the rest has. `statistics` reads mean and
-    deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of the
-    original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
+    group. `float32` names the parts, at any depth, that keep this precision whatever the rest has. `statistics` reads
+    mean and deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of
+    the original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
     module, for classes that are not called as most are; pixels are in [-1, 1], whatever range the module itself has.
     `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
@@ -184,6 +185,9 @@ def _spatial_ratio(config: Mapping[str, object]) -> int | None:
     for name in ("spatial_compression_ratio", "scale_factor_spatial"):
         if name in config:  # None says that the module computes it, by a rule of its class
             return None if config[name] is None else int(str(config[name]))
+    factors = config.get("spatial_downsample_factors")  # of each level, some of which may keep the size
+    if isinstance(factors, list | tuple):
+        return math.prod(factors)
     blocks = config.get("decoder_block_out_channels") or config.get("block_out_channels")
     return 1 << len(blocks) - 1 if isinstance(blocks, list | tuple) else None
 

@@ -14,6 +14,7 @@ PACKED: Final = Rearrange("b (h w) (c i j) -> b c (h i) (w j)", PATCH)
 PACKED_EXTRA_AXIS: Final = Rearrange("1 b (h w) (c i j) -> b c (h i) (w j)", PATCH)  # one client's spelling
 ONE_FRAME: Final = Rearrange("b c 1 h w -> b c h w")
 VIDEO: Final = Rearrange("b c f h w -> b c f h w")
+FRAMES: Final = Rearrange("f c h w -> 1 c f h w")  # one video, whose frames a pipeline hands over as a batch
 UNBATCHED_VIDEO: Final = Rearrange("c f h w -> 1 c f h w")
 
 IMAGE_LAYOUTS: Final = (GRID, PACKED, UNBATCHED, PACKED_EXTRA_AXIS)

@@ -55,16 +55,25 @@ def _load(spec: ModelSpec, weights: FoundWeights | None) -> DiffusersVAE:
     dtype = resolve_dtype(
         spec, spec.recipe_model, device, force_upcast=bool(getattr(module.config, "force_upcast", False))
     )
-    kept = {name: module.get_submodule(name) for name in family.float32}
-    for name in kept:
-        delattr(module, name)
+    _move(module.eval(), device, dtype, float32=family.float32)
+    return DiffusersVAE(module, source=source, revision=revision, family=family)
+
+
+def _move(module: torch.nn.Module, device: torch.device, dtype: torch.dtype, *, float32: tuple[str, ...]) -> None:
+    """To a device and a precision; what is in a part with one of the names `float32` keeps its own precision."""
+    kept = {name: tensor.data for name, tensor in _tensors(module) if set(name.split(".")) & set(float32)}
     # Its parameters go on requiring gradients, as in a user's own pipeline: torch's matmul asks them when it chooses
     # between one product and a batch of products, and the two differ in the last bit. No graph is ever built here.
     # By torch's own method: diffusers' warns of layers to be kept in float32 even if a model has none.
-    module = torch.nn.Module.to(module.eval(), device, dtype)
-    for name, part in kept.items():
-        module.add_module(name, part.to(device))
-    return DiffusersVAE(module, source=source, revision=revision, family=family)
+    torch.nn.Module.to(module, device, dtype)
+    for name, tensor in _tensors(module):
+        if name in kept:
+            tensor.data = kept[name].to(device)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -165,7 +165,7 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
         posterior,
         request.options["seed"],
         pixels=batch * frames * height * width,
-        latent_values=batch * info.latent_channels * info.frames.latent(frames) * cells,
+        latent_values=batch * info.latent_channels * model.recipe.copies * info.frames.latent(frames) * cells,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Rearrange, Recipe
 from remote_vae.models.family import Family, Model
-from remote_vae.models.layouts import GRID, IMAGE_LAYOUTS, UNBATCHED
+from remote_vae.models.layouts import FRAMES, GRID, IMAGE_LAYOUTS, UNBATCHED, VIDEO
 from remote_vae.models.original_names import from_latent_diffusion
 
 _SD: Final[Mapping[str, object]] = {
@@ -62,6 +62,9 @@ KANDINSKY5: Final = Recipe(
     patch=2,
     ignores=("shift_factor",),
 )
+# Videos of models for pictures: each frame is a picture.
+_FRAMES: Final = Rearrange("b c f h w -> (b f) c h w")
+ANIMATEDIFF: Final = Recipe("animatediff", (VIDEO, FRAMES), (*SD1.ops, _FRAMES), fps=8)
 COGVIEW4: Final = replace(SD1, ignores=("shift_factor",))
 
 
@@ -162,6 +165,16 @@ _MODELS: Final = (
         "briaai/BRIA-3.2",
         "float32",
         config={**_SDXL_CONFIG, "shift_factor": 0.0},
+    ),
+    Model("animatediff", ANIMATEDIFF, "stable-diffusion-v1-5/stable-diffusion-v1-5", "float16", config=_SD1_CONFIG),
+    Model("latte", ANIMATEDIFF, "maxin-cn/Latte-1", "float16", config=_SD1_CONFIG),
+    Model(
+        "animatediff-sdxl",
+        ANIMATEDIFF,
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "float16",
+        config=_SDXL_CONFIG,
+        honours_force_upcast=True,
     ),
     Model("demo", SD3, None, "float32", subfolder=None),
 )  # fmt: skip
