@@ -101,9 +101,10 @@ class RemoteModel:
         """Whether the VAE itself takes normalised latents, as previews do."""
         return bool(self.card["normalised"])
 
-    def decode(self, latent: AnyTensor, *, do_scaling: bool = False) -> AnyTensor:
+    def decode(self, latent: AnyTensor, *, do_scaling: bool = False, timestep: float | None = None) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
 
+        A decoder is told the timestep, and adds no noise to the latent.
         *Shapes*: [B,C,h,w] -> [B,P,H,W], or [B,C,f,h,w] -> [B,P,F,H,W], P pixel channels; [f,C,h,w] -> [F,P,H,W] if
         the model takes frames.
         """
@@ -113,7 +114,14 @@ class RemoteModel:
             return video.swapaxes(0, 1)
         return self._in_parts(
             latent,
-            lambda part: self._client.decode(part, model=self.name, do_scaling=do_scaling, output_type="pt"),
+            lambda part: self._client.decode(
+                part,
+                model=self.name,
+                do_scaling=do_scaling,
+                output_type="pt",
+                decode_timestep=timestep,
+                decode_noise_scale=None if timestep is None else 0.0,
+            ),
             item_bytes=FLOAT_BYTES * self._pixel_values(latent),
             limit="max_reply_bytes",
         )

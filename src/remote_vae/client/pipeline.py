@@ -25,6 +25,7 @@ from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFaile
 
 T = TypeVar("T")
 
+BUFFERS: Final = ("latents_mean", "latents_std")
 NORM_KEY: Final = "batch_norm_eps"  # in the config if the pipelines read statistics of the latents from a batch norm
 
 
@@ -74,6 +75,8 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         shown = {name: value for name, value in config.items() if not name.startswith("_")}
         if norm is not None:
             self.bn = _without_weights(norm)
+        for name, values in self._ask(_buffers_of_card, _buffers).items():
+            self.register_buffer(name, values, persistent=False)  # which offloading leaves alone
         shown["shift_factor"] = shown.get("shift_factor") or 0.0  # some pipelines add it without a check
         self.register_to_config(**shown, endpoint=read_endpoint(endpoint, token=token).url, model=model)
 
@@ -122,18 +125,23 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     def decode(
         self,
         z: torch.Tensor,
+        temb: torch.Tensor | None = None,
         return_dict: bool = True,
         generator: torch.Generator | None = None,
         force_not_quantize: bool | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,P,H,W] or [B,C,f,h,w] -> [B,P,F,H,W].
 
-        The server quantizes as the pipelines of its recipe do; `force_not_quantize` is for the fallback.
+        `temb` has a timestep for each latent, for a decoder that is conditioned on it; the pipeline has mixed the noise
+        into the latent. The server quantizes as the pipelines of its recipe do; `force_not_quantize` is for the
+        fallback.
         """
         _refuse_gradient(z)
-        how = {} if force_not_quantize is None else {"force_not_quantize": force_not_quantize}
+        given = {"temb": temb, "force_not_quantize": force_not_quantize}
+        how = {name: value for name, value in given.items() if value is not None}
+        timesteps = [] if temb is None else temb.flatten().tolist()
         pixels = self._ask(
-            lambda remote: _decode_there(remote, z),
+            lambda remote: _decode_there(remote, z, timesteps),
             lambda local: local.decode(z.to(local.device, local.dtype), **how).sample,
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
@@ -220,15 +228,29 @@ def _config_and_norm(remote: RemoteModel) -> tuple[Mapping[str, Any], torch.nn.B
     return config, norm
 
 
+def _buffers_of_card(remote: RemoteModel) -> dict[str, torch.Tensor]:
+    """The statistics of the latents, if pipelines read them from the VAE itself: neither config nor norm has them."""
+    known = NORM_KEY in remote.card["config"] or "latents_mean" in remote.card["config"]
+    found = {} if known else {name: remote.card.get(name) for name in BUFFERS}
+    return {name: torch.tensor(values) for name, values in found.items() if values is not None}
+
+
+def _buffers(local: Any) -> dict[str, torch.Tensor]:
+    return {name: values for name, values in local.named_buffers(recurse=False) if name in BUFFERS}
+
+
 def _is_one_frame(remote: RemoteModel, tensor: torch.Tensor) -> bool:
     """Whether a pipeline hands over a picture as a video of one frame, and the server's model takes pictures."""
     return tensor.ndim == 5 and tensor.shape[2] == 1 and not remote.is_video
 
 
-def _decode_there(remote: RemoteModel, z: torch.Tensor) -> torch.Tensor:
+def _decode_there(remote: RemoteModel, z: torch.Tensor, timesteps: list[float]) -> torch.Tensor:
+    """A request has one timestep at most, so latents with different ones go one by one."""
     if _is_one_frame(remote, z):
-        return _decode_there(remote, z[:, :, 0]).unsqueeze(2)
-    pixels: torch.Tensor = remote.decode(z, do_scaling=remote.is_normalised)
+        return _decode_there(remote, z[:, :, 0], timesteps).unsqueeze(2)
+    if len(set(timesteps)) > 1:
+        return torch.cat([_decode_there(remote, one[None], [each]) for one, each in zip(z, timesteps, strict=True)])
+    pixels: torch.Tensor = remote.decode(z, do_scaling=remote.is_normalised, timestep=next(iter(timesteps), None))
     return pixels
 
 
