@@ -20,9 +20,9 @@ def check_fallback(fallback: Any, config: Mapping[str, Any]) -> None:
             f"server's model, {theirs} with {their_channels}; give the same VAE"
         )
     for name in PIXEL_CHANNELS:
-        if fallback.config.get(name) != config.get(name):
+        if name in config and fallback.config.get(name) != config[name]:
             raise InvalidValue(
-                f"the fallback has {name}={fallback.config.get(name)}, and the server's model {config.get(name)}; give "
+                f"the fallback has {name}={fallback.config.get(name)}, and the server's model {config[name]}; give "
                 "the same VAE"
             )
 
