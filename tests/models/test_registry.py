@@ -1,11 +1,14 @@
 """The table of models: every promised name resolves, and every row is the architecture that it says it is."""
 
+import inspect
+
 import pytest
 import torch
 
+from remote_vae.core.recipe import Affine
 from remote_vae.errors import ConfigurationError
 from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, find_recipe
-from remote_vae.models.family import Family
+from remote_vae.models.family import Family, Model, channels_of
 from remote_vae.models.spec import ModelSpec, parse_spec
 
 PROMISED = {
@@ -91,9 +94,17 @@ PROMISED = {
     "stable-cascade": ("wuerstchen",),
     "svd": ("svd-xt", "stable-video-diffusion"),
     "taef1": (),
+    "taehv": (),
+    "taehv1.5": ("taehv1_5",),
+    "taehv1.5-super": ("taehv1_5_super",),
     "taesd": (),
     "taesd3": (),
     "taesdxl": (),
+    "taew2.1": ("taew2_1",),
+    "taew2.1-image": (),
+    "taew2.2": ("taew2_2",),
+    "taew2.2-image": (),
+    "taew2.2-super": ("taew2_2_super",),
     "wan2.1": ("wan", "wan2.2", "wan2.2-14b", "wan-vace", "chronoedit"),
     "wan2.2-5b": ("cosmos3", "lucy-edit"),
 }
@@ -180,9 +191,17 @@ PARAMETERS = {
     "stable-cascade": 18_406_894,
     "svd": 97_742_847,
     "taef1": 2_458_899,
+    "taehv": 11_315_539,
+    "taehv1.5": 11_372_012,
+    "taehv1.5-super": 20_470_572,
     "taesd": 2_445_063,
     "taesd3": 2_458_899,
     "taesdxl": 2_445_063,
+    "taew2.1": 11_315_539,
+    "taew2.1-image": 11_315_539,
+    "taew2.2": 11_418_108,
+    "taew2.2-image": 11_418_108,
+    "taew2.2-super": 20_487_996,
     "wan2.1": 126_892_531,
     "wan2.2-5b": 704_688_668,
 }
@@ -236,15 +255,24 @@ def test_rows_of_one_recipe_have_weights_of_their_own() -> None:
     assert len(loaded) == len(set(loaded))
 
 
+def full_config(model: Model) -> dict[str, object]:
+    """A row's config with what its class takes for the rest."""
+    defaults = inspect.signature(family_of(model).load_class().__init__).parameters.values()
+    return {item.name: item.default for item in defaults} | dict(model.config or {})
+
+
 def test_every_preview_is_a_model() -> None:
     """What a row names as its preview is a row itself, for latents with as many channels and the same constants."""
     for model in MODELS.values():
         if model.preview is not None:
-            preview = MODELS[model.preview]
+            preview, config = MODELS[model.preview], full_config(model)
             literal = preview.recipe.ops[0].literal  # type: ignore[union-attr]
-            assert literal.scaling_factor == model.config["scaling_factor"]
-            assert literal.shift_factor == model.config.get("shift_factor")
-            assert preview.config["latent_channels"] == model.config["latent_channels"]
+            used = {name for op in model.recipe.ops if isinstance(op, Affine) for name in op.uses}
+            for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+                stated = config.get(name) if name in used else None
+                assert getattr(literal, name) == (tuple(stated) if isinstance(stated, list) else stated)
+            assert preview.recipe.has_frames == model.recipe.has_frames
+            assert channels_of(preview.config) == channels_of(config)
 
 
 def test_every_row_has_a_known_size() -> None:

@@ -28,6 +28,7 @@ _MODELS: Final = (
         "hunyuanvideo-community/HunyuanVideo",
         "float16",
         aliases=("hunyuan", "hunyuan-video", "hv", "framepack", "skyreels-hunyuan"),
+        preview="taehv",
     ),
     Model(
         "kandinsky5-video",
@@ -47,6 +48,7 @@ _MODELS_15: Final = (
         "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
         "bfloat16",
         aliases=("hunyuanvideo1.5",),
+        preview="taehv1.5",
     ),
 )
 

@@ -61,8 +61,16 @@ _MODELS: Final = (
         "Qwen/Qwen-Image",
         "bfloat16",
         aliases=("qwen", "krea2", "anima", "nucleusmoe-image"),
+        preview="taew2.1-image",
     ),
-    Model("qwen-image-edit", EDIT, "Qwen/Qwen-Image-Edit", "bfloat16", aliases=("qwen-image-edit-plus",)),
+    Model(
+        "qwen-image-edit",
+        EDIT,
+        "Qwen/Qwen-Image-Edit",
+        "bfloat16",
+        aliases=("qwen-image-edit-plus",),
+        preview="taew2.1-image",
+    ),
     Model(
         "qwen-image-layered",
         QWEN_IMAGE_LAYERED,

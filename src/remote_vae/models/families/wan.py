@@ -122,23 +122,26 @@ _MODELS: Final = (
             *("wan", "wan2.1-14b", "wan2.2", "wan2.2-14b", "wan-vace", "wan-animate", "fastwan", "longlive"),
             *("anyflow", "chronoedit", "cosmos-predict2.5"),
         ),
+        preview="taew2.1",
     ),
-    Model("skyreels-v2", SKYREELS, "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers", "float32"),
-    Model("sana-video", WAN_21, "Efficient-Large-Model/SANA-Video_2B_480p_diffusers", "float32"),
-    Model("helios", HELIOS, "BestWishYsh/Helios-Base", "float32"),
-    Model("motif-video", HELIOS, "Motif-Technologies/Motif-Video-2B", "bfloat16"),
+    Model("skyreels-v2", SKYREELS, "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers", "float32", preview="taew2.1"),
+    Model("sana-video", WAN_21, "Efficient-Large-Model/SANA-Video_2B_480p_diffusers", "float32", preview="taew2.1"),
+    Model("helios", HELIOS, "BestWishYsh/Helios-Base", "float32", preview="taew2.1"),
+    Model("motif-video", HELIOS, "Motif-Technologies/Motif-Video-2B", "bfloat16", preview="taew2.1"),
     Model(
         "cosmos-predict2",
         COSMOS,
         "nvidia/Cosmos-Predict2-2B-Video2World",
         "bfloat16",
         aliases=("cosmos-transfer2.5",),
+        preview="taew2.1",
     ),
     Model(
         "cosmos-predict2-text2image",
         COSMOS_PICTURES,
         "nvidia/Cosmos-Predict2-2B-Text2Image",
         "bfloat16",
+        preview="taew2.1-image",
     ),
     Model(
         "joyimage",
@@ -146,8 +149,15 @@ _MODELS: Final = (
         "jdopensource/JoyAI-Image-Edit-Diffusers",
         "bfloat16",
         aliases=("joyimage-edit",),
+        preview="taew2.1-image",
     ),
-    Model("joyimage-edit-plus", JOYIMAGE_PLUS, "jdopensource/JoyAI-Image-Edit-Plus-Diffusers", "bfloat16"),
+    Model(
+        "joyimage-edit-plus",
+        JOYIMAGE_PLUS,
+        "jdopensource/JoyAI-Image-Edit-Plus-Diffusers",
+        "bfloat16",
+        preview="taew2.1-image",
+    ),
     Model(
         "wan2.2-5b",
         WAN_22,
@@ -155,8 +165,11 @@ _MODELS: Final = (
         "float32",
         aliases=("wan2.2-ti2v-5b", "fastwan2.2", "lucy-edit", "cosmos3"),
         config=_WAN_22_CONFIG,
+        preview="taew2.2",
     ),
-    Model("fibo", FIBO, "briaai/FIBO", "bfloat16", aliases=("fibo-edit",), config=_WAN_22_CONFIG),
+    Model(
+        "fibo", FIBO, "briaai/FIBO", "bfloat16", aliases=("fibo-edit",), config=_WAN_22_CONFIG, preview="taew2.2-image"
+    ),
 )
 
 FAMILIES: Final = (

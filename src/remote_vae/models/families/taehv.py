@@ -1,0 +1,86 @@
+"""Previews of videos: tiny VAEs that take the normalised latents of a video model and approximate its frames.
+
+Their weights are published as files, and not as folders on the Hub.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from remote_vae.core.recipe import Affine, Constants, Recipe
+from remote_vae.models.families.hunyuan_video import HUNYUANVIDEO
+from remote_vae.models.families.qwen_image import QWEN_IMAGE
+from remote_vae.models.families.wan import FIBO, MEAN_22, STD_22, WAN_21, WAN_22
+from remote_vae.models.family import Family, Model, channels_of
+
+_FILES: Final = "https://github.com/madebyollin/taehv/raw/main/safetensors"
+
+# fmt: off
+MEAN_21: Final = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)
+STD_21: Final = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916,
+)
+# fmt: on
+_WAN_21: Final = Constants(latents_mean=MEAN_21, latents_std=STD_21)
+_WAN_22: Final = Constants(latents_mean=MEAN_22, latents_std=STD_22)
+_HUNYUAN: Final = Constants(scaling_factor=0.476986)
+_HUNYUAN_15: Final = Constants(scaling_factor=1.03682)
+_16: Final = {"latent_channels": 16}
+_32: Final = {"latent_channels": 32, "patch_size": 2}
+_48: Final = {"latent_channels": 48, "patch_size": 2}
+_SUPER: Final = {"widths": (512, 256, 128, 64), "super_decoder": True}
+
+
+def recipe_of_preview(name: str, previewed: Recipe, constants: Constants, channels: int) -> Recipe:
+    """The previewed model's own way, but that the VAE takes normalised latents."""
+    ops = tuple(Affine(literal=constants) if isinstance(op, Affine) else op for op in previewed.ops)
+    return replace(previewed, name=name, ops=ops, posterior="mode", channels=(channels,), ignores=(), needs=())
+
+
+def _preview(
+    name: str, file: str, previewed: Recipe, constants: Constants, config: Mapping[str, object], *aliases: str
+) -> Model:
+    recipe = recipe_of_preview(name, previewed, constants, channels_of(config))
+    return Model(name, recipe, None, "float16", aliases, None, config, file=f"{_FILES}/{file}.safetensors")
+
+
+def with_the_pipelines_names(module: Any) -> None:
+    """What the pipelines read from the config of the VAE that is previewed; the constants are neutral."""
+    config = module.config
+    module.register_to_config(
+        z_dim=config.latent_channels,
+        latents_mean=[0.0] * config.latent_channels,
+        latents_std=[1.0] * config.latent_channels,
+        scaling_factor=1.0,
+        scale_factor_spatial=module.spatial_compression_ratio,
+        scale_factor_temporal=module.temporal_compression_ratio,
+        temperal_downsample=[stride > 1 for stride in config.decoder_strides],
+    )
+
+
+_MODELS: Final = (
+    _preview("taew2.1", "taew2_1", WAN_21, _WAN_21, _16, "taew2_1"),
+    _preview("taew2.1-image", "taew2_1", QWEN_IMAGE, _WAN_21, _16),
+    _preview("taew2.2", "taew2_2", WAN_22, _WAN_22, _48, "taew2_2"),
+    _preview("taew2.2-image", "taew2_2", FIBO, _WAN_22, _48),
+    _preview("taew2.2-super", "taew2_2_super", WAN_22, _WAN_22, {**_48, **_SUPER}, "taew2_2_super"),
+    _preview("taehv", "taehv", HUNYUANVIDEO, _HUNYUAN, _16),
+    _preview("taehv1.5", "taehv1_5", HUNYUANVIDEO, _HUNYUAN_15, _32, "taehv1_5"),
+    _preview("taehv1.5-super", "taehv1_5_super", HUNYUANVIDEO, _HUNYUAN_15, {**_32, **_SUPER}, "taehv1_5_super"),
+)
+
+FAMILIES: Final = (
+    Family(
+        "TAEHV",
+        _MODELS,
+        deterministic=True,
+        prepare=with_the_pipelines_names,
+        decode=lambda module, latent: module.decode(latent),
+        encode=lambda module, pixels: module.encode(pixels),
+        module="remote_vae.models.previews.taehv",
+    ),
+)
