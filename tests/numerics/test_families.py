@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from remote_vae.server.settings import Settings
 from remote_vae.values import FORMATS, Output, Posterior, Scaling, ScalingMode, Tensor
 
 from .cases import CASES, Case
+from .cases.qwen_image_rgba import TINY_21
 from .conftest import tiny_wan
 
 OWN = Scaling(ScalingMode.MODEL)
@@ -100,12 +102,21 @@ def test_frames_beyond_the_last_group(family: tuple[Case, Any, DiffusersVAE, Rec
         encode_job(model, vae.info, request, Settings())
 
 
-def test_a_cancelled_decode_leaves_nothing_behind() -> None:
+STATEFUL = {
+    "AutoencoderKLWan": (tiny_wan, (1, 16, 2, 2, 3)),
+    "AutoencoderKLQwenImage": (lambda: tiny_wan(diffusers.AutoencoderKLQwenImage), (1, 16, 1, 2, 3)),
+    "AutoencoderKLQwenImage21": (lambda: diffusers.AutoencoderKLQwenImage21(**TINY_21), (1, 64, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("cls", STATEFUL)
+def test_a_cancelled_decode_leaves_nothing_behind(cls: str) -> None:
     """Feature maps that Wan's code keeps from frame to frame are dropped, and the next latent is decoded as ever."""
-    module = tiny_wan().eval()
-    [family] = [each for each in FAMILIES if each.cls == "AutoencoderKLWan"]
+    build, shape = STATEFUL[cls]
+    module = build().eval()
+    [family] = [each for each in FAMILIES if each.cls == cls]
     vae = DiffusersVAE(module, source="m", revision="", family=family)
-    z = torch.randn((1, 16, 2, 2, 3), generator=torch.Generator().manual_seed(3))
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     layers: list[None] = []
 
     def cancel() -> None:
