@@ -17,9 +17,9 @@ from remote_vae.models.families import FAMILIES
 from remote_vae.models.fast_import import open_model
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
-from remote_vae.protocol.messages import EncodeRequest
-from remote_vae.protocol.options import ENCODE_ROWS, complete
-from remote_vae.server.adapt import encode_job
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
+from remote_vae.protocol.options import DECODE_ROWS, ENCODE_ROWS, complete
+from remote_vae.server.adapt import decode_job, encode_job
 from remote_vae.server.settings import Settings
 from remote_vae.values import FORMATS, Output, Posterior, Scaling, ScalingMode, Tensor
 
@@ -59,6 +59,14 @@ def test_decode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
         assert (fit.height, fit.width) == tuple(expected.shape[-2:])
         assert fit.frames == (expected.shape[2] if expected.ndim == 5 else 1)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert reply_bytes(vae, recipe, z, height=height, width=width) == found.nbytes
+
+
+def reply_bytes(vae: DiffusersVAE, recipe: Recipe, z: torch.Tensor, **size: int) -> int:
+    """The bytes that the server makes room for, and by which it judges the limit of a reply."""
+    options = complete({"output_type": "pt", **size}, DECODE_ROWS)
+    request = DecodeRequest("m", Tensor("float32", tuple(z.shape), z.numpy().data), OWN, options, FORMATS["binary"])
+    return decode_job(Served("m", (), recipe, ()), vae.info, request, Settings()).reply_bytes
 
 
 @torch.no_grad()
