@@ -1,4 +1,4 @@
-"""The table of docs/models.md, from the families: `python docs/figures/models.py`."""
+"""The tables of docs/models.md, from the families: `python docs/figures/models.py`."""
 
 import inspect
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Final
 
 from remote_vae.core.recipe import Affine, Constants
 from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.families.not_served import NOT_SERVED
 from remote_vae.models.family import Model, channels_of
 
 PAGE: Final = Path(__file__).parents[1] / "models.md"
@@ -21,8 +22,8 @@ COLUMNS: Final = (
 )
 
 
-def table() -> list[str]:
-    """The lines of the table."""
+def served() -> list[str]:
+    """The lines of the table of what is served."""
     return [f"| {' | '.join(COLUMNS)} |", "|---|---|---|--:|--:|--:|---|---|", *map(row, MODELS.values())]
 
 
@@ -63,12 +64,25 @@ def facts(model: Model) -> tuple[str, str, str]:
     return str(channels_of(config)), *("" if value is None else str(value) for value in (scaling, shift))
 
 
-def page_with(lines: list[str]) -> str:
-    """The page with these lines in the place of its table."""
-    before, _, rest = PAGE.read_text().partition("| name |")
-    after = rest[rest.index("\n\n") :]
-    return before + "\n".join(lines) + after
+def not_served() -> list[str]:
+    """The lines of the table of what is not."""
+    rows = [(one.what, ", ".join(f"`{name}`" for name in one.names), one.reason, one.instead) for one in NOT_SERVED]
+    return [
+        "| not served | names | why | what to do |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(cells) + " |" for cells in rows),
+    ]
+
+
+def page() -> str:
+    """The page with what the families say in the place of its tables."""
+    text = PAGE.read_text()
+    for lines in (served(), not_served()):
+        head = lines[0][: lines[0].index("|", 1) + 1]
+        before, _, rest = text.partition(head)
+        text = before + "\n".join(lines) + rest[rest.index("\n\n") :]
+    return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with(table()))
+    PAGE.write_text(page())

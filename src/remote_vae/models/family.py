@@ -1,6 +1,7 @@
 """What is known of a family of VAEs, as one value. Each module of `families` defines one or several."""
 
 import importlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -112,6 +113,10 @@ class Family:
     module: str = "diffusers"
     sides: Callable[[Any], tuple[Counts, Counts]] = lambda module: (ANY_NUMBER, ANY_NUMBER)
     uses: tuple[str, ...] = ()
+
+    def lacks(self) -> str:
+        """A package that the class uses and that is not installed; empty if there is none."""
+        return next((package for package in self.uses if importlib.util.find_spec(package) is None), "")
 
     def load_class(self) -> Any:
         """The class itself; this imports the module that defines it."""

@@ -6,7 +6,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from remote_vae.errors import ConfigurationError
-from remote_vae.models.families import MODELS, family_of, recipes_for
+from remote_vae.models.families import MODELS, family_of, recipes_for, refuse_unserved
 from remote_vae.models.family import FACTORS
 from remote_vae.models.files import Stored, is_local, place_of, read_config, read_headers, source_file
 
@@ -20,7 +20,9 @@ def recognise(name: str, source: str) -> str | None:
         return None
     path = source_file(source)
     if path is None:
-        recipes = recipes_for(read_config(place_of(Path(source).expanduser(), None)))
+        config = read_config(place_of(Path(source).expanduser(), None))
+        refuse_unserved(config, source)
+        recipes = recipes_for(config)
     else:
         read_headers([path])  # what is no file of weights is refused at once
         # A process, because it imports torch and diffusers, which the server's own never does.
@@ -50,7 +52,7 @@ def recipes_for_tensors(stored: Mapping[str, Stored]) -> tuple[str, ...]:
     found: dict[object, str] = {}
     for model in MODELS.values():
         family = family_of(model)
-        if model.config is None or model.embedded:
+        if model.config is None or model.embedded or family.lacks():
             continue
         architecture = repr((family.cls, model.config, family.convert))
         if architecture not in fitting:

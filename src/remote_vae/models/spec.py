@@ -6,7 +6,7 @@ from typing import Any
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError
-from remote_vae.models.families import MODELS, family_of, find_model, find_recipe
+from remote_vae.models.families import MODELS, family_of, find_model, find_recipe, hint
 from remote_vae.models.family import Model
 from remote_vae.models.recognise import recognise
 
@@ -43,8 +43,8 @@ class ModelSpec:
             raise ConfigurationError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}", dtype=self.dtype)
         if find_model(self.name) is None and self.source is None:
             raise ConfigurationError(
-                f"model {self.name!r} is not in the registry; name its weights as {self.name}=SOURCE, or take one of "
-                f"{', '.join(MODELS)}",
+                f"model {self.name!r} is not in the registry{hint(self.name)}; name its weights as "
+                f"{self.name}=SOURCE, or take one of {', '.join(MODELS)}",
                 model=self.name,
             )
         if find_model(self.name) is None and self.recipe is None:

@@ -5,7 +5,6 @@ read from safetensors only, and no code comes with them: a pickle never gets as 
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +47,9 @@ class FoundWeights:
 def find_weights(spec: ModelSpec) -> FoundWeights | None:
     """The weights of a spec, or None if they are to be random; *raises* ModelLoadError."""
     model = find_model(spec.name)
-    for package in family_of(spec.recipe_model).uses:
-        if importlib.util.find_spec(package) is None:
-            raise ModelLoadError(f"model {spec.name!r} needs the package {package}: pip install {package}")
+    package = family_of(spec.recipe_model).lacks()
+    if package:
+        raise ModelLoadError(f"model {spec.name!r} needs the package {package}: pip install {package}")
     if spec.random_weights:
         if model is None or model.config is None:
             raise ModelLoadError(f"the architecture of model {spec.name!r} is not known here; name its weights")

@@ -3,13 +3,16 @@
 Nothing outside this package names a class of diffusers.
 """
 
+import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError, ModelLoadError
+from remote_vae.models.families.not_served import why_not, why_not_these
 from remote_vae.models.family import Family, Model, misfit, stated_constants
 
 FAMILIES: Final[tuple[Family, ...]] = tuple(
@@ -19,6 +22,9 @@ FAMILIES: Final[tuple[Family, ...]] = tuple(
 )
 MODELS: Final = {model.name: model for family in FAMILIES for model in family.models}
 ALIASES: Final = {alias: model.name for model in MODELS.values() for alias in model.aliases}
+_PUNCTUATION: Final = re.compile(r"[^a-z0-9]")
+_DECORATION: Final = re.compile(r"(vae|diffusers|bf16|fp16|safetensors)+$")
+MOST_PROPOSED: Final = 3
 
 
 def find_model(name: str) -> Model | None:
@@ -31,8 +37,29 @@ def find_recipe(name: str) -> Recipe:
     """The recipe of a model's name or alias; *raises* ConfigurationError naming the recipes that exist."""
     model = find_model(name)
     if model is None:
-        raise ConfigurationError(f"recipe {name!r} is not known; known are {', '.join(MODELS)}", recipe=name)
+        raise ConfigurationError(
+            f"recipe {name!r} is not known{hint(name)}; known are {', '.join(MODELS)}", recipe=name
+        )
     return model.recipe
+
+
+def hint(name: str) -> str:
+    """For an error's text after a name that is not known: why it is not served, or which names are near."""
+    known = why_not(name)
+    if known is not None:
+        return f": {known}"
+    spelled: dict[str, str] = {}
+    for model in MODELS.values():
+        for spelling in (model.name, *model.aliases, (model.repository or "").rpartition("/")[2]):
+            spelled.setdefault(_bare(spelling), model.name)
+    wanted = _bare(name.rpartition("/")[2])
+    near = [wanted] if wanted in spelled else difflib.get_close_matches(wanted, spelled, MOST_PROPOSED)
+    return f"; did you mean {' or '.join(dict.fromkeys(spelled[one] for one in near))}?" if near else ""
+
+
+def _bare(name: str) -> str:
+    """A name without what people add to names or write in several ways."""
+    return _DECORATION.sub("", _PUNCTUATION.sub("", name.lower()))
 
 
 def family_of(model: Model) -> Family:
@@ -52,6 +79,14 @@ def recipes_for(config: Mapping[str, object]) -> tuple[str, ...]:
     return using_all or tuple(found)
 
 
+def refuse_unserved(config: Mapping[str, object], place: str) -> None:
+    """*Raises* ModelLoadError if it is known why weights with this config are not served."""
+    unserved = why_not_these(config, [family.cls for family in FAMILIES])
+    if unserved is not None:
+        cls = config.get("_class_name")
+        raise ModelLoadError(f"{place!r} holds a {cls}: {unserved}", cls=cls)
+
+
 def refuse_other_weights(config: Mapping[str, object], name: str, place: str) -> None:
     """*Raises* ModelLoadError if weights with this config would give wrong pixels under the recipe of this name."""
     model = find_model(name)
@@ -59,6 +94,7 @@ def refuse_other_weights(config: Mapping[str, object], name: str, place: str) ->
         return
     family = family_of(model)
     cls, known = str(config.get("_class_name", family.cls)), dict.fromkeys(one.cls for one in FAMILIES)
+    refuse_unserved(config, place)
     if cls not in known:
         raise ModelLoadError(f"{place!r} holds a {cls}; supported are {', '.join(known)}", cls=cls)
     why = f"it is for {family.cls}" if cls != family.cls else misfit(family, model.recipe, config)
