@@ -75,6 +75,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             ("some/pipeline", COMMITS["old"]): {f"vae/{name}": data for name, data in old.items()},
             ("some/vae", COMMITS["main"]): {**new, **rest},
             ("some/other", COMMITS["main"]): {**new, **rest},
+            ("some/half", COMMITS["main"]): {
+                "vae/config.json": new["config.json"],
+                "vae/diffusion_pytorch_model.fp16.safetensors": new["diffusion_pytorch_model.safetensors"],
+                "vae/diffusion_pytorch_model.bf16.safetensors": b"unread",
+                "vae/diffusion_pytorch_model.bin": b"pickle",
+            },
         }
     )
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(found))
@@ -167,6 +173,7 @@ def home(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list
         {"source": "some/pipeline"},
         {"source": "some/pipeline", "subfolder": "vae", "revision": "old"},
         {"source": "some/vae"},
+        {"source": "some/half"},
         {"source": "some/pipeline", "subfolder": "unet"},
         {"source": "some/other", "recipe": "taesd"},
         {"source": "some/absent"},
@@ -186,10 +193,20 @@ def test_hub_ids(home: tuple[Path, list[Any]]) -> None:
 def test_only_the_vae_is_fetched(hub: Hub, home: tuple[Path, list[Any]]) -> None:
     """Of a repository that holds a whole pipeline only the VAE's config and safetensors are fetched."""
     allowed = {"config.json", "diffusion_pytorch_model.safetensors"}
-    assert {path for _, path in hub.asked} <= {prefix + name for prefix in ("", "vae/", "unet/") for name in allowed}
+    plain = {path for repository, path in hub.asked if repository != "some/half"}
+    assert plain <= {prefix + name for prefix in ("", "vae/", "unet/") for name in allowed}
     assert ("some/vae", "unet/diffusion_pytorch_model.safetensors") not in hub.asked
     fetched = {path.name for path in (home[0] / "hub" / "models--some--vae" / "snapshots").rglob("*.*")}
     assert fetched == allowed
+
+
+def test_a_variant_is_fetched_if_there_is_nothing_else(hub: Hub, home: tuple[Path, list[Any]]) -> None:
+    """Of a repository that has its weights as variants alone, one variant is fetched and loaded."""
+    assert home[1][3] == [0.31, "some/half", COMMITS["main"]]
+    assert {path for repository, path in hub.asked if repository == "some/half"} == {
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    }
 
 
 def test_a_subfolder_without_a_vae_and_an_absent_repository(home: tuple[Path, list[Any]]) -> None:

@@ -15,6 +15,7 @@ Convert = Callable[[Weights, Any], Weights]
 Shape = tuple[int, ...]
 
 HALVES: Final = ("encoder", "decoder")
+PREFIXES: Final = ("first_stage_model.", "vae.", "vqgan.")
 HALF: Final = re.compile(r"(?:^|(?<=\.))(?:encoder|decoder)\.")
 # What training leaves in a file, and what stands beside the VAE in a file of a whole pipeline.
 OTHERS: Final = re.compile(
@@ -90,9 +91,10 @@ def fit_tensors(stored: Mapping[str, Stored], module: Any, convert: Convert) -> 
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """What may stand before the VAE's own names: all that stands before `encoder.` or `decoder.` in one of them."""
+    """What may stand before the VAE's own names: what is usual, and all that stands before `encoder.` or `decoder.`."""
     found = {name[: match.start()] for name in names if (match := HALF.search(name))}
-    return sorted({"", *found}, key=lambda prefix: ("ema" in prefix, len(prefix), prefix))
+    usual = {prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in names)}
+    return sorted({"", *usual, *found}, key=lambda prefix: ("ema" in prefix, len(prefix), prefix))
 
 
 def _fit_under(prefix: str, stored: Mapping[str, Stored], module: Any, convert: Convert) -> Fit:

@@ -1,0 +1,140 @@
+"""Single files with the names of the authors' code: every tensor gets its place."""
+
+import re
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import torch
+
+from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.files import Stored
+from remote_vae.models.tensors import fit_tensors, rename
+
+Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+
+# What diffusers' names are in the authors' files, written from those files and not from the loader's tables.
+MIDDLE: Rules = (
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0\.to_([qkv])\.", r"mid.attn_1.\1."),
+    (r"mid_block\.attentions\.0\.(?:to_out\.0|proj|proj_out)\.", "mid.attn_1.proj_out."),
+    (r"mid_block\.attentions\.0\.(?:group_)?norm", "mid.attn_1.norm"),
+    (r"conv_norm_out", "norm_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+)
+LEVELS: Rules = (
+    (r"down_blocks\.(\d)\.resnets\.", r"down.\1.block."),
+    (r"down_blocks\.(\d)\.downsamplers\.0\.", r"down.\1.downsample."),
+)
+FROM_LATENT: Rules = (
+    (r"up_blocks\.(\d)\.resnets\.", r"up.\1.block."),
+    (r"up_blocks\.(\d)\.upsamplers\.0\.", r"up.\1.upsample."),
+)
+FROM_PICTURE: Rules = (
+    (r"up_blocks\.(\d)\.resnets\.", lambda match: f"up.{3 - int(match[1])}.block."),
+    (r"up_blocks\.(\d)\.upsamplers\.0\.", lambda match: f"up.{3 - int(match[1])}.upsample."),
+)
+IN_ENCODER: Rules = ((r"^quant_conv", "encoder.quant_conv"), (r"^post_quant_conv", "decoder.post_quant_conv"))
+
+
+def in_one_row(match: re.Match[str]) -> str:
+    """HunyuanImage's levels: two blocks each on the way down, three on the way up, and a layer between two levels."""
+    blocks = 2 if match[1] == "down" else 3
+    level, step = divmod(int(match[2]), blocks + 1)
+    return f"{match[1]}.{level}." + (f"{match[1]}sample." if step == blocks else f"block.{step}.")
+
+
+ROWS: Rules = ((r"(down|up)_blocks\.(\d+)\.", in_one_row),)
+FILES: dict[str, tuple[Rules, dict[str, str]]] = {
+    "sdxl": (
+        (*LEVELS, *FROM_PICTURE, *MIDDLE),
+        {
+            "decoder.up.3.block.0.conv1.weight": "decoder.up_blocks.0.resnets.0.conv1.weight",
+            "decoder.up.1.upsample.conv.bias": "decoder.up_blocks.2.upsamplers.0.conv.bias",
+            "decoder.up.0.block.0.nin_shortcut.weight": "decoder.up_blocks.3.resnets.0.conv_shortcut.weight",
+            "encoder.down.2.downsample.conv.weight": "encoder.down_blocks.2.downsamplers.0.conv.weight",
+            "encoder.mid.attn_1.proj_out.weight": "encoder.mid_block.attentions.0.to_out.0.weight",
+            "quant_conv.weight": "quant_conv.weight",
+        },
+    ),
+    "flux1": ((*LEVELS, *FROM_PICTURE, *MIDDLE), {}),
+    "flux2": (
+        (*LEVELS, *FROM_PICTURE, *MIDDLE, *IN_ENCODER),
+        {
+            "encoder.quant_conv.bias": "quant_conv.bias",
+            "decoder.post_quant_conv.weight": "post_quant_conv.weight",
+            "bn.running_mean": "bn.running_mean",
+        },
+    ),
+    "hunyuanvideo": (
+        (*LEVELS, *FROM_PICTURE, *MIDDLE),
+        {
+            "decoder.up.3.block.0.conv1.conv.weight": "decoder.up_blocks.0.resnets.0.conv1.conv.weight",
+            "encoder.down.0.downsample.conv.conv.weight": "encoder.down_blocks.0.downsamplers.0.conv.conv.weight",
+            "decoder.mid.attn_1.q.weight": "decoder.mid_block.attentions.0.to_q.weight",
+        },
+    ),
+    "hunyuanvideo-1.5": (
+        (*LEVELS, *FROM_LATENT, *MIDDLE),
+        {
+            "decoder.up.0.block.2.norm1.gamma": "decoder.up_blocks.0.resnets.2.norm1.gamma",
+            "decoder.up.1.upsample.conv.conv.bias": "decoder.up_blocks.1.upsamplers.0.conv.conv.bias",
+            "encoder.mid.attn_1.norm.gamma": "encoder.mid_block.attentions.0.norm.gamma",
+            "decoder.mid.attn_1.proj_out.weight": "decoder.mid_block.attentions.0.proj_out.weight",
+            "encoder.norm_out.gamma": "encoder.norm_out.gamma",
+        },
+    ),
+    "hunyuan-image-2.1": (
+        (*ROWS, *MIDDLE),
+        {
+            "encoder.down.0.downsample.conv.weight": "encoder.down_blocks.2.conv.weight",
+            "encoder.down.5.block.1.conv2.bias": "encoder.down_blocks.16.conv2.bias",
+            "decoder.up.0.block.2.norm1.weight": "decoder.up_blocks.2.norm1.weight",
+            "decoder.up.4.upsample.conv.bias": "decoder.up_blocks.19.conv.bias",
+            "decoder.up.5.block.0.conv1.weight": "decoder.up_blocks.20.conv1.weight",
+            "decoder.mid.attn_1.proj_out.bias": "decoder.mid_block.attentions.0.proj.bias",
+            "encoder.norm_out.weight": "encoder.norm_out.weight",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
+def test_every_tensor_gets_its_place(name: str, prefix: str) -> None:
+    """Each tensor of the true architecture, by its original name, is renamed to the one that it has in diffusers."""
+    rules, published = FILES[name]
+    model = MODELS[name]
+    family = family_of(model)
+    with torch.device("meta"):
+        module = family.load_class()(**model.config)
+    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    originals = {key: reduce(lambda text, rule: re.sub(*rule, text), rules, key) for key in shapes}
+    assert len(set(originals.values())) == len(shapes)
+    assert sum(key != original for key, original in originals.items()) > len(shapes) / 2
+    assert {originals[ours]: ours for ours in published.values()} == published
+
+    file = {
+        prefix + originals[key]: Stored(
+            Path("file"), "BF16", (*shape, 1, 1) if "attn_1.q.w" in originals[key] else shape
+        )
+        for key, shape in shapes.items()
+    }
+    fit = fit_tensors(file, module, family.convert)
+    assert fit.whole, fit.explain()
+    marked = {originals[key]: torch.tensor(number) for number, key in enumerate(shapes)}
+    renamed = rename(marked, module, family.convert)
+    assert {key: int(tensor) for key, tensor in renamed.items()} == {key: number for number, key in enumerate(shapes)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_names_of_diffusers_stay(name: str) -> None:
+    """A file with diffusers' own names is left as it is."""
+    model = MODELS[name]
+    family = family_of(model)
+    with torch.device("meta"):
+        module = family.load_class()(**model.config)
+    marked = {key: torch.tensor(number) for number, key in enumerate(module.state_dict())}
+    assert rename(marked, module, family.convert) == marked
