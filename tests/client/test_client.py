@@ -65,11 +65,11 @@ def test_decode_options_arrive(call, serve, answers):
 def test_encode_options_arrive(call, serve, answers):
     """Every option of an encode is read by the server as it was given."""
     server = serve(answers.tensor(np.zeros((1, 8, 4, 4), np.float32)))
-    call(server.url, "encode", b"\x89PNG", model="sd1", posterior="parameters", seed=7, plan="whole")
+    call(server.url, "encode", b"\x89PNG", model="sd1", posterior="parameters", seed=7, profile="ignore", plan="whole")
     found = parse(server.seen[0])
     assert found.model == "sd1"
     assert bytes(found.image) == b"\x89PNG"
-    assert found.options == {"posterior": "parameters", "seed": 7, "plan": "whole"}
+    assert found.options == {"posterior": "parameters", "seed": 7, "profile": "ignore", "plan": "whole"}
 
 
 def test_picture_is_handed_over(call, serve, answers, latent):

@@ -24,7 +24,7 @@ MOST_PIXELS, MOST_SIDE = 2**18, 2048
 def image(data: bytes) -> None:
     """A picture is refused, or read within the limits."""
     try:
-        pixels = read_image(data, multiple=8, max_pixels=MOST_PIXELS, max_side=MOST_SIDE)
+        pixels = read_image(data, multiple=8, max_pixels=MOST_PIXELS, max_side=MOST_SIDE).pixels
     except RequestError:
         return
     height, width, channels = pixels.shape

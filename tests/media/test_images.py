@@ -38,7 +38,7 @@ def written(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def read(
     data: bytes, channels: int = 3, *, multiple: int = 8, max_pixels: int = 10**6, max_side: int = 4096
 ) -> np.ndarray:
-    return read_image(data, channels, multiple=multiple, max_pixels=max_pixels, max_side=max_side)
+    return read_image(data, channels, multiple=multiple, max_pixels=max_pixels, max_side=max_side).pixels
 
 
 def transparent(width: int = 48, height: int = 32) -> np.ndarray:

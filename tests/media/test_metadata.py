@@ -28,7 +28,7 @@ def written(kind: str = "PNG", **options: object) -> bytes:
 
 
 def read(data: bytes) -> np.ndarray:
-    return read_image(data, multiple=8, max_pixels=10**6, max_side=4096)
+    return read_image(data, multiple=8, max_pixels=10**6, max_side=4096).pixels
 
 
 def exif(*entries: tuple[int, int, int, bytes], extra: bytes = b"", order: str = "<") -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import requests
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response
 
@@ -316,3 +318,13 @@ def test_every_metric_has_a_row(chatty: Any) -> None:
     page = (ROOT / "docs" / "operating.md").read_text()
     documented = set(re.findall(r"^\| `(remote_vae_\w+)` \|", page, re.MULTILINE))
     assert {re.sub(r"_total$", "", name) for name in documented} == names
+
+
+def test_what_reading_a_picture_lost(chatty: Any) -> None:
+    """The reply of an encode says what was dropped of the picture, and nothing if nothing was."""
+    for mode, noted in (("RGBA", True), ("RGB", False)):
+        body = io.BytesIO()
+        Image.new(mode, (8, 8)).save(body, "PNG")
+        reply = requests.post(f"{chatty.url}/encode?posterior=mode&profile=ignore", body.getvalue(), timeout=60)
+        assert reply.status_code == 200, reply.text
+        assert ("transparency was dropped" in reply.headers.get("x-note", "")) == noted

@@ -38,13 +38,17 @@ class DecodeJob(Work):
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob(Work):
-    """A picture or video to be encoded; `latent_values` counts the values of the latent's mean."""
+    """A picture or video to be encoded; `latent_values` counts the values of the latent's mean.
+
+    `note` is what the caller should know of how the picture was read.
+    """
 
     image: Tensor
     posterior: Posterior
     seed: int | None
     pixels: int
     latent_values: int
+    note: str = ""
 
     @property
     def reply_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
 
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
+from remote_vae.media.colour import to_srgb
 from remote_vae.media.orientation import metadata_of, upright
 from remote_vae.media.png import read_parts, write_png
 from remote_vae.values import RGB, RGBA, Buffer, Format
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
 
+OPAQUE: Final = 255
+TRANSPARENCY_DROPPED: Final = "transparency was dropped, and the colours beneath it were encoded"
 FULL_COLOUR_QUALITY: Final = 90  # from this JPEG quality on, colour is kept at full resolution
 AVIF_SPEED: Final = 10  # of 10: a reply should not wait for a somewhat smaller file
 WEBP_EFFORT: Final = 2  # of 6: a few percent larger, several times faster than the default
@@ -36,13 +40,22 @@ OTHERS: Final = (  # what people also send, by the bytes at a place
 AN: Final = ("AVIF", "MP4")
 
 
+@dataclass(frozen=True, slots=True)
+class ReadPicture:
+    """uint8 pixels [H,W,C], and what was converted or dropped on the way to them, in a sentence."""
+
+    pixels: NDArray[np.uint8]
+    note: str
+
+
 def read_image(
-    data: Buffer, channels: int = RGB, *, multiple: int, max_pixels: int, max_side: int
-) -> NDArray[np.uint8]:
+    data: Buffer, channels: int = RGB, *, multiple: int, max_pixels: int, max_side: int, use_profile: bool = True
+) -> ReadPicture:
     """RGB or RGBA pixels, turned as EXIF says, resized to the next lower multiple, as diffusers' pipelines take them.
 
     *Shapes*: [H,W,channels], both sides multiples of `multiple`. Of an animation the first frame; of 16 bits the upper
-    byte. With three channels transparency is dropped; with four a picture without transparency becomes opaque.
+    byte. With three channels transparency is dropped; with four a picture without transparency becomes opaque. A
+    colour profile is converted to sRGB if `use_profile`. What this loses is in the note.
     *Raises* UnsupportedMediaType for other formats, TooLarge before anything is decompressed, InvalidImage.
     """
     kind = _format_of(data)
@@ -52,7 +65,9 @@ def read_image(
         _check_size(picture, max_pixels=max_pixels, max_side=max_side)
         if png is not None and png.broken:
             raise ValueError(png.broken)
-        found = _converted(upright(picture, metadata_of(picture) if png is None else png.metadata), channels)
+        turned = upright(picture, metadata_of(picture) if png is None else png.metadata)
+        profile = picture.info.get("icc_profile") if png is None else png.profile
+        found, note = _converted(turned, channels, profile or b"" if use_profile else b"")
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error) as exc:
         raise InvalidImage(f"the {kind} picture is broken or cut short; send it again whole") from exc
     width, height = (side - side % multiple for side in found.size)
@@ -64,7 +79,7 @@ def read_image(
         )
     if (width, height) != found.size:
         found = found.resize((width, height), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(found)
+    return ReadPicture(np.ascontiguousarray(found), note)
 
 
 def _format_of(data: Buffer) -> str:
@@ -97,10 +112,14 @@ def _check_size(picture: Image.Image, *, max_pixels: int, max_side: int) -> None
         )
 
 
-def _converted(picture: Image.Image, channels: int) -> Image.Image:
+def _converted(picture: Image.Image, channels: int, profile: bytes) -> tuple[Image.Image, str]:
+    """The picture in RGB or RGBA, and what that lost."""
     if picture.mode.startswith("I"):  # 16 bits a pixel, which the imaging library would clip to white
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture.convert("RGBA" if channels == RGBA else "RGB")
+    found, note = to_srgb(picture, profile)
+    if channels == RGB and found.mode == "RGBA" and found.getchannel("A").getextrema()[0] != OPAQUE:
+        note = "; ".join(filter(None, (note, TRANSPARENCY_DROPPED)))
+    return found.convert("RGBA" if channels == RGBA else "RGB"), note
 
 
 def write_image(pixels: NDArray[np.uint8], asked: Format, *, quality: int | None) -> bytes:

@@ -16,8 +16,9 @@ SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 SUB: Final = 1  # the filter: each byte less the same channel's byte to its left
 LEVEL: Final = 1
 PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-METADATA: Final = (b"eXIf", b"iTXt", b"zTXt")
-LONGEST_METADATA: Final = 1 << 20
+METADATA: Final = (b"eXIf", b"iTXt", b"zTXt", b"iCCP")
+LONGEST_METADATA: Final = 4 << 20
+MOST_DESCRIBED: Final = 16  # chunks of metadata that are looked at
 COLOUR: Final = {RGB: 2, RGBA: 6}  # the type by the number of channels
 
 
@@ -40,10 +41,14 @@ def _chunk(name: bytes, data: bytes) -> Iterable[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class PngParts:
-    """A PNG without what is not pixels. `metadata` is its EXIF and XMP; `broken` says what is wrong with the rest."""
+    """A PNG without what is not pixels. `broken` says what is wrong with the pixels' chunks.
+
+    `metadata` is its EXIF and XMP, `profile` its colour profile.
+    """
 
     pixels: bytes
     metadata: bytes
+    profile: bytes
     broken: str
 
 
@@ -53,7 +58,8 @@ def read_parts(data: memoryview) -> PngParts:
     Other chunks are dropped, whatever they hold: the imaging library refuses pictures over them.
     """
     kept: list[bytes | memoryview] = [SIGNATURE]
-    metadata, broken = b"", "there is no IEND"
+    described: list[tuple[bytes, bytes]] = []
+    broken = "there is no IEND"
     for name, chunk, checksum in _chunks(data[len(SIGNATURE) :]):
         if name in PIXELS:
             kept += (chunk, checksum)
@@ -63,9 +69,11 @@ def read_parts(data: memoryview) -> PngParts:
             if name == b"IEND":
                 broken = ""
                 break
-        elif name in METADATA and len(chunk) <= LONGEST_METADATA:
-            metadata += _readable(bytes(chunk[8:]), name)
-    return PngParts(b"".join(kept), metadata, broken)
+        elif name in METADATA and len(described) < MOST_DESCRIBED and len(chunk) <= LONGEST_METADATA:
+            described.append((name, _readable(bytes(chunk[8:]), name)))
+    profile = next((body for name, body in described if name == b"iCCP"), b"")
+    metadata = b"".join(body for name, body in described if name != b"iCCP")
+    return PngParts(b"".join(kept), metadata, profile, broken)
 
 
 def _chunks(rest: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:
@@ -77,13 +85,16 @@ def _chunks(rest: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:
 
 
 def _readable(body: bytes, name: bytes) -> bytes:
-    """A chunk's EXIF or XMP. ImageMagick writes EXIF as hexadecimal text, which it compresses."""
-    if name != b"zTXt":
+    """A chunk's EXIF, XMP or profile. ImageMagick writes EXIF as hexadecimal text, which it compresses."""
+    if name not in (b"zTXt", b"iCCP"):
         return body
-    if not body.startswith(b"Raw profile type exif\0\0"):
+    title, _, packed = body.partition(b"\0\0")
+    if name == b"zTXt" and title != b"Raw profile type exif":
         return b""
     try:
-        text = zlib.decompressobj().decompress(body.partition(b"\0\0")[2], LONGEST_METADATA)
+        text = zlib.decompressobj().decompress(packed, LONGEST_METADATA)
+        if name == b"iCCP":
+            return text
         return bytes.fromhex(b"".join(text.split()[2:]).decode("latin-1"))
     except (zlib.error, ValueError):
         return b""

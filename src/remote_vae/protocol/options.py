@@ -111,6 +111,10 @@ class EncodeOptions(TypedDict, total=False):
         Option(Choice(tuple(Posterior)), "A sample, the mode, or the parameters (mean and log-variance).", flag=True),
     ]
     seed: Annotated[int | None, Option(Integer(0, LARGEST_SEED), "Of the sample.", flag=True)]
+    profile: Annotated[
+        str | None,
+        Option(Choice(("convert", "ignore")), "A picture's colour profile: converted to sRGB, or ignored.", flag=True),
+    ]
     plan: Annotated[str | None, PLAN]
 
 

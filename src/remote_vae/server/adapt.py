@@ -1,7 +1,5 @@
 """Wire messages -> jobs of the engine, within the server's limits; outcomes -> replies."""
 
-from dataclasses import asdict
-
 import numpy as np
 
 from remote_vae.core.layout import MatchedLayout, fit_latent
@@ -19,7 +17,7 @@ from remote_vae.errors import (
 )
 from remote_vae.media.images import read_image, write_image
 from remote_vae.media.video import write_mp4
-from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, ModelInfo
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
 from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
 from remote_vae.server.settings import Settings
 from remote_vae.values import (
@@ -35,36 +33,7 @@ from remote_vae.values import (
     Tensor,
 )
 
-
-def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
-    """The card that GET /models shows."""
-    return ModelInfo(
-        name=model.name,
-        aliases=model.aliases,
-        recipe=model.recipe.name,
-        kind="video" if model.recipe.has_frames else "image",
-        latent_channels=info.latent_channels,
-        spatial_compression_ratio=info.spatial_compression_ratio,
-        temporal_compression_ratio=info.temporal_compression_ratio,
-        frames=asdict(info.frames),
-        latent_layouts=tuple(layout.wire for layout in model.recipe.layouts),
-        scaling_factor=info.constants.scaling_factor,
-        shift_factor=info.constants.shift_factor,
-        latents_mean=info.constants.latents_mean,
-        latents_std=info.constants.latents_std,
-        posterior=model.recipe.posterior,
-        dtype=info.dtype,
-        plans=info.plans,
-        executor=info.executor,
-        source=info.source,
-        revision=info.revision,
-        limits={name: value for name, value in settings.model_dump().items() if name.startswith("max_")},
-        config=info.config,
-        deterministic=info.deterministic,
-        takes=info.takes,
-        normalised=model.recipe.normalised,
-        pixel_channels=info.pixel_channels,
-    )
+MOST_BYTES_OF_A_PIXEL = 10  # of a picture's file: RGBA of 16 bits, with room for the rest
 
 
 def fit_decode(
@@ -142,11 +111,12 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
     """
     posterior = Posterior(request.options["posterior"] or model.recipe.posterior)
     _check_encode(request, posterior, info, model)
-    multiple = info.spatial_compression_ratio * model.recipe.patch
+    multiple, note = info.spatial_compression_ratio * model.recipe.patch, ""
     if isinstance(request.image, Tensor):
         image, frames, height, width = _read_tensor(model, info.pixel_channels, request.image)
     else:
-        image = _read_picture(request.image, info.pixel_channels, multiple, settings)
+        use_profile = request.options["profile"] != "ignore"
+        image, note = _read_picture(request.image, info.pixel_channels, multiple, settings, use_profile)
         frames, height, width = 1, image.shape[1], image.shape[2]
     _check_limits(settings, batch=image.shape[0], frames=frames, height=height, width=width)
     if min(height, width) < multiple:
@@ -166,6 +136,7 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
         request.options["seed"],
         pixels=batch * frames * height * width,
         latent_values=batch * info.latent_channels * model.recipe.copies * info.frames.latent(frames) * cells,
+        note=note,
     )
 
 
@@ -198,9 +169,22 @@ def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, m
         raise InvalidValue(f"model {model.name!r} has no posterior; take posterior=mode", name="posterior")
 
 
-def _read_picture(data: Buffer, channels: int, multiple: int, settings: Settings) -> Tensor:
-    pixels = read_image(data, channels, multiple=multiple, max_pixels=settings.max_pixels, max_side=settings.max_side)
-    return Tensor("uint8", (1, *pixels.shape), pixels.data.cast("B"))
+def _read_picture(
+    data: Buffer, channels: int, multiple: int, settings: Settings, use_profile: bool
+) -> tuple[Tensor, str]:
+    """The pixels, and what the reading lost. *Raises* TooLarge for a file that no picture within the limits has."""
+    size, limit = memoryview(data).nbytes, MOST_BYTES_OF_A_PIXEL * settings.max_pixels
+    if size > limit:
+        raise TooLarge(f"the picture has {size} bytes; at most {limit} are read", limit=limit)
+    found = read_image(
+        data,
+        channels,
+        multiple=multiple,
+        max_pixels=settings.max_pixels,
+        max_side=settings.max_side,
+        use_profile=use_profile,
+    )
+    return Tensor("uint8", (1, *found.pixels.shape), found.pixels.data.cast("B")), found.note
 
 
 def _read_tensor(model: Served, channels: int, frame: Tensor) -> tuple[Tensor, int, int, int]:

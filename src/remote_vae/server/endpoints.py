@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.engine import Engine
-from remote_vae.engine.job import DecodeJob, Job, Outcome
+from remote_vae.engine.job import DecodeJob, EncodeJob, Job, Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
 from remote_vae.protocol import wire
@@ -20,9 +20,10 @@ from remote_vae.protocol.messages import Operation, Provenance, Reply
 from remote_vae.protocol.options import DECODE_ROWS, DecodeOptions, complete
 from remote_vae.protocol.replies import Headers, render_reply
 from remote_vae.server import openapi
-from remote_vae.server.adapt import decode_job, encode_job, fit_decode, model_info, write_payload
+from remote_vae.server.adapt import decode_job, encode_job, fit_decode, write_payload
 from remote_vae.server.body import Bodies, check_length, while_wanted
 from remote_vae.server.browser import page_part, wants_page
+from remote_vae.server.card import model_info
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
@@ -219,7 +220,7 @@ def _render(
     payload = write_payload(call.model, outcome, asked, options)
     stages = {**outcome.seconds, "media": time.perf_counter() - started}
     call.record.plan, call.record.stages = outcome.plan, stages
-    note = "; ".join(filter(None, (outcome.note, _left_out(job, asked))))
+    note = "; ".join(filter(None, (_reading(job), outcome.note, _left_out(job, asked))))
     provenance = Provenance(
         model=call.model.name,
         revision=call.info.revision,
@@ -229,6 +230,11 @@ def _render(
         timings_ms={stage: seconds * 1000 for stage, seconds in stages.items()},
     )
     return render_reply(Reply(payload, asked, provenance))
+
+
+def _reading(job: Job) -> str:
+    """What reading the picture lost."""
+    return job.note if isinstance(job, EncodeJob) else ""
 
 
 def _left_out(job: Job, asked: Format) -> str:
