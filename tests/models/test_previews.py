@@ -76,6 +76,9 @@ PUBLISHED = {
     "taehv": published(16, 3, (2, 2, 1), (1, 2, 2)),
     "taew2.2": published(48, 12, (2, 2, 1), (1, 2, 2)),
     "taehv1.5": published(32, 12, (2, 2, 1), (1, 2, 2)),
+    "taeh3": published(24, 12, (2, 2, 1), (1, 2, 2)),
+    "taeltx2": published(128, 48, (2, 2, 2), (2, 2, 2)),
+    "taeltx2.3": published(128, 48, (2, 2, 2), (2, 2, 2)),
 }
 SUPER = {"taew2.2-super": 48, "taehv1.5-super": 32}
 
@@ -124,7 +127,7 @@ def test_a_published_file(file: Path) -> None:
 
 def test_a_file_of_another_preview(file: Path) -> None:
     """A file with other shapes is refused, and the message says which names it has the shapes of."""
-    with pytest.raises(ModelLoadError, match=r"recipes for them: taew2\.1, taew2\.1-image, taehv"):
+    with pytest.raises(ModelLoadError, match=r"recipes for them: taew2\.1, taew2\.1-image, taehv, taehv-kandinsky5"):
         load(ModelSpec("taew2.2", str(file), device="cpu"))
 
 

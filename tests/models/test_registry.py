@@ -1,6 +1,7 @@
 """The table of models: every promised name resolves, and every row is the architecture that it says it is."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -94,9 +95,13 @@ PROMISED = {
     "stable-cascade": ("wuerstchen",),
     "svd": ("svd-xt", "stable-video-diffusion"),
     "taef1": (),
+    "taeh3": (),
     "taehv": (),
+    "taehv-kandinsky5": (),
     "taehv1.5": ("taehv1_5",),
     "taehv1.5-super": ("taehv1_5_super",),
+    "taeltx2": ("taeltx_2",),
+    "taeltx2.3": ("taeltx2_3",),
     "taesd": (),
     "taesd3": (),
     "taesdxl": (),
@@ -191,9 +196,13 @@ PARAMETERS = {
     "stable-cascade": 18_406_894,
     "svd": 97_742_847,
     "taef1": 2_458_899,
+    "taeh3": 11_348_964,
     "taehv": 11_315_539,
+    "taehv-kandinsky5": 11_315_539,
     "taehv1.5": 11_372_012,
     "taehv1.5-super": 20_470_572,
+    "taeltx2": 11_759_728,
+    "taeltx2.3": 11_759_728,
     "taesd": 2_445_063,
     "taesd3": 2_458_899,
     "taesdxl": 2_445_063,
@@ -261,16 +270,25 @@ def full_config(model: Model) -> dict[str, object]:
     return {item.name: item.default for item in defaults} | dict(model.config or {})
 
 
+NEUTRAL = {"scaling_factor": 1, "shift_factor": 0, "latents_mean": None, "latents_std": None}
+
+
+def as_constant(value: Any, neutral: object) -> object:
+    """A number of a config; what stands in weights alone is neutral here."""
+    return neutral if value is None else tuple(value) if isinstance(value, list) else value
+
+
 def test_every_preview_is_a_model() -> None:
     """What a row names as its preview is a row itself, for latents with as many channels and the same constants."""
     for model in MODELS.values():
         if model.preview is not None:
             preview, config = MODELS[model.preview], full_config(model)
-            literal = preview.recipe.ops[0].literal  # type: ignore[union-attr]
+            [literal] = [op.literal for op in preview.recipe.ops if isinstance(op, Affine)]
             used = {name for op in model.recipe.ops if isinstance(op, Affine) for name in op.uses}
-            for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
-                stated = config.get(name) if name in used else None
-                assert getattr(literal, name) == (tuple(stated) if isinstance(stated, list) else stated)
+            stated = {name: config.get(name) for name in used}
+            for name, neutral in NEUTRAL.items():
+                found = getattr(literal, name)
+                assert (neutral if found is None else found) == as_constant(stated.get(name), neutral), model.name
             assert preview.recipe.has_frames == model.recipe.has_frames
             assert channels_of(preview.config) == channels_of(config)
 

@@ -99,12 +99,27 @@ def decoded(module: Any, z: torch.Tensor) -> torch.Tensor:
 
 
 def encoded(module: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The latent of frames, which are filled up to whole groups with the last one."""
-    group = torch.tensor(module.config.encoder_strides).prod().item()
-    frames = list(((pixels + 1) / 2).unbind(2))
-    frames += [frames[-1]] * (-len(frames) % group)
-    patches = [functional.pixel_unshuffle(frame, module.config.patch_size) for frame in frames]
-    return torch.stack(run(patches, module, "encoder", ENCODER), 2)
+    """The latent of frames, which are filled up to whole groups with the last one.
+
+    With clips they are filled up to whole clips, each of which follows black frames, and the last latent frames go.
+    """
+    config, frames = module.config, list(((pixels + 1) / 2).unbind(2))
+    group = int(torch.tensor(config.encoder_strides).prod())
+    ahead = [torch.zeros_like(frames[0])] * (group - 1 if config.clip else 0)
+    clip = group * config.clip - len(ahead) if config.clip else group * len(frames)
+    frames += [frames[-1]] * (-len(frames) % (clip if config.clip else group))
+    found: Frames = []
+    for start in range(0, len(frames), clip):
+        patches = [functional.pixel_unshuffle(frame, config.patch_size) for frame in ahead + frames[start:][:clip]]
+        found += run(patches, module, "encoder", ENCODER)
+    return torch.stack(found[: len(found) - config.dropped], 2)
+
+
+def channels_first(z: torch.Tensor) -> torch.Tensor:
+    """Kandinsky 5's latents, with or without a batch, have their channels last."""
+    if z.shape[-1] == 16:
+        z = z.movedim(-1, -4)
+    return z if z.ndim == 5 else z[None]
 
 
 def case(module: Callable[[], Any], *latents: tuple[int, ...], size: tuple[int, int], frames: int = 6) -> Case:
@@ -149,5 +164,31 @@ CASES = {
         tiny(latent_channels=48, patch_size=2, super_decoder=True), (2, 48, 3, 2, 3), size=(32, 48), frames=8
     ),
     "taehv": case(tiny(), (2, 16, 3, 2, 3), size=(16, 24), frames=1),
+    "taehv-kandinsky5": Case(
+        tiny(),
+        ((1, 3, 2, 4, 16), (2, 1, 2, 4, 16), (2, 2, 4, 16), (1, 16, 3, 2, 4)),
+        (16, 32),
+        lambda module, z: channels_first(z),
+        lambda module, z: z,
+        frames=5,
+        decode=decoded,
+        encode=encoded,
+    ),
+    "taeltx2": Case(
+        tiny(latent_channels=128, patch_size=4, encoder_strides=(2, 2, 2), decoder_strides=(2, 2, 2)),
+        ((1, 128, 3, 2, 3), (2, 128, 1, 2, 3), (1, 18, 128)),
+        (64, 96),
+        lambda module, z: z.view(1, 3, 2, 3, 128).permute(0, 4, 1, 2, 3) if z.ndim == 3 else z,
+        lambda module, z: z,
+        frames=10,
+        decode=decoded,
+        encode=encoded,
+    ),
+    "taeh3": case(
+        tiny(latent_channels=24, patch_size=2, clip=5, dropped=3),
+        *((1, 24, 7, 2, 3), (1, 24, 3, 2, 3), (2, 24, 5, 2, 3), (1, 24, 12, 2, 2), (1, 24, 6, 2, 3)),
+        size=(32, 48),
+        frames=22,
+    ),
     "taehv1.5": case(tiny(latent_channels=32, patch_size=2), (1, 32, 2, 2, 3), size=(32, 48)),
 }

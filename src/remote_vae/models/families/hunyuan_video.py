@@ -36,8 +36,9 @@ _MODELS: Final = (
         "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
         "bfloat16",
         aliases=("kandinsky5-t2v", "kandinsky5-i2v"),
+        preview="taehv-kandinsky5",
     ),
-    Model("kandinsky6", KANDINSKY6, "kandinskylab/Kandinsky-6.0-Pro-distill-5s-Diffusers", "bfloat16"),
+    Model("kandinsky6", KANDINSKY6, "kandinskylab/Kandinsky-6.0-Pro-distill-5s-Diffusers", "bfloat16", preview="taehv"),
 )
 
 # 32 channels, one latent cell for 16 by 16 pixels.

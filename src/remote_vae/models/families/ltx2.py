@@ -58,11 +58,27 @@ _23: Final = {
 }
 
 _MODELS: Final = (
-    Model("ltx2", LTX2, "Lightricks/LTX-2", "bfloat16", aliases=("ltx-2",), config=_20),
-    Model("ltx2.3", LTX2, "diffusers/LTX-2.3-Diffusers", "bfloat16", aliases=("ltx-2.3",), config=_23),
+    Model("ltx2", LTX2, "Lightricks/LTX-2", "bfloat16", aliases=("ltx-2",), config=_20, preview="taeltx2"),
+    Model(
+        "ltx2.3", LTX2, "diffusers/LTX-2.3-Diffusers", "bfloat16", aliases=("ltx-2.3",), config=_23, preview="taeltx2.3"
+    ),
     Model("ltx2.5", LTX2, "Lightricks/LTX-2.5-Diffusers", "bfloat16", aliases=("ltx-2.5",), config=_23),
-    Model("sana-video-720p", SANA_VIDEO, "Efficient-Large-Model/SANA-Video_2B_720p_diffusers", "float32", config=_20),
-    Model("sana-wm", SANA_WM, "Efficient-Large-Model/SANA-WM_bidirectional-diffusers", "bfloat16", config=_20),
+    Model(
+        "sana-video-720p",
+        SANA_VIDEO,
+        "Efficient-Large-Model/SANA-Video_2B_720p_diffusers",
+        "float32",
+        config=_20,
+        preview="taeltx2",
+    ),
+    Model(
+        "sana-wm",
+        SANA_WM,
+        "Efficient-Large-Model/SANA-WM_bidirectional-diffusers",
+        "bfloat16",
+        config=_20,
+        preview="taeltx2",
+    ),
 )
 
 FAMILIES: Final = (

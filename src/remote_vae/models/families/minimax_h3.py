@@ -21,14 +21,14 @@ _PIXEL_STD: Final = (0.229, 0.224, 0.225)
 
 LEVEL_ERROR: Final = 1e-4  # more than float32's arithmetic moves one of 255 levels
 # fmt: off
-_MEAN: Final = (
+MEAN: Final = (
     0.858090341091156, -0.9606591463088989, 1.0661640167236328, -0.5090325474739075, -0.2727581858634949,
     -1.3675414323806763, -0.2553254961967468, -0.26907554268836975, -0.5376840829849243, -0.0464097298681736,
     0.6657370328903198, 0.19690127670764923, -0.5460608005523682, -0.4035342037677765, -0.23683024942874908,
     0.25928452610969543, -0.30133944749832153, 0.211341992020607, -1.1206848621368408, 0.3581933379173279,
     -0.04225143790245056, 0.2604829967021942, 0.22864092886447906, 0.7056031823158264,
 )
-_STD: Final = (
+STD: Final = (
     1.2223774194717407, 1.2767263650894165, 1.6831774711608887, 1.7549455165863037, 1.5636216402053833,
     2.194143533706665, 0.9653137922286987, 1.0569885969161987, 0.841948926448822, 0.7729952931404114,
     1.8955937623977661, 0.946841835975647, 0.7996809482574463, 0.4498890042304993, 0.7197399735450745,
@@ -93,7 +93,7 @@ def from_original_names(weights: Weights, module: Any) -> Weights:
     return found
 
 
-_RECIPE: Final = Recipe(
+MINIMAX_H3: Final = Recipe(
     "minimax-h3",
     VIDEO_LAYOUTS,
     (Affine(("latents_mean", "latents_std")), Rounded("float16")),
@@ -105,7 +105,12 @@ _RECIPE: Final = Recipe(
 )
 _MODELS: Final = (
     Model(
-        "minimax-h3", _RECIPE, "MiniMaxAI/MiniMax-H3", "bfloat16", config={"latents_mean": _MEAN, "latents_std": _STD}
+        "minimax-h3",
+        MINIMAX_H3,
+        "MiniMaxAI/MiniMax-H3",
+        "bfloat16",
+        config={"latents_mean": MEAN, "latents_std": STD},
+        preview="taeh3",
     ),
 )
 

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from remote_vae.core.recipe import Affine, Constants, Recipe
-from remote_vae.models.families.hunyuan_video import HUNYUANVIDEO
+from remote_vae.core.recipe import Affine, Constants, Rearrange, Recipe
+from remote_vae.models.families.hunyuan_video import HUNYUANVIDEO, KANDINSKY5_VIDEO
+from remote_vae.models.families.ltx import LTX
+from remote_vae.models.families.ltx2 import LTX2
+from remote_vae.models.families.minimax_h3 import MEAN, MINIMAX_H3, STD
 from remote_vae.models.families.qwen_image import QWEN_IMAGE
 from remote_vae.models.families.wan import FIBO, MEAN_22, STD_22, WAN_21, WAN_22
 from remote_vae.models.family import Family, Model, channels_of
+from remote_vae.values import FrameRule, Frames
 
 _FILES: Final = "https://github.com/madebyollin/taehv/raw/main/safetensors"
 
@@ -29,16 +33,29 @@ _WAN_21: Final = Constants(latents_mean=MEAN_21, latents_std=STD_21)
 _WAN_22: Final = Constants(latents_mean=MEAN_22, latents_std=STD_22)
 _HUNYUAN: Final = Constants(scaling_factor=0.476986)
 _HUNYUAN_15: Final = Constants(scaling_factor=1.03682)
+_H3: Final = Constants(latents_mean=MEAN, latents_std=STD)
+_UNKNOWN: Final = Constants()  # the weights of the previewed model hold its statistics
+# The pipelines of LTX-2 hand out what the decoder takes; the latents of their steps are normalised and packed.
+_LTX2_STEPS: Final = replace(LTX2, layouts=LTX.layouts)
 _16: Final = {"latent_channels": 16}
 _32: Final = {"latent_channels": 32, "patch_size": 2}
 _48: Final = {"latent_channels": 48, "patch_size": 2}
+_128: Final = {
+    "latent_channels": 128,
+    "patch_size": 4,
+    "encoder_strides": (2, 2, 2),
+    "decoder_strides": (2, 2, 2),
+}
+_24: Final = {"latent_channels": 24, "patch_size": 2, "clip": 5, "dropped": 3}
 _SUPER: Final = {"widths": (512, 256, 128, 64), "super_decoder": True}
 
 
 def recipe_of_preview(name: str, previewed: Recipe, constants: Constants, channels: int) -> Recipe:
     """The previewed model's own way, but that the VAE takes normalised latents."""
-    ops = tuple(Affine(literal=constants) if isinstance(op, Affine) else op for op in previewed.ops)
-    return replace(previewed, name=name, ops=ops, posterior="mode", channels=(channels,), ignores=(), needs=())
+    affine, kept = Affine(literal=constants), (Affine, Rearrange)
+    ops = [affine if isinstance(op, Affine) else op for op in previewed.ops if isinstance(op, kept)] or [affine]
+    fits: dict[str, Any] = {"channels": (channels,), "ignores": (), "needs": ()}
+    return replace(previewed, name=name, ops=tuple(ops), posterior="mode", seed=None, **fits)
 
 
 def _preview(
@@ -46,6 +63,13 @@ def _preview(
 ) -> Model:
     recipe = recipe_of_preview(name, previewed, constants, channels_of(config))
     return Model(name, recipe, None, "float16", aliases, None, config, file=f"{_FILES}/{file}.safetensors")
+
+
+def _frames(module: Any) -> Frames:
+    group, config = module.temporal_compression_ratio, module.config
+    if config.clip:
+        return Frames(group, rule=FrameRule.CLIPS, span=config.clip, dropped=config.dropped)
+    return Frames(group, rule=FrameRule.PAIRS if config.even_whole else FrameRule.CAUSAL)
 
 
 def with_the_pipelines_names(module: Any) -> None:
@@ -69,8 +93,12 @@ _MODELS: Final = (
     _preview("taew2.2-image", "taew2_2", FIBO, _WAN_22, _48),
     _preview("taew2.2-super", "taew2_2_super", WAN_22, _WAN_22, {**_48, **_SUPER}, "taew2_2_super"),
     _preview("taehv", "taehv", HUNYUANVIDEO, _HUNYUAN, _16),
+    _preview("taehv-kandinsky5", "taehv", KANDINSKY5_VIDEO, _HUNYUAN, _16),
     _preview("taehv1.5", "taehv1_5", HUNYUANVIDEO, _HUNYUAN_15, _32, "taehv1_5"),
     _preview("taehv1.5-super", "taehv1_5_super", HUNYUANVIDEO, _HUNYUAN_15, {**_32, **_SUPER}, "taehv1_5_super"),
+    _preview("taeltx2", "taeltx_2", _LTX2_STEPS, _UNKNOWN, _128, "taeltx_2"),
+    _preview("taeltx2.3", "taeltx2_3", _LTX2_STEPS, _UNKNOWN, _128, "taeltx2_3"),
+    _preview("taeh3", "taeh3", MINIMAX_H3, _H3, _24),
 )
 
 FAMILIES: Final = (
@@ -81,6 +109,7 @@ FAMILIES: Final = (
         prepare=with_the_pipelines_names,
         decode=lambda module, latent: module.decode(latent),
         encode=lambda module, pixels: module.encode(pixels),
+        frames=_frames,
         module="remote_vae.models.previews.taehv",
     ),
 )

@@ -5,7 +5,7 @@ grow with the length. *Source*: the structure of the weights that are published 
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, compress
+from itertools import chain, compress, islice
 from math import prod
 
 import torch
@@ -89,8 +89,9 @@ class TAEHV(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers leaves 
 
     `widths` are the decoder's channels by level. `encoder_strides` say of how many frames a level of the encoder makes
     one, `decoder_strides` how many frames a level of the decoder makes of one. The first frames that the decoder gives
-    are dropped: those of the video, or those of each clip of `clip` latent frames. They are kept if `even_whole`, and
-    the number of latent frames is even. `scaling_factor` is for weights that take what another VAE's decoder takes.
+    are left out: those of the video, or those of each clip of `clip` latent frames. They are kept if `even_whole`, and
+    the number of latent frames is even. Of a video that is encoded in clips the last `dropped` latent frames are left
+    out. `scaling_factor` is for weights that take what the decoder of the previewed VAE takes.
 
     *Shapes*: latents [B,C,f,h,w], pixels [B,3,F,H,W].
     """
@@ -105,6 +106,7 @@ class TAEHV(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers leaves 
         encoder_strides: tuple[int, ...] = (2, 2, 1),
         decoder_strides: tuple[int, ...] = (1, 2, 2),
         clip: int | None = None,
+        dropped: int = 0,
         even_whole: bool = False,
         super_decoder: bool = False,
         scaling_factor: float | None = None,
@@ -112,7 +114,7 @@ class TAEHV(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers leaves 
         super().__init__()
         layers = _super_decoder if super_decoder else _decoder
         pixels = 3 * patch_size**2
-        self.patch, self.clip, self.even_whole = patch_size, clip, even_whole
+        self.patch, self.clip, self.dropped, self.even_whole = patch_size, clip, dropped, even_whole
         self.encoder = nn.Sequential(*_encoder(pixels, encoder_width, encoder_strides, latent_channels))
         self.decoder = nn.Sequential(*layers(latent_channels, widths, decoder_strides, pixels))
         self.spatial_compression_ratio = patch_size << len(decoder_strides)
@@ -131,23 +133,20 @@ class TAEHV(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers leaves 
         return video
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """The latent of frames; the last frame is repeated if it does not end a group."""
+        """The latent of frames; the last frame is repeated until the last group, or clip, is whole."""
         count, group = video.shape[2], self.temporal_compression_ratio
-        ahead = group - 1 if self.clip else 0  # black frames before each clip
-        step = self.clip * group - ahead if self.clip else count
-        latent = (
-            frame
-            for start in range(0, count, step)
-            for frame in _run(self.encoder, self._clip(video[:, :, start : start + step], ahead))
-        )
-        return torch.stack(tuple(latent), 2)
+        step = self.clip * group - group + 1 if self.clip else -(-count // group) * group
+        clips = -(-count // step)
+        made = clips * self.clip - self.dropped if self.clip and count > 1 else -(-count // group)
+        latent = chain.from_iterable(_run(self.encoder, self._clip(video, step * each, step)) for each in range(clips))
+        return torch.stack(tuple(islice(latent, made)), 2)
 
-    def _clip(self, video: torch.Tensor, ahead: int) -> Video:
-        """Whole groups of frames as the encoder takes them."""
-        last, group = video.shape[2] - 1, self.temporal_compression_ratio
-        for index in range(-ahead, (last + ahead) // group * group + group - ahead):
-            unit = video[:, :, min(max(index, 0), last)] / 2 + 0.5
-            yield functional.pixel_unshuffle(unit if index >= 0 else torch.zeros_like(unit), self.patch)
+    def _clip(self, video: torch.Tensor, start: int, count: int) -> Video:
+        """Frames as the encoder takes them; if there are clips, each begins with black frames."""
+        ahead = self.temporal_compression_ratio - 1 if self.clip else 0
+        for index in range(start - ahead, start + count):
+            unit = video[:, :, min(max(index, start), video.shape[2] - 1)] / 2 + 0.5
+            yield functional.pixel_unshuffle(unit if index >= start else torch.zeros_like(unit), self.patch)
 
 
 def _conv(given: int, made: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
