@@ -55,6 +55,8 @@ PROMISED = {
     "kandinsky5-video": ("kandinsky5-t2v", "kandinsky5-i2v"),
     "kandinsky6": (),
     "kandinsky6-sr": (),
+    "kvae-2d": (),
+    "kvae-3d": (),
     "latte": (),
     "lcm": (),
     "ldm-super-resolution": (),
@@ -110,6 +112,7 @@ PROMISED = {
     "taew2.2": ("taew2_2",),
     "taew2.2-image": (),
     "taew2.2-super": ("taew2_2_super",),
+    "vidtok": (),
     "wan2.1": ("wan", "wan2.2", "wan2.2-14b", "wan-vace", "chronoedit"),
     "wan2.2-5b": ("cosmos3", "lucy-edit"),
 }
@@ -155,6 +158,8 @@ PARAMETERS = {
     "kandinsky5-video": 246_478_803,
     "kandinsky6": 246_478_803,
     "kandinsky6-sr": 1_738_878_243,
+    "kvae-2d": 217_426_723,
+    "kvae-3d": 617_982_115,
     "latte": 83_653_863,
     "lcm": 83_653_863,
     "ldm-super-resolution": 55_322_782,
@@ -211,6 +216,7 @@ PARAMETERS = {
     "taew2.2": 11_418_108,
     "taew2.2-image": 11_418_108,
     "taew2.2-super": 20_487_996,
+    "vidtok": 157_451_663,
     "wan2.1": 126_892_531,
     "wan2.2-5b": 704_688_668,
 }

@@ -193,7 +193,10 @@ def _spatial_ratio(config: Mapping[str, object]) -> int | None:
     factors = config.get("spatial_downsample_factors")  # of each level, some of which may keep the size
     if isinstance(factors, list | tuple):
         return math.prod(factors)
-    blocks = config.get("decoder_block_out_channels") or config.get("block_out_channels")
+    levels = config.get("spatial_ds")  # those that halve the size; if there is no such list, all but the last one
+    if isinstance(levels, list | tuple):
+        return 1 << len(levels)
+    blocks = config.get("decoder_block_out_channels") or config.get("block_out_channels") or config.get("ch_mult")
     return 1 << len(blocks) - 1 if isinstance(blocks, list | tuple) else None
 
 
