@@ -190,15 +190,16 @@ def _read_picture(
 def _read_tensor(model: Served, channels: int, frame: Tensor) -> tuple[Tensor, int, int, int]:
     """The tensor with its batch axis, and its frames, height and width in pixels."""
     shape = frame.shape
-    video = model.recipe.has_frames
-    if len(shape) == 3 or (video and len(shape) == 4 and shape[0] == channels and shape[1] != channels):
+    video, floats = model.recipe.has_frames, frame.dtype != "uint8"
+    unbatched = video and floats and len(shape) == 4 and shape[0] == channels and shape[1] != channels
+    if len(shape) == 3 or unbatched:
         shape = (1, *shape)
     picture = Tensor(frame.dtype, shape, frame.buffer)
     if len(shape) == 4 and shape[1] == channels:
         return picture, 1, shape[2], shape[3]
-    if len(shape) == 4 and shape[3] == channels and frame.dtype == "uint8":
+    if len(shape) == 4 and shape[3] == channels and not floats:
         return picture, 1, shape[1], shape[2]
-    if video and len(shape) == 5 and shape[1] == channels and frame.dtype != "uint8":
+    if video and len(shape) == 5 and shape[1] == channels and floats:
         return picture, shape[2], shape[3], shape[4]
     layouts = "[B,{0},H,W], [{0},H,W], or uint8 [B,H,W,{0}]" + (", or floats [B,{0},F,H,W]" if video else "")
     advice = "; of an opaque picture alpha is 1 (255 in uint8)" if channels == RGBA and RGB in shape else ""
