@@ -11,6 +11,7 @@ from remote_vae.errors import ConfigurationError
 from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, find_recipe
 from remote_vae.models.family import Family, Model, channels_of
 from remote_vae.models.spec import ModelSpec, parse_spec
+from remote_vae.models.weights import find_weights
 
 PROMISED = {
     "animatediff": (),
@@ -40,6 +41,7 @@ PROMISED = {
     "flux2-klein": (),
     "flux2-small-decoder": (),
     "flux3": (),
+    "glm-image": (),
     "helios": (),
     "hunyuan-image-2.1": ("hunyuan-image",),
     "hunyuan-image-refiner": ("hunyuan-image-2.1-refiner",),
@@ -143,6 +145,7 @@ PARAMETERS = {
     "flux2-klein": 84_046_115,
     "flux2-small-decoder": 62_373_091,
     "flux3": 84_046_115,
+    "glm-image": 406_100_643,
     "helios": 126_892_531,
     "hunyuan-image-2.1": 405_575_491,
     "hunyuan-image-refiner": 1_260_634_115,
@@ -230,6 +233,21 @@ CONSTANTS = {
     "dc-ae-f64c128-mix": (0.4538, None),
     "dc-ae-f128c512-in": (0.4883, None),
 }
+
+# What users call the models that they use, whatever further names there are.
+KNOWN = (
+    *("wan2.1", "wan2.2", "qwen-image", "qwen-image-layered", "qwen-image-2.1", "ltx", "ltx2", "minimax-h3"),
+    *("hunyuanvideo", "hunyuanvideo1.5", "hunyuan-image", "kandinsky5", "kandinsky5-video", "sana", "svd", "glm-image"),
+    *("ideogram4", "ernie-image", "fibo", "fibo2", "taew2.1", "taehv"),
+)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_names(name: str) -> None:
+    """Each is a model and a recipe, and can be served with random weights at its true architecture."""
+    spec = parse_spec(name, random_weights=True)
+    assert find_weights(spec) is None
+    assert parse_spec(f"mine=./folder,recipe={name}").resolve_recipe() is spec.resolve_recipe()
 
 
 @pytest.mark.parametrize("name", PROMISED)

@@ -39,6 +39,21 @@ _COGVIEW: Final[Mapping[str, object]] = {
     "shift_factor": 0.0,
     "force_upcast": True,
 }
+# fmt: off
+_GLM_IMAGE: Final[Mapping[str, object]] = {
+    **_COGVIEW,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": (
+        -0.2080078125, 1.875, -0.470703125, -1.265625, -1.421875, 0.77734375, -0.3671875, -0.9453125, 0.318359375,
+        0.7734375, -0.1884765625, -0.022216796875, -0.220703125, -1.59375, -0.81640625, -0.255859375,
+    ),
+    "latents_std": (
+        3.0625, 2.203125, 2.265625, 4.84375, 2.5, 3.9375, 2.203125, 3.03125, 2.1875, 2.046875, 2.71875, 2.390625,
+        2.390625, 2.453125, 2.25, 2.15625,
+    ),
+}
+# fmt: on
 
 SD1: Final = Recipe("sd1", IMAGE_LAYOUTS, (Affine(("scaling_factor",)),))
 SDXL: Final = Recipe("sdxl", IMAGE_LAYOUTS, (Affine(("scaling_factor", "latents_mean", "latents_std")),), channels=(4,))
@@ -149,7 +164,7 @@ _MODELS: Final = (
     ),
     Model("cogview4", COGVIEW4, "THUDM/CogView4-6B", "bfloat16", config=_COGVIEW),
     Model("cogview3-plus", COGVIEW4, "THUDM/CogView3-Plus-3B", "bfloat16", config=_COGVIEW),
-    Model("glm-image", GLM_IMAGE, "zai-org/GLM-Image", "bfloat16", config=None),
+    Model("glm-image", GLM_IMAGE, "zai-org/GLM-Image", "bfloat16", config=_GLM_IMAGE),
     Model(
         "kandinsky5-image",
         KANDINSKY5,
