@@ -113,15 +113,18 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The numbers that a model takes: `least`, and every `step` beyond it, or none if that is 0."""
+    """The numbers that a model takes: `least`, and every `step` beyond it, or none if that is 0, up to `most`."""
 
     least: int = 1
     step: int = 1
+    most: int | None = None
 
     def nearest(self, number: int) -> tuple[int, ...]:
         """`number` alone if the model takes it, otherwise those that it takes below and above."""
         if number < self.least or not self.step:
             return (self.least,)
+        if self.most is not None and number > self.most:
+            return (self.most,)
         over = (number - self.least) % self.step
         return (number - over, number - over + self.step) if over else (number,)
 
@@ -131,11 +134,13 @@ class Counts:
         if nearest == (number,):
             return ""
         steps = {0: "only", 1: "or more"}.get(self.step, f"and groups of {self.step} after that")
+        if self.most is not None:
+            steps = f"to {self.most}" if self.step == 1 else f"{steps} up to {self.most}"
         return f"model {model!r} takes {self.least} {steps}, so send {' or '.join(map(str, nearest))}"
 
     def times(self, factor: int) -> "Counts":
         """The same in a unit of which a cell has `factor`."""
-        return Counts(self.least * factor, self.step * factor)
+        return Counts(self.least * factor, self.step * factor, None if self.most is None else self.most * factor)
 
 
 ANY_NUMBER: Final = Counts()
@@ -189,9 +194,10 @@ class Frames:
     @property
     def counts(self) -> Counts:
         """The numbers of frames that can be encoded."""
+        most = None if self.latents.most is None else self._causal(self.latents.most)
         if not self.whole:
-            return ANY_NUMBER
-        return Counts(self._causal(self.latents.least), self.group * self.latents.step)
+            return Counts(most=most)
+        return Counts(self._causal(self.latents.least), self.group * self.latents.step, most)
 
     def _causal(self, latent_frames: int) -> int:
         return self.first + (latent_frames - 1) * self.group

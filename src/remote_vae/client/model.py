@@ -17,6 +17,7 @@ FRAMES_AXES: Final = 4  # of the frames of one video, which some pipelines hand 
 ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
 FLOAT_BYTES: Final = 4
 MOST_CHANNELS: Final = 4  # of pixels
+FRAMES_FIRST: Final = "b f c h w"
 NEEDED: Final = (
     "latent_channels",
     "spatial_compression_ratio",
@@ -115,7 +116,7 @@ class RemoteModel:
         return self._in_parts(
             latent,
             lambda part: self._client.decode(
-                part,
+                self._turned(part),
                 model=self.name,
                 do_scaling=do_scaling,
                 output_type="pt",
@@ -134,7 +135,9 @@ class RemoteModel:
         self._check_latent(tuple(latent.shape))
         return self._in_parts(
             latent,
-            lambda part: self._client.decode(part, model=self.name, output_type="pt", partial_postprocess=True),
+            lambda part: self._client.decode(
+                self._turned(part), model=self.name, output_type="pt", partial_postprocess=True
+            ),
             item_bytes=self._pixel_values(latent),
             limit="max_reply_bytes",
         )
@@ -153,6 +156,8 @@ class RemoteModel:
             item_bytes=FLOAT_BYTES * math.prod(shape[1:]),
             limit="max_body_bytes",
         )
+        if posterior != "parameters":  # which have the order of the VAE itself
+            latent = self._turned(latent)
         sides = tuple(side // self.ratio for side in shape[-2:])
         if tuple(latent.shape[-2:]) != sides:
             raise InvalidValue(
@@ -180,9 +185,14 @@ class RemoteModel:
 
     def _pixel_values(self, latent: AnyTensor) -> int:
         """Values that the pixels of one latent have, at most."""
-        frames = 1 + (latent.shape[2] - 1) * self.frames_ratio if self.is_video else 1
+        frames = self.frames.of_latent(latent.shape[2]) if self.is_video else 1
         height, width = (side * self.ratio for side in latent.shape[-2:])
         return int(MOST_CHANNELS * frames * height * width)
+
+    def _turned(self, latent: AnyTensor) -> AnyTensor:
+        """[B,C,f,h,w] as [B,f,C,h,w], or the reverse, if the model's latents travel with frames before channels."""
+        turns = latent.ndim == 5 and self.card["latent_layouts"][0] == FRAMES_FIRST
+        return latent.swapaxes(1, 2) if turns else latent
 
     def _check_latent(self, shape: tuple[int, ...]) -> None:
         axes, layout = (5, "B,{},f,h,w") if self.is_video else (4, "B,{},h,w")

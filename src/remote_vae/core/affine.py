@@ -15,7 +15,7 @@ def denormalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Consta
 def normalise(z: torch.Tensor, op: Affine, scaling: Scaling, constants: Constants) -> torch.Tensor:
     """The inverse of `denormalise`: (z - (mean or shift_factor or 0)) * (scaling_factor or 1) / (std or 1)."""
     chosen = choose(op, scaling, constants)
-    return z if chosen is None else (_forget if op.literal is None else _apply)(z, chosen)
+    return z if chosen is None else (_forget if op.literal is None and not op.both_ways else _apply)(z, chosen)
 
 
 def choose(op: Affine, scaling: Scaling, constants: Constants) -> Constants | None:
@@ -58,5 +58,8 @@ def _forget(z: torch.Tensor, constants: Constants) -> torch.Tensor:
 
 
 def _per_channel(values: tuple[float, ...], z: torch.Tensor) -> torch.Tensor:
-    """*Shapes*: C values to [1,C,1,1] or [1,C,1,1,1]."""
-    return torch.tensor(values, dtype=z.dtype, device=z.device).view(1, -1, *[1] * (z.ndim - 2))
+    """*Shapes*: C values to [1,C,1,1] or [1,C,1,1,1]; C values for each of several frames to [1,C,f,1,1]."""
+    found = torch.tensor(values, dtype=z.dtype, device=z.device)
+    if len(values) == z.shape[1]:
+        return found.view(1, -1, *[1] * (z.ndim - 2))
+    return found.view(1, z.shape[1], -1, 1, 1)[:, :, : z.shape[2]]

@@ -54,10 +54,12 @@ class Affine:
     `uses` names the model's constants that take part; mean and std take part together or not at all.
     With `literal` the VAE itself works on normalised latents, as a preview that replaces another VAE does. Then a
     latent is left alone if the caller asks for scaling, and is normalised with these constants if it does not.
+    `both_ways`: the family's pipelines compute the same when they encode, and not the inverse.
     """
 
     uses: tuple[str, ...] = ()
     literal: Constants | None = None
+    both_ways: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ def misfit(family: Family, recipe: Recipe, config: Mapping[str, object]) -> str:
     channels = family.pixel_channels(config)
     if channels != recipe.pixel_channels:
         return f"it is for pictures of {recipe.pixel_channels} channels, and those of these weights have {channels}"
-    lacking = [name for name in recipe.needs if config.get(name) is None]
+    lacking = [name for name in recipe.needs if not config.get(name)]
     if lacking:
         return f"it needs {' and '.join(lacking)}, which the config of these weights does not have"
     used = {name for op in recipe.ops if isinstance(op, Affine) for name in op.uses}

@@ -19,3 +19,12 @@ UNBATCHED_VIDEO: Final = Rearrange("c f h w -> 1 c f h w")
 
 IMAGE_LAYOUTS: Final = (GRID, PACKED, UNBATCHED, PACKED_EXTRA_AXIS)
 VIDEO_LAYOUTS: Final = (VIDEO, UNBATCHED_VIDEO)
+# Frames before channels; the recipe's operations begin with that order. A latent with as many frames as channels is
+# taken for this one.
+FRAMES_FIRST_LAYOUTS: Final = (
+    Rearrange("b f c h w -> b f c h w"),
+    Rearrange("f c h w -> 1 f c h w"),
+    Rearrange("b c f h w -> b f c h w"),
+    Rearrange("c f h w -> 1 f c h w"),
+)
+CHANNELS_FIRST: Final = Rearrange("b f c h w -> b c f h w")

@@ -112,7 +112,8 @@ def encoded(module: Any, pixels: torch.Tensor) -> torch.Tensor:
     for start in range(0, len(frames), clip):
         patches = [functional.pixel_unshuffle(frame, config.patch_size) for frame in ahead + frames[start:][:clip]]
         found += run(patches, module, "encoder", ENCODER)
-    return torch.stack(found[: len(found) - config.dropped], 2)
+    kept = len(found) - config.dropped if pixels.shape[2] > 1 else 1  # a picture is one latent frame
+    return torch.stack(found[:kept], 2)
 
 
 def channels_first(z: torch.Tensor) -> torch.Tensor:
