@@ -1,5 +1,6 @@
 """Who may come in: keys on every route and in every spelling, where they are needed, and where they never show."""
 
+import asyncio
 import base64
 import http.client
 import json
@@ -17,11 +18,11 @@ import httpx2
 import pytest
 import requests
 
-from remote_vae.client import Client
-from remote_vae.errors import ConfigurationError, TooManyRequests, Unauthorized
+from remote_vae.client import AsyncClient, Client
+from remote_vae.errors import ConfigurationError, ConnectionFailed, TooManyRequests, Unauthorized
 from remote_vae.server.auth import Rates
 from remote_vae.server.keys import Keys, read_keys
-from remote_vae.server.settings import Settings
+from remote_vae.server.settings import Settings, read_settings
 
 KEY, OTHER = "k3y-of-the-first.client_~", "a-key-of-someone-else-1234"
 RAW = {"content-type": "tensor/binary"}
@@ -398,3 +399,60 @@ def test_a_share_of_the_queue(start: Any) -> None:
         assert int(first.headers["retry-after"]) >= 1
         assert server.decode(1.0, f"/{OTHER}/").status_code == 200
         assert sorted(future.result().status_code for future in mine) == [200, 200, 429, 429]
+
+
+def test_a_private_authority(certificate: tuple[Path, Path], start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client trusts whom SSL_CERT_FILE names; without it the error says what to do, and does not try again."""
+    with start("copy", tls_certificate=certificate[0], tls_key=certificate[1], verify=certificate[0]) as server:
+        began = time.monotonic()
+        with Client(server.url) as client, pytest.raises(ConnectionFailed, match="set SSL_CERT_FILE"):
+            client.models()
+        assert time.monotonic() - began < 60
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        with Client(server.url) as client:
+            assert client.models()[0]["name"] == "copy"
+
+        async def asynchronous() -> str:
+            async with AsyncClient(server.url) as client:
+                return str((await client.models())[0]["name"])
+
+        assert asyncio.run(asynchronous()) == "copy"
+
+
+def test_a_file_of_authorities_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for place in (tmp_path / "none.pem", Path(__file__)):
+        monkeypatch.setenv("SSL_CERT_FILE", str(place))
+        with pytest.raises(ConfigurationError, match=f"SSL_CERT_FILE={place} holds no certificates"):
+            Client("https://127.0.0.1:9")
+
+
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+
+
+def test_pages_of_other_origins(start: Any) -> None:
+    """A named origin may ask, with a key and from the page's code; another one, or any without the setting, may not."""
+    ours, theirs = "https://app.example.org", "https://other.example.org"
+    with start("copy", cors_origins=f"{ours} http://localhost:3000", keys="the-right-key-0123456") as server:
+        for origin, allowed in ((ours, True), (theirs, False)):
+            reply = requests.options(f"{server.url}/copy/decode", headers={"origin": origin, **PREFLIGHT}, timeout=10)
+            assert (reply.status_code == 200) == allowed
+            assert (reply.headers.get("access-control-allow-origin") == origin) == allowed
+        key = {"authorization": "Bearer the-right-key-0123456"}
+        for headers, status in ((key, 200), ({}, 401)):
+            reply = requests.get(f"{server.url}/models", headers={"origin": ours, **headers}, timeout=10)
+            assert reply.status_code == status
+            assert reply.headers["access-control-allow-origin"] == ours
+            assert reply.headers["access-control-expose-headers"] == "*"
+
+
+def test_no_origin_without_the_setting(start: Any) -> None:
+    with start("copy") as server:
+        headers = {"origin": "https://app.example.org", **PREFLIGHT}
+        reply = requests.options(f"{server.url}/copy/decode", headers=headers, timeout=10)
+        assert (reply.status_code, "access-control-allow-origin" in reply.headers) == (405, False)
+
+
+@pytest.mark.parametrize("origin", ["app.example.org", "https://app.example.org/", "https://a.example/b", "null"])
+def test_what_is_no_origin(origin: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{origin}' is not an origin"):
+        read_settings({"cors_origins": origin})

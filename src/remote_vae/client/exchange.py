@@ -12,6 +12,7 @@ from remote_vae.errors import ClientError, ClientTimeout, ConnectionFailed, Inva
 from remote_vae.values import clip
 
 CONNECT_SECONDS: Final = 10.0
+CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"  # in the text of an error of TLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,10 @@ def failure_of(error: httpx2.HTTPError | TimeoutError, *, url: str, in_body: boo
             return Failure(InvalidReply(f"the reply from {host} broke off: {text}", host=host), passing=True)
         case httpx2.LocalProtocolError() | httpx2.UnsupportedProtocol():
             return Failure(ConnectionFailed(f"the request to {host} cannot be sent: {text}", host=host), passing=False)
+        case httpx2.ConnectError() if CERTIFICATE in text:
+            advice = "set SSL_CERT_FILE to the PEM file of its authority, if you trust it"
+            problem = f"{host} has a certificate that is not trusted here: {text}; {advice}"
+            return Failure(ConnectionFailed(problem, host=host), passing=False)
         case _:
             what, hint = ("broke off", "") if in_body else ("failed", "; does the server run, and is that its address?")
             return Failure(ConnectionFailed(f"the connection to {host} {what}: {text}{hint}", host=host), passing=True)

@@ -4,9 +4,9 @@ The client is written once, as coroutines over a `Network`. Over a `BlockingNetw
 so `run` finishes them in the caller's thread without an event loop. A thread with an event loop behind the blocking
 client was measured: twice the time for a call, and twice the time for a large reply.
 
-Nothing is taken from the environment: no proxy variables, no netrc, no SSL_CERT_FILE, so that credentials and
-latents go only where the caller sends them. A proxy is an argument; another certificate store comes with an
-injected httpx2 client. Redirects are never followed.
+No proxy and no netrc are taken from the environment, so that credentials and latents go only where the caller sends
+them: a proxy is an argument. SSL_CERT_FILE and SSL_CERT_DIR add to the certificates that are trusted, as a private
+authority's must be. Redirects are never followed.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from remote_vae.errors import ConfigurationError
 
 T = TypeVar("T")
 
+TRUSTED: Final = {"SSL_CERT_FILE": "cafile", "SSL_CERT_DIR": "capath"}
 AGENT: Final = {"user-agent": "remote-vae"}
 
 
@@ -141,9 +142,21 @@ def _read_proxy(proxy: str | None, http: object) -> httpx2.Proxy | None:
 
 
 def _verify(url: str, proxy: str | None) -> ssl.SSLContext:
-    """If no TLS is used, a context that trusts nobody, because reading all certificates takes 20 ms."""
-    plain = url.startswith("http:") and proxy is None
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx2.create_ssl_context(trust_env=False)
+    """If no TLS is used, a context that trusts nobody, because reading all certificates takes 20 ms.
+
+    *Raises* ConfigurationError for certificates in the environment that cannot be read.
+    """
+    if url.startswith("http:") and proxy is None:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = httpx2.create_ssl_context(trust_env=False)
+    for name, kind in TRUSTED.items():
+        place = os.environ.get(name)
+        if place:
+            try:
+                context.load_verify_locations(**{kind: place})
+            except (OSError, ssl.SSLError) as exc:
+                raise ConfigurationError(f"{name}={place} holds no certificates that can be read: {exc}") from exc
+    return context
 
 
 def _arguments(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest, reader: ReplyReader) -> dict[str, Any]:

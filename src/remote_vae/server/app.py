@@ -9,6 +9,7 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from remote_vae.engine.admission import Limits
@@ -64,13 +65,32 @@ def build_app(
 
     app = Starlette(
         routes=_routes(endpoints, metrics_too=settings.metrics_address is None),
-        middleware=[Middleware(RequestRecorder, metrics=metrics, tracing=tracing), *_middleware(settings, endpoints)],
+        middleware=[
+            Middleware(RequestRecorder, metrics=metrics, tracing=tracing),
+            *_for_other_origins(settings),
+            *_middleware(settings, endpoints),
+        ],
         exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.engine, app.state.metrics = engine, metrics
     return app
+
+
+def _for_other_origins(settings: Settings) -> list[Middleware]:
+    """Lets browsers hand replies to web pages of these origins; before the gate, because a preflight brings no key."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    ]
 
 
 def _middleware(settings: Settings, endpoints: Endpoints) -> list[Middleware]:

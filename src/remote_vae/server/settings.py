@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,6 +23,16 @@ def _address(value: object) -> object:
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) <= 65535:
         raise ValueError("it is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _origins(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    for origin in value.split():
+        parts = urlsplit(origin)
+        if origin != "*" and (parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"):
+            raise ValueError(f"{origin!r} is not an origin; expected *, or scheme and host as in https://host:8443")
+    return tuple(value.split())
 
 
 LIMITS: Final = "Limits"
@@ -86,6 +97,10 @@ class Settings(BaseSettings):
     keys_file: Path | None = _row(None, "Keys that clients need, one a line.", panel=ACCESS)
     allow_anonymous: bool = _row(False, "Serve clients of the network without keys.", panel=ACCESS)
     client_requests_per_second: float | None = _row(None, "For one key, or one address.", panel=ACCESS, gt=0)
+    cors_origins: Annotated[tuple[str, ...], PlainValidator(_origins), NoDecode] = _row(
+        (), "Origins whose web pages may use the server, with spaces between; * for all.", metavar="ORIGINS",
+        panel=ACCESS, shown="none",
+    )  # fmt: skip
     tls_certificate: Path | None = _row(None, "PEM file of the certificate, with its chain.", panel=ACCESS)
     tls_key: Path | None = _row(None, "PEM file of the certificate's private key.", panel=ACCESS)
 
