@@ -33,6 +33,8 @@ HERE = {
     "/flux1": "/flux",
     "/flux2": "/flux",
     "/hunyuanvideo": "/video",
+    "/qwen-image-2.1": "/flux",
+    "/qwen-image": "/flux",
     'model="sd1"': 'model="sd"',
     'model="taesd"': 'model="sd"',
 }
@@ -42,6 +44,8 @@ LATENTS = {
     "StableDiffusionImg2ImgPipeline": torch.randn(1, 4, 8, 8).half(),
     "FluxPipeline": torch.randn(1, 1024, 64).bfloat16(),
     "Flux2Pipeline": torch.randn(1, 1024, 64).bfloat16(),
+    "QwenImagePipeline": torch.randn(1, 1024, 64).bfloat16(),
+    "QwenImage21Pipeline": torch.randn(1, 1024, 64).bfloat16(),
     "HunyuanVideoPipeline": torch.randn(1, 16, 2, 4, 4).half(),
 }
 

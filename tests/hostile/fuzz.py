@@ -22,14 +22,15 @@ MOST_PIXELS, MOST_SIDE = 2**18, 2048
 
 
 def image(data: bytes) -> None:
-    """A picture is refused, or read within the limits."""
-    try:
-        pixels = read_image(data, multiple=8, max_pixels=MOST_PIXELS, max_side=MOST_SIDE).pixels
-    except RequestError:
-        return
-    height, width, channels = pixels.shape
-    if channels != 3 or height % 8 or width % 8 or height * width > MOST_PIXELS:
-        raise AssertionError(pixels.shape)
+    """A picture is refused, or read within the limits, with and without transparency."""
+    for channels in (3, 4):
+        try:
+            pixels = read_image(data, channels, multiple=8, max_pixels=MOST_PIXELS, max_side=MOST_SIDE).pixels
+        except RequestError:
+            continue
+        height, width, found = pixels.shape
+        if found != channels or height % 8 or width % 8 or height * width > MOST_PIXELS:
+            raise AssertionError(pixels.shape)
 
 
 def request(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -16,13 +17,14 @@ from remote_vae.models.families import FAMILIES
 from remote_vae.models.fast_import import open_model
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
-from remote_vae.protocol.messages import EncodeRequest
-from remote_vae.protocol.options import ENCODE_ROWS, complete
-from remote_vae.server.adapt import encode_job
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
+from remote_vae.protocol.options import DECODE_ROWS, ENCODE_ROWS, complete
+from remote_vae.server.adapt import decode_job, encode_job
 from remote_vae.server.settings import Settings
 from remote_vae.values import FORMATS, Output, Posterior, Scaling, ScalingMode, Tensor
 
 from .cases import CASES, Case
+from .cases.qwen_image_rgba import TINY_21
 from .conftest import tiny_wan
 
 OWN = Scaling(ScalingMode.MODEL)
@@ -57,6 +59,14 @@ def test_decode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
         assert (fit.height, fit.width) == tuple(expected.shape[-2:])
         assert fit.frames == (expected.shape[2] if expected.ndim == 5 else 1)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert reply_bytes(vae, recipe, z, height=height, width=width) == found.nbytes
+
+
+def reply_bytes(vae: DiffusersVAE, recipe: Recipe, z: torch.Tensor, **size: int) -> int:
+    """The bytes that the server makes room for, and by which it judges the limit of a reply."""
+    options = complete({"output_type": "pt", **size}, DECODE_ROWS)
+    request = DecodeRequest("m", Tensor("float32", tuple(z.shape), z.numpy().data), OWN, options, FORMATS["binary"])
+    return decode_job(Served("m", (), recipe, ()), vae.info, request, Settings()).reply_bytes
 
 
 @torch.no_grad()
@@ -100,12 +110,21 @@ def test_frames_beyond_the_last_group(family: tuple[Case, Any, DiffusersVAE, Rec
         encode_job(model, vae.info, request, Settings())
 
 
-def test_a_cancelled_decode_leaves_nothing_behind() -> None:
+STATEFUL = {
+    "AutoencoderKLWan": (tiny_wan, (1, 16, 2, 2, 3)),
+    "AutoencoderKLQwenImage": (lambda: tiny_wan(diffusers.AutoencoderKLQwenImage), (1, 16, 1, 2, 3)),
+    "AutoencoderKLQwenImage21": (lambda: diffusers.AutoencoderKLQwenImage21(**TINY_21), (1, 64, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("cls", STATEFUL)
+def test_a_cancelled_decode_leaves_nothing_behind(cls: str) -> None:
     """Feature maps that Wan's code keeps from frame to frame are dropped, and the next latent is decoded as ever."""
-    module = tiny_wan().eval()
-    [family] = [each for each in FAMILIES if each.cls == "AutoencoderKLWan"]
+    build, shape = STATEFUL[cls]
+    module = build().eval()
+    [family] = [each for each in FAMILIES if each.cls == cls]
     vae = DiffusersVAE(module, source="m", revision="", family=family)
-    z = torch.randn((1, 16, 2, 2, 3), generator=torch.Generator().manual_seed(3))
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     layers: list[None] = []
 
     def cancel() -> None:

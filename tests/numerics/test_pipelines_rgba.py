@@ -167,6 +167,12 @@ def test_a_latent_with_layers_gives_the_layers(served: Families, layers: int, ba
     torch.testing.assert_close((found * 0.5 + 0.5).clamp(0, 1), pixels, atol=1e-5, rtol=0)
     levels = remote_decode(url, latents, output_type="pt", return_type="pt", partial_postprocess=True, **LAYERED_SIZE)
     check_levels(levels, pixels)
+    pictures = remote_decode(
+        url, latents, output_type="pt", return_type="pil", partial_postprocess=True, **LAYERED_SIZE
+    )
+    pictures = pictures if isinstance(pictures, list) else [pictures]  # one picture comes by itself
+    assert [picture.mode for picture in pictures] == ["RGBA"] * batch * layers
+    assert all(np.array_equal(each, array) for each, array in zip(pictures, levels, strict=True))
 
 
 @pytest.mark.usefixtures("small")
@@ -315,6 +321,8 @@ def test_wrong_sizes(served: Families) -> None:
             client.encode(torch.zeros(1, 3, 64, 64), model="new")
         with pytest.raises(LatentMismatch, match=r"15 tokens; .* 80//32 x 64//32 groups of 2x2 = 16"):
             client.decode(torch.zeros(1, 15, 64), model="new", **SIZE)
+        with pytest.raises(LatentMismatch, match=r"32 tokens; .* = 16"):
+            client.decode(torch.zeros(1, 32, 64), model="new", **SIZE)
         with pytest.raises(LatentMismatch, match="16 channels; model 'new' takes 64"):
             client.decode(torch.zeros(1, 16, 4, 4), model="new")
     with pytest.raises(InvalidValue, match=r"\[1, 3, 64, 64\] is no picture for model 'new'; expected \[B,4,H,W\]"):
