@@ -17,6 +17,7 @@ class VAEInfo:
     constants: Constants
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
+    encodes: bool = True  # it has an encoder
     takes: tuple[str, ...] = ()  # options of a request that are for the decoder itself
     pixel_channels: int = RGB  # 4 if its pictures have transparency
     rows: Counts = ANY_NUMBER  # of latent cells, and the columns of them, that it decodes

@@ -85,6 +85,7 @@ class Family:
     mean and deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of
     the original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
     module, for classes that are not called as most are; pixels are in [-1, 1], whatever range the module itself has.
+    Without `encode` there is no encoder.
     `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
     keeps between its steps, which a cancelled call would leave behind. `module` is where Python finds the class.
@@ -106,7 +107,7 @@ class Family:
     prepare: Callable[[Any], None] = lambda module: None
     decode: Callable[..., "torch.Tensor"] = decode_by_class
     takes: Callable[[Any], tuple[str, ...]] = lambda module: ()
-    encode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] = encode_by_class
+    encode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] | None = encode_by_class
     frames: Callable[[Any], Frames] = frames_of_causal
     forget: Callable[[Any], None] = lambda module: None
     unfit_dtypes: tuple[str, ...] = ()
@@ -139,6 +140,7 @@ class Family:
             ),
             dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
             deterministic=self.deterministic,
+            encodes=self.encode is not None,
             takes=self.takes(module),
             pixel_channels=self.pixel_channels(config),
             rows=rows,

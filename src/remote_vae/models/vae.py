@@ -22,7 +22,7 @@ class DiffusersVAE:
         self.module = module
         self.decoder, self.encoder = _describe(module) if self._family.strips else (None, None)
         self._decoding = self._own_code(family.decode, self.decoder)
-        self._encoding = self._own_code(family.encode, self.encoder)
+        self._encoding = () if family.encode is None else self._own_code(family.encode, self.encoder)
         self.info = self._family.read_info(
             module,
             plans=tuple(dict.fromkeys(executor.name for executor in self.decoders)),
@@ -45,6 +45,7 @@ class DiffusersVAE:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """By the model's own code: the parameters of the posterior, or the latent of a deterministic encoder."""
+        assert self._family.encode is not None
         return self._family.encode(self.module, _ordered(pixels))
 
     @property

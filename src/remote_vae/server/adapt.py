@@ -157,6 +157,11 @@ def _check_counts(model: Served, info: VAEInfo, *, frames: int, height: int, wid
 
 
 def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, model: Served) -> None:
+    if not info.encodes:
+        raise UnsupportedOutput(
+            f"model {model.name!r} is a decoder without an encoder; encode with the model whose latents it takes",
+            model=model.name,
+        )
     _check_plan(request.options["plan"], info, model)
     _check_factors(request.scaling, model)
     if posterior is Posterior.PARAMETERS and request.scaling.mode is not ScalingMode.NONE:

@@ -33,6 +33,7 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         limits={name: value for name, value in settings.model_dump().items() if name.startswith("max_")},
         config=info.config,
         deterministic=info.deterministic,
+        encodes=info.encodes,
         takes=info.takes,
         normalised=model.recipe.normalised,
         pixel_channels=info.pixel_channels,
