@@ -86,6 +86,10 @@ FILES: dict[str, tuple[Rules, dict[str, str]]] = {
             "encoder.norm_out.gamma": "encoder.norm_out.gamma",
         },
     ),
+    "hunyuan-image-refiner": (
+        (*LEVELS, *FROM_LATENT, *MIDDLE),
+        {"encoder.down.2.block.1.conv2.conv.bias": "encoder.down_blocks.2.resnets.1.conv2.conv.bias"},
+    ),
     "hunyuan-image-2.1": (
         (*ROWS, *MIDDLE),
         {

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_every_model_fits_its_own_tensors(name: str) -> None:
     assert fit_tensors(stored({f"vae.{key}": shape for key, shape in shapes.items()}), module, family.convert).whole
 
 
-@pytest.mark.parametrize("name", ["cogview4", "hunyuan-image-2.1"])
+@pytest.mark.parametrize("name", ["sd-x4-upscaler", "hunyuan-image-2.1"])
 def test_one_recipe(name: str) -> None:
     """Tensors that one model alone has are recognised."""
     assert recipes_for_tensors(stored(shapes_of(name))) == (name,)
@@ -77,6 +78,13 @@ def test_several_recipes(name: str, among: set[str]) -> None:
 def test_no_recipe() -> None:
     """Tensors of no known model give none."""
     assert recipes_for_tensors(stored({"unet.conv.weight": [3, 3]})) == ()
+
+
+def test_a_class_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that lacks something in this process is no candidate, and keeps no other model from being one."""
+    broken = replace(MODELS["kvae-2d"], config={"nonsense": 1})
+    monkeypatch.setitem(MODELS, "kvae-2d", broken)
+    assert recipes_for_tensors(stored(shapes_of("sd-x4-upscaler"))) == ("sd-x4-upscaler",)
 
 
 @pytest.mark.alone
@@ -136,7 +144,7 @@ def test_a_folder_without_a_recipe(tmp_path: Path) -> None:
 
 def test_a_file_of_another_family(tmp_path: Path) -> None:
     """The refusal of a file of another family names the recipes that are for it."""
-    file = sparse_file(tmp_path / "vae.safetensors", shapes_of("cogview4"))
-    why = "they hold no VAE of recipe 'taesd': .* tensors are missing .*; recipes for them: cogview4$"
+    file = sparse_file(tmp_path / "vae.safetensors", shapes_of("sd-x4-upscaler"))
+    why = "they hold no VAE of recipe 'taesd': .* tensors are missing .*; recipes for them: sd-x4-upscaler$"
     with pytest.raises(ModelLoadError, match=why):
         load(ModelSpec("mine", str(file), recipe="taesd"))

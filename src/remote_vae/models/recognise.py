@@ -56,9 +56,12 @@ def recipes_for_tensors(stored: Mapping[str, Stored]) -> tuple[str, ...]:
             continue
         architecture = repr((family.cls, model.config, family.convert))
         if architecture not in fitting:
-            with torch.device("meta"):
-                module = family.load_class()(**model.config)
-            fitting[architecture] = fit_tensors(stored, module, family.convert).whole
+            try:
+                with torch.device("meta"):
+                    module = family.load_class()(**model.config)
+                fitting[architecture] = fit_tensors(stored, module, family.convert).whole
+            except Exception:  # noqa: BLE001  # boundary: a class that cannot be built in this process is no candidate
+                fitting[architecture] = False
         if fitting[architecture]:
             key = (model.recipe, repr([model.config.get(factor) for factor in FACTORS]), family.prepare)
             found.setdefault(repr(key), model.name)

@@ -5,7 +5,7 @@ from typing import Final
 from remote_vae.core.recipe import Affine, Copies, Rearrange, Recipe
 from remote_vae.models.family import Family, Model
 from remote_vae.models.layouts import GRID, UNBATCHED
-from remote_vae.models.original_names import from_latent_diffusion_in_one_row
+from remote_vae.models.original_names import LATENT_DIFFUSION, from_latent_diffusion_in_one_row, renamed
 from remote_vae.values import Frames
 
 # 64 channels, one latent cell for 32 by 32 pixels.
@@ -58,5 +58,10 @@ FAMILIES: Final = (
         "AutoencoderKLHunyuanImage", _MODELS, convert=lambda weights, module: from_latent_diffusion_in_one_row(weights)
     ),
     # Its config states a ratio of 4 in time, but no layer of it works in time.
-    Family("AutoencoderKLHunyuanImageRefiner", _REFINERS, frames=lambda module: Frames()),
+    Family(
+        "AutoencoderKLHunyuanImageRefiner",
+        _REFINERS,
+        frames=lambda module: Frames(),
+        convert=lambda weights, module: renamed(weights, LATENT_DIFFUSION),
+    ),
 )
