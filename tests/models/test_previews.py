@@ -71,7 +71,31 @@ def published_super(channels: int) -> dict[str, Any]:
     return found
 
 
+def published_taef2() -> dict[str, Any]:
+    """Names and shapes in the published file of FLUX.2's preview."""
+    found: dict[str, Any] = {}
+    for side, first, last, halves, blocks, pooled in (
+        ("encoder", (64, 3), (32, 64), (2, 6, 10), (1, 3, 4, 5, 7, 8, 9, 11, 12, 13), (11, 12, 13)),
+        ("decoder", (64, 32), (3, 64), (6, 11, 16), (2, 3, 4, 7, 8, 9, 12, 13, 14, 17), (2, 3, 4)),
+    ):
+        for place, shape in ((0, first), (14 if side == "encoder" else 18, last)):
+            found[f"{side}.layers.{place}.weight"] = (*shape, 3, 3)
+            found[f"{side}.layers.{place}.bias"] = shape[:1]
+        for place in halves:
+            found[f"{side}.layers.{place}.weight"] = (64, 64, 3, 3)
+        for place in blocks:
+            name = f"{side}.layers.{place}"
+            found |= {f"{name}.conv.{each}.weight": (64, 64, 3, 3) for each in (0, 2, 4)}
+            found |= {f"{name}.conv.{each}.bias": (64,) for each in (0, 2, 4)}
+        for place in pooled:
+            name = f"{side}.layers.{place}.pool"
+            found |= {f"{name}.0.weight": (256, 64, 1, 1), f"{name}.3.weight": (64, 256, 1, 1)}
+            found |= {f"{name}.1.weight": (256,), f"{name}.1.bias": (256,)}
+    return found
+
+
 PUBLISHED = {
+    "taef2": published_taef2(),
     "taew2.1": published(16, 3, (2, 2, 1), (1, 2, 2)),
     "taehv": published(16, 3, (2, 2, 1), (1, 2, 2)),
     "taew2.2": published(48, 12, (2, 2, 1), (1, 2, 2)),
@@ -123,6 +147,15 @@ def test_a_published_file(file: Path) -> None:
     z = torch.randn(1, 16, 2, 3, 2)
     with torch.inference_mode():
         assert torch.equal(mine.decode(z), vae.decode(z))
+
+
+def test_the_published_file_of_flux2(tmp_path: Path) -> None:
+    """FLUX.2's preview is loaded from its file as it is published."""
+    torch.manual_seed(6)
+    save_file({name: torch.randn(shape) / 30 for name, shape in published_taef2().items()}, tmp_path / "a.safetensors")
+    vae = load(ModelSpec("taef2", str(tmp_path / "a.safetensors"), device="cpu"))
+    assert (vae.info.latent_channels, vae.info.spatial_compression_ratio, vae.info.frames.group) == (32, 8, 1)
+    assert vae.info.deterministic
 
 
 def test_a_file_of_another_preview(file: Path) -> None:

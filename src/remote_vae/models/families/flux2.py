@@ -72,8 +72,8 @@ def with_the_pipelines_eps(module: Any) -> None:
 ERNIE_EPS: Final = 1e-5
 ERNIE_IMAGE: Final = replace(FLUX2, name="ernie-image")
 _ERNIE_MODELS: Final = (
-    Model("ernie-image", ERNIE_IMAGE, "baidu/ERNIE-Image", "bfloat16"),
-    Model("ernie-image-turbo", ERNIE_IMAGE, "baidu/ERNIE-Image-Turbo", "bfloat16"),
+    Model("ernie-image", ERNIE_IMAGE, "baidu/ERNIE-Image", "bfloat16", preview="taef2"),
+    Model("ernie-image-turbo", ERNIE_IMAGE, "baidu/ERNIE-Image-Turbo", "bfloat16", preview="taef2"),
 )
 
 # Cells on the wire, normalised in patches; the wire's pattern says that sides are even.
@@ -93,7 +93,7 @@ FIBO2: Final = Recipe(
 )
 
 _MODELS: Final = (
-    Model("flux2", FLUX2, "black-forest-labs/FLUX.2-dev", "bfloat16", aliases=("flux2-dev", "flux.2")),
+    Model("flux2", FLUX2, "black-forest-labs/FLUX.2-dev", "bfloat16", aliases=("flux2-dev", "flux.2"), preview="taef2"),
     Model("flux3", FLUX2, "black-forest-labs/flux-3-image-klein-base", "bfloat16"),
     # A narrower decoder for the same latents.
     Model(
@@ -103,8 +103,16 @@ _MODELS: Final = (
         "bfloat16",
         subfolder=None,
         config={"decoder_block_out_channels": (96, 192, 384, 384)},
+        preview="taef2",
     ),
-    Model("flux2-klein", KLEIN, "black-forest-labs/FLUX.2-klein-base-9B", "bfloat16", aliases=("flux.2-klein",)),
+    Model(
+        "flux2-klein",
+        KLEIN,
+        "black-forest-labs/FLUX.2-klein-base-9B",
+        "bfloat16",
+        aliases=("flux.2-klein",),
+        preview="taef2",
+    ),
     Model("ideogram4", IDEOGRAM4, "ideogram-ai/ideogram-4-fp8", "bfloat16"),
     Model("fibo2", FIBO2, "briaai/Fibo-2.0-dev", "bfloat16"),
 )
