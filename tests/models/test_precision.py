@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLMiniMaxH3
 
 from remote_vae.core import filters
 from remote_vae.core.decode import decode
@@ -18,6 +18,8 @@ from remote_vae.models.loader import load, resolve_dtype
 from remote_vae.models.spec import ModelSpec
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.values import Output, Posterior, Scaling, ScalingMode
+
+from ..numerics.cases.minimax import tiny_minimax
 
 TINY: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -159,3 +161,17 @@ def test_slow_precisions_are_said(
     slow = (name, dtype, fast) == ("taesd", "bfloat16", False)
     assert ("model 'taesd' will be slow" in said) is slow
     assert slow or not said
+
+
+def test_layers_that_stay_in_float32(tmp_path: Path) -> None:
+    """MiniMax-H3 keeps those layers in float32 that diffusers keeps in bfloat16, and decodes to the same."""
+    torch.manual_seed(2)
+    tiny_minimax().save_pretrained(tmp_path)
+    ours = load(ModelSpec("mine", str(tmp_path), recipe="minimax-h3", dtype="bfloat16")).module
+    theirs = AutoencoderKLMiniMaxH3.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).eval()
+    kept = {name: tensor.dtype for name, tensor in theirs.state_dict().items()}
+    assert set(kept.values()) == {torch.float32, torch.bfloat16}
+    assert {name: tensor.dtype for name, tensor in ours.state_dict().items()} == kept
+    latent = torch.randn((1, 24, 3, 2, 3), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(ours.decode(latent).sample, theirs.decode(latent).sample)

@@ -118,8 +118,8 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLMiniMaxH3",
         _MODELS,
-        # What its class keeps so, by the names of its layers.
-        float32=("encoder", "quant_conv", "norm1", "norm2", "norm_out", "scale1", "scale2"),
+        # What its class keeps so, by the names of its layers, and the frequencies of positions, which it makes so.
+        float32=("encoder", "quant_conv", "norm1", "norm2", "norm_out", "scale1", "scale2", "rope"),
         convert=from_original_names,
         decode=decode,
         encode=encode,
