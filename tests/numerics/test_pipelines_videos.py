@@ -260,6 +260,31 @@ def test_super_resolution_of_kandinsky6(videos: Families) -> None:
         torch.testing.assert_close(client.encode(pixels, model="sr", do_scaling=True), encoded, atol=1e-5, rtol=0)
 
 
+def test_a_remote_vae_has_the_pixels_of_the_vae(videos: Families) -> None:
+    """With a RemoteVAE the steps of MiniMax-H3 and Kandinsky 6's super-resolution give the same, both ways."""
+    draws = [torch.Generator().manual_seed(seed) for seed in (2, 7)]
+    minimax, found = videos.modules["minimax"], []
+    latents = torch.randn((1, 24, 3, 2, 3), generator=draws[0])
+    levels = torch.randint(0, 256, (1, 3, 22, 32, 48), generator=draws[1]).byte()
+    for vae in (minimax, RemoteVAE(f"{videos.url}/minimax")):
+        decoding = MiniMaxH3VideoDecodeStep().init_pipeline()
+        decoding.update_components(vae=vae)
+        with torch.no_grad():
+            condition = encode_vae_condition(vae, levels, PIXEL_MEAN, PIXEL_STD)
+        found.append((decoding(latents=latents, output_type="pt", output="videos"), condition))
+    methods = diffusers.Kandinsky6SRPipeline
+    latents = torch.randn((1, 64, 3, 2, 3), generator=draws[0]) * 3
+    pixels = torch.rand((1, 3, 9, 32, 48), generator=draws[1]) * 2 - 1
+    for vae in (videos.modules["sr"], RemoteVAE(f"{videos.url}/sr")):
+        owner = SimpleNamespace(vae=vae)
+        with torch.no_grad():
+            found.append((methods.decode_latents(owner, latents), methods.encode_video(owner, pixels)))
+    for local, remote in (found[:2], found[2:]):
+        for ours, theirs in zip(remote, local, strict=True):
+            assert float(theirs.std()) > 0.02, "there must be something to compare"
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_minimax_decodes_in_its_tiles(videos: Families) -> None:
     """A picture of two by two tiles is decoded as the step of the modular pipeline does it, with its tiles."""
     module = videos.modules["minimax"]

@@ -21,6 +21,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from remote_vae.client.endpoint import read_endpoint
 from remote_vae.client.fallback import check_fallback, encode_here, ratios_of
 from remote_vae.client.model import FRAMES_AXES, RemoteModel
+from remote_vae.client.pixel_range import of_the_server, of_the_vae
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, InvalidValue
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         how = {name: value for name, value in given.items() if value is not None}
         timesteps = [] if temb is None else temb.flatten().tolist()
         pixels = self._ask(
-            lambda remote: _decode_there(remote, z, timesteps),
+            lambda remote: of_the_vae(remote.card, _decode_there(remote, z, timesteps)),
             lambda local: local.decode(z.to(local.device, local.dtype), **how).sample,
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
@@ -153,7 +154,9 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         A deterministic encoder gives the latent itself.
         """
         _refuse_gradient(x)
-        found, is_latent = self._ask(lambda remote: _encode_there(remote, x), lambda local: encode_here(local, x))
+        found, is_latent = self._ask(
+            lambda remote: _encode_there(remote, of_the_server(remote.card, x)), lambda local: encode_here(local, x)
+        )
         if is_latent:
             latent = found.to(x)
             return LatentOutput(latent=latent, latents=latent) if return_dict else (latent,)

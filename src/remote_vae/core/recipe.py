@@ -83,6 +83,14 @@ Op = Rearrange | Affine | Rounded | Copies
 
 
 @dataclass(frozen=True, slots=True)
+class PixelRange:
+    """The pixels of a VAE whose range is not [-1, 1]: `gain` times the usual ones plus `offset`, by colour."""
+
+    gain: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One way in which latents travel.
 
@@ -94,7 +102,8 @@ class Recipe:
     `fps` is the rate of the family's own examples, in frames a second. `ratio` is the number of pixels to a side of a
     latent cell that weights for this recipe have; 0 if any do. `pixel_channels` are those of the pictures that weights
     for this recipe give and take. `seed` is the one with which the pipelines sample the posterior, whatever the
-    request's own; None if each sample is another one.
+    request's own; None if each sample is another one. `pixel_range` is that of the VAE itself, which the family's own
+    `decode` and `encode` bring to the usual one; None if it is the usual one.
     """
 
     name: str
@@ -109,6 +118,7 @@ class Recipe:
     ratio: int = 0
     pixel_channels: int = RGB
     seed: int | None = None
+    pixel_range: PixelRange | None = None
 
     @property
     def has_frames(self) -> bool:

@@ -86,6 +86,9 @@ class ModelInfo:
     takes: tuple[str, ...] = ()  # options of a decode that only some models take
     normalised: bool = False  # the VAE itself takes normalised latents, as previews do
     frames: Mapping[str, object] = field(default_factory=dict)  # how latent frames become frames, `values.Frames`
+    pixel_range: Mapping[str, object] | None = (
+        None  # of the VAE itself, if it is not [-1, 1]: gain and offset by colour
+    )
     pixel_channels: int = RGB  # 4 if its pictures have transparency
 
     def to_json(self) -> dict[str, object]:

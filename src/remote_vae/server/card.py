@@ -36,5 +36,6 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         encodes=info.encodes,
         takes=info.takes,
         normalised=model.recipe.normalised,
+        pixel_range=None if model.recipe.pixel_range is None else asdict(model.recipe.pixel_range),
         pixel_channels=info.pixel_channels,
     )

@@ -5,7 +5,7 @@ It was trained on pixels that are level / 128 - 1; everybody else's are level / 
 
 from typing import TYPE_CHECKING, Any, Final
 
-from remote_vae.core.recipe import Affine, Recipe
+from remote_vae.core.recipe import Affine, PixelRange, Recipe
 from remote_vae.models.family import Family, Model, decode_by_class, encode_by_class
 from remote_vae.models.layouts import VIDEO_LAYOUTS
 
@@ -27,7 +27,14 @@ def encode(module: Any, pixels: "torch.Tensor") -> "torch.Tensor":
 
 
 _RECIPE: Final = Recipe(
-    "kandinsky6-sr", VIDEO_LAYOUTS, (Affine(("scaling_factor",)),), posterior="mode", channels=(64,), fps=24, ratio=16
+    "kandinsky6-sr",
+    VIDEO_LAYOUTS,
+    (Affine(("scaling_factor",)),),
+    posterior="mode",
+    channels=(64,),
+    fps=24,
+    ratio=16,
+    pixel_range=PixelRange((1 / SPAN,) * 3, (1 / SPAN - 1,) * 3),
 )
 _MODELS: Final = (
     Model("kandinsky6-sr", _RECIPE, "kandinskylab/Kandinsky-6.0-VSR-distilled2steps-5s-Diffusers", "bfloat16"),

@@ -6,7 +6,7 @@ part of what the model is: without them its videos are worse.
 
 from typing import TYPE_CHECKING, Any, Final
 
-from remote_vae.core.recipe import Affine, Recipe, Rounded
+from remote_vae.core.recipe import Affine, PixelRange, Recipe, Rounded
 from remote_vae.models.family import Family, Model, Weights, decode_by_class, encode_by_class
 from remote_vae.models.layouts import VIDEO_LAYOUTS
 from remote_vae.models.original_names import LATENT_DIFFUSION, renamed
@@ -100,6 +100,10 @@ MINIMAX_H3: Final = Recipe(
     channels=(24,),
     needs=("latents_mean", "latents_std"),
     seed=42,
+    pixel_range=PixelRange(
+        tuple(0.5 / std for std in _PIXEL_STD),
+        tuple((0.5 - mean) / std for mean, std in zip(_PIXEL_MEAN, _PIXEL_STD, strict=True)),
+    ),
     fps=24,
     ratio=16,
 )
