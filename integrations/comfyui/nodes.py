@@ -8,7 +8,7 @@ import torch
 
 from remote_vae import Client
 from remote_vae.client.model import RemoteModel
-from remote_vae.errors import LatentMismatch, RemoteVAEError
+from remote_vae.errors import InvalidValue, LatentMismatch, RemoteVAEError
 
 from .vae import RemoteComfyVAE
 
@@ -114,9 +114,10 @@ class DecodeVideoRemotely(RemoteNode):
     def run(self, samples: dict[str, Any], url: str, model: str) -> tuple[torch.Tensor]:
         latent = samples["samples"]
         with open_model(url, model) as remote:
-            if not remote.is_video:
+            stage = RemoteComfyVAE(remote).first_stage_model
+            if not remote.is_video or stage.latents.as_batch:
                 raise LatentMismatch(f"model {remote.name!r} gives pictures; take Remote VAE Decode")
-            frames = torch.cat([remote.decode_levels(video) for video in latent.split(1)])
+            frames = torch.cat([stage.decode_levels(video) for video in latent.split(1)])
         return (frames.float() / 255,)
 
 
@@ -124,12 +125,26 @@ class EncodeRemotely(RemoteNode):
     """Pictures to a latent."""
 
     RETURN_TYPES = ("LATENT",)
-    DESCRIPTION = "Encodes on a server. A video model takes the batch as the frames of one video."
+    DESCRIPTION = "Encodes on a server. A video model takes the batch as the frames of one video, or of several."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
-        return {"required": {"pixels": ("IMAGE",), **server_inputs()}}
+        tooltip = "Frames of each video in the batch, for a video model; 0 if the batch is one video."
+        frames = ("INT", {"default": 0, "min": 0, "max": 1 << 16, "tooltip": tooltip})
+        return {"required": {"pixels": ("IMAGE",), **server_inputs()}, "optional": {"frames": frames}}
 
-    def run(self, pixels: torch.Tensor, url: str, model: str) -> tuple[dict[str, torch.Tensor]]:
+    def run(self, pixels: torch.Tensor, url: str, model: str, frames: int = 0) -> tuple[dict[str, torch.Tensor]]:
         with open_model(url, model) as remote:
+            if frames and remote.is_video:
+                pixels = _videos(pixels, frames)
             return ({"samples": RemoteComfyVAE(remote).encode(pixels)},)
+
+
+def _videos(pixels: torch.Tensor, frames: int) -> torch.Tensor:
+    """*Shapes*: [B*F,H,W,C] -> [B,F,H,W,C]; *raises* InvalidValue."""
+    if len(pixels) % frames:
+        raise InvalidValue(
+            f"the batch has {len(pixels)} pictures; expected a multiple of frames={frames}, or frames=0 for one video",
+            frames=frames,
+        )
+    return pixels.unflatten(0, (-1, frames))

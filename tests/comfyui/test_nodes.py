@@ -1,11 +1,9 @@
 """The ComfyUI nodes by ComfyUI's contract: loaded as it loads them, run as it runs them, against a live server."""
 
-import importlib.util
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,21 +13,9 @@ import torch
 from remote_vae.client.model import RemoteModel
 from remote_vae.errors import ConnectionFailed, InvalidValue, LatentMismatch, UnknownModel
 
-FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
+from .running import FOLDER, execute, load, noise
+
 FIRST = "the server's first"
-
-
-def load(name: str) -> ModuleType:
-    """A folder below custom_nodes, as ComfyUI imports it: under a name with dots and slashes of a path."""
-    spec = importlib.util.spec_from_file_location(
-        name, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -38,43 +24,6 @@ def module(live: Any) -> Iterator[ModuleType]:
         patch.setenv("REMOTE_VAE_ENDPOINT", live.url)
         patch.delenv("REMOTE_VAE_API_KEY", raising=False)
         yield load("custom_nodes_remote_vae")
-
-
-def execute(module: ModuleType, node: str, **inputs: Any) -> tuple[Any, ...]:
-    """A node, run as ComfyUI runs it: its inputs are checked against INPUT_TYPES, its outputs against RETURN_TYPES."""
-    cls = module.NODE_CLASS_MAPPINGS[node]
-    declared = cls.INPUT_TYPES()
-    known = {**declared["required"], **declared.get("optional", {})}
-    assert set(inputs) <= set(known)
-    assert set(declared["required"]) <= set(inputs)
-    verdict = cls.VALIDATE_INPUTS(inputs["url"], inputs["model"])
-    assert verdict is True, verdict
-    found = getattr(cls(), cls.FUNCTION)(**inputs)
-    assert isinstance(found, tuple)
-    assert len(found) == len(cls.RETURN_TYPES)
-    for kind, value in zip(cls.RETURN_TYPES, found, strict=True):
-        CHECKS[kind](value)
-    return found
-
-
-def is_image(value: Any) -> None:
-    """[B,H,W,3] of float32 in [0, 1], in main memory."""
-    assert value.ndim == 4
-    assert value.shape[3] == 3
-    assert value.dtype is torch.float32
-    assert value.device.type == "cpu"
-    assert 0 <= float(value.min()) <= float(value.max()) <= 1
-
-
-def is_latent(value: Any) -> None:
-    assert value["samples"].dtype is torch.float32
-
-
-CHECKS = {"IMAGE": is_image, "LATENT": is_latent, "VAE": lambda value: value.throw_exception_if_invalid()}
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(9))
 
 
 def picture(batch: int, height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -209,15 +158,6 @@ def test_errors_before_anything_runs(module: ModuleType, live: Any) -> None:
     encode = module.NODE_CLASS_MAPPINGS["RemoteVAEEncode"]()
     with pytest.raises(InvalidValue, match="multiples of 16"):
         encode.run(picture(1, 40, 64), live.url, "flux")
-
-
-def test_a_vae_whose_latents_comfyui_keeps_otherwise(module: ModuleType, live: Any) -> None:
-    """FLUX.2's VAE is refused where it is loaded, with what its latents are in ComfyUI, and not at its first use."""
-    nodes = sys.modules["custom_nodes_remote_vae.nodes"]
-    remote = nodes.open_model(live.url, "flux")
-    remote.card["config"]["batch_norm_eps"] = 1e-4
-    with pytest.raises(LatentMismatch, match=r"'flux' is FLUX.2's VAE.*64 channels.*not take them yet"):
-        nodes.RemoteComfyVAE(remote)
 
 
 def test_the_token_comes_from_the_environment(start: Any, live: Any, monkeypatch: pytest.MonkeyPatch) -> None:

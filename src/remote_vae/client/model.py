@@ -120,14 +120,13 @@ class RemoteModel:
                 model=self.name,
                 do_scaling=do_scaling,
                 output_type="pt",
-                decode_timestep=timestep,
-                decode_noise_scale=None if timestep is None else 0.0,
+                **_at(timestep),
             ),
             item_bytes=FLOAT_BYTES * self._pixel_values(latent),
             limit="max_reply_bytes",
         )
 
-    def decode_levels(self, latent: AnyTensor) -> AnyTensor:
+    def decode_levels(self, latent: AnyTensor, *, timestep: float | None = None) -> AnyTensor:
         """Finished pixels in eight bits, a quarter of the bytes of float32; *raises* LatentMismatch.
 
         *Shapes*: [B,C,h,w] -> uint8 [B,H,W,P], or [1,C,f,h,w] -> [F,H,W,P].
@@ -136,7 +135,7 @@ class RemoteModel:
         return self._in_parts(
             latent,
             lambda part: self._client.decode(
-                self._turned(part), model=self.name, output_type="pt", partial_postprocess=True
+                self._turned(part), model=self.name, output_type="pt", partial_postprocess=True, **_at(timestep)
             ),
             item_bytes=self._pixel_values(latent),
             limit="max_reply_bytes",
@@ -218,6 +217,11 @@ class RemoteModel:
                 f"{frames} with H and W multiples of {self.ratio}",
                 shape=list(shape),
             )
+
+
+def _at(timestep: float | None) -> dict[str, Any]:
+    """The options of a decoder that is told a timestep and adds no noise."""
+    return {} if timestep is None else {"decode_timestep": timestep, "decode_noise_scale": 0.0}
 
 
 def split_endpoint(endpoint: str, model: str | None) -> tuple[str, str | None]:
