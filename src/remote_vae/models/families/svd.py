@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
-from remote_vae.core.recipe import Affine, Rearrange, Recipe
+from remote_vae.core.recipe import Affine, Recipe
 from remote_vae.models.family import Family, Model, encode_by_class
-from remote_vae.models.layouts import FRAMES
+from remote_vae.models.layouts import CHANNELS_FIRST, FRAMES_FIRST_LAYOUTS
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,8 @@ def encode(module: Any, pixels: "torch.Tensor") -> "torch.Tensor":
 # No layout has its channels first: four frames would be taken for four channels.
 _RECIPE: Final = Recipe(
     "svd",
-    (Rearrange("b f c h w -> b c f h w"), FRAMES),
-    (Affine(("scaling_factor",)),),
+    FRAMES_FIRST_LAYOUTS[:2],
+    (Affine(("scaling_factor",)), CHANNELS_FIRST),
     posterior="mode",
     channels=(4,),
     fps=7,
