@@ -144,5 +144,5 @@ def test_mp4_of_a_video_pipeline(families: Any) -> None:
 
 
 def luma(frames: list[Image.Image]) -> np.ndarray:
-    """*Shapes*: [F,H,W]; chroma is halved in the video and would be no measure."""
-    return np.stack([np.asarray(frame.convert("L"), dtype=np.float64) for frame in frames])
+    """By BT.709, as the video has it; chroma is halved there and would be no measure. *Shapes*: [F,H,W]."""
+    return np.stack([np.asarray(frame, dtype=np.float64) @ (0.2126, 0.7152, 0.0722) for frame in frames])
