@@ -254,7 +254,7 @@ def _decode_there(remote: RemoteModel, z: torch.Tensor, timesteps: list[float]) 
     if len(set(timesteps)) > 1:
         return torch.cat([_decode_there(remote, one[None], [each]) for one, each in zip(z, timesteps, strict=True)])
     pixels: torch.Tensor = remote.decode(z, do_scaling=remote.is_normalised, timestep=next(iter(timesteps), None))
-    return pixels
+    return pixels.transpose(1, 2) if remote.card.get("frames_first") else pixels
 
 
 def _encode_there(remote: RemoteModel, x: torch.Tensor) -> tuple[torch.Tensor, bool]:

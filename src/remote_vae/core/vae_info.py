@@ -18,6 +18,7 @@ class VAEInfo:
     dtype: str
     deterministic: bool  # the encoder gives a latent, not a distribution
     encodes: bool = True  # it has an encoder
+    frames_first: bool = False  # its class, and so its pipeline, has the frames of pixels before their channels
     takes: tuple[str, ...] = ()  # options of a request that are for the decoder itself
     pixel_channels: int = RGB  # 4 if its pictures have transparency
     rows: Counts = ANY_NUMBER  # of latent cells, and the columns of them, that it decodes

@@ -80,7 +80,8 @@ class Family:
     """VAEs of one class that share their facts; `cls` is the name of the class.
 
     `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
-    encoder gives a latent and not a distribution. `whole_groups`: its encoder takes no frames beyond the last whole
+    encoder gives a latent and not a distribution. `frames_first`: the class decodes to frames before channels, which
+    its pipeline expects and `decode` undoes. `whole_groups`: its encoder takes no frames beyond the last whole
     group. `float32` names the parts, at any depth, that keep this precision whatever the rest has. `statistics` reads
     mean and deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of
     the original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
@@ -99,6 +100,7 @@ class Family:
     strips: bool = False
     tiles: bool = False
     deterministic: bool = False
+    frames_first: bool = False
     whole_groups: bool = False
     float32: tuple[str, ...] = ()
     pixel_channels: Callable[[Mapping[str, Any]], int] = lambda config: RGB
@@ -141,6 +143,7 @@ class Family:
             dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
             deterministic=self.deterministic,
             encodes=self.encode is not None,
+            frames_first=self.frames_first,
             takes=self.takes(module),
             pixel_channels=self.pixel_channels(config),
             rows=rows,

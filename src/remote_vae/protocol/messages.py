@@ -83,6 +83,7 @@ class ModelInfo:
     config: Mapping[str, object] = field(default_factory=dict)  # what diffusers' pipelines read of a VAE
     deterministic: bool = False  # the encoder gives a latent and not a distribution
     encodes: bool = True  # it has an encoder
+    frames_first: bool = False  # its class in diffusers has the frames of pixels before their channels
     takes: tuple[str, ...] = ()  # options of a decode that only some models take
     normalised: bool = False  # the VAE itself takes normalised latents, as previews do
     frames: Mapping[str, object] = field(default_factory=dict)  # how latent frames become frames, `values.Frames`

@@ -34,6 +34,7 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         config=info.config,
         deterministic=info.deterministic,
         encodes=info.encodes,
+        frames_first=info.frames_first,
         takes=info.takes,
         normalised=model.recipe.normalised,
         pixel_range=None if model.recipe.pixel_range is None else asdict(model.recipe.pixel_range),

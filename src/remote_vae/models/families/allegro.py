@@ -45,5 +45,13 @@ _RECIPE: Final = Recipe(
 _MODELS: Final = (Model("allegro", _RECIPE, "rhymes-ai/Allegro", "float32"),)
 
 FAMILIES: Final = (
-    Family("AutoencoderKLAllegro", _MODELS, prepare=_in_tiles, decode=decode, frames=_frames, sides=_sides),
+    Family(
+        "AutoencoderKLAllegro",
+        _MODELS,
+        frames_first=True,
+        prepare=_in_tiles,
+        decode=decode,
+        frames=_frames,
+        sides=_sides,
+    ),
 )
