@@ -100,6 +100,7 @@ PUBLISHED = {
     "taehv": published(16, 3, (2, 2, 1), (1, 2, 2)),
     "taew2.2": published(48, 12, (2, 2, 1), (1, 2, 2)),
     "taehv1.5": published(32, 12, (2, 2, 1), (1, 2, 2)),
+    "taecvx": published(16, 3, (2, 2, 1), (1, 2, 2)),
     "taeh3": published(24, 12, (2, 2, 1), (1, 2, 2)),
     "taeltx2": published(128, 48, (2, 2, 2), (2, 2, 2)),
     "taeltx2.3": published(128, 48, (2, 2, 2), (2, 2, 2)),
@@ -160,7 +161,9 @@ def test_the_published_file_of_flux2(tmp_path: Path) -> None:
 
 def test_a_file_of_another_preview(file: Path) -> None:
     """A file with other shapes is refused, and the message says which names it has the shapes of."""
-    with pytest.raises(ModelLoadError, match=r"recipes for them: taew2\.1, taew2\.1-image, taehv, taehv-kandinsky5"):
+    with pytest.raises(
+        ModelLoadError, match=r"recipes for them: taew2\.1, taew2\.1-image, taehv, taehv-kandinsky5, taecvx, taecvx-2b"
+    ):
         load(ModelSpec("taew2.2", str(file), device="cpu"))
 
 

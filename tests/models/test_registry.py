@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from remote_vae.core.recipe import Affine
+from remote_vae.core.recipe import Affine, Constants
 from remote_vae.errors import ConfigurationError
 from remote_vae.models.families import ALIASES, MODELS, family_of, find_model, find_recipe
 from remote_vae.models.family import Family, Model, channels_of
@@ -107,6 +107,8 @@ PROMISED = {
     "skyreels-v2": (),
     "stable-cascade": ("wuerstchen",),
     "svd": ("svd-xt", "stable-video-diffusion"),
+    "taecvx": (),
+    "taecvx-2b": (),
     "taef1": (),
     "taef2": (),
     "taeh3": (),
@@ -222,6 +224,8 @@ PARAMETERS = {
     "skyreels-v2": 126_892_531,
     "stable-cascade": 18_406_894,
     "svd": 97_742_847,
+    "taecvx": 11_315_539,
+    "taecvx-2b": 11_315_539,
     "taef1": 2_458_899,
     "taef2": 2_677_027,
     "taeh3": 11_348_964,
@@ -328,6 +332,8 @@ def test_every_preview_is_a_model() -> None:
         if model.preview is not None:
             preview, config = MODELS[model.preview], full_config(model)
             [literal] = [op.literal for op in preview.recipe.ops if isinstance(op, Affine)]
+            if literal is None:  # it takes what the model's own decoder takes
+                literal = Constants(preview.config["scaling_factor"])  # type: ignore[index]
             used = {name for op in model.recipe.ops if isinstance(op, Affine) for name in op.uses}
             stated = {name: config.get(name) for name in used}
             in_weights = {name for name, value in stated.items() if value is None}

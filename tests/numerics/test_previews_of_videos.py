@@ -18,7 +18,7 @@ from .cases.taehv import decoded, encoded, tiny
 from .conftest import WAN_22, Families, serve, tiny_wan
 from .pipelines import Case, flow
 
-RECIPES = {"wan": "taew2.1", "qwen": "taew2.1-image", "wan5b": "taew2.2", "hunyuan": "taehv"}
+RECIPES = {"cog": "taecvx", "wan": "taew2.1", "qwen": "taew2.1-image", "wan5b": "taew2.2", "hunyuan": "taehv"}
 WAN: dict[str, Any] = {
     "num_attention_heads": 2,
     "attention_head_dim": 12,
@@ -61,6 +61,35 @@ CASES = {
 }
 
 
+TINY_COG: dict[str, Any] = {
+    "block_out_channels": (8, 8, 8, 8),
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "latent_channels": 16,
+}
+COG: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "time_embed_dim": 4,
+    "text_embed_dim": 16,
+    "max_text_seq_length": 7,
+    "num_layers": 1,
+    "sample_width": 6,
+    "sample_height": 4,
+    "sample_frames": 9,
+}
+COGVIDEOX = Case(
+    diffusers.CogVideoXPipeline,
+    "cog",
+    lambda: {
+        "transformer": diffusers.CogVideoXTransformer3DModel(**COG),
+        "scheduler": diffusers.CogVideoXDDIMScheduler(),
+    },
+    {**SIZE, **FRAMES},
+    pooled=False,
+)
+
+
 def statistics() -> dict[str, tuple[Any, Any]]:
     """Mean and deviation by channel of the models that are previewed."""
     with torch.device("meta"):
@@ -83,6 +112,7 @@ def previewed(name: str) -> Any:
 def previews(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Families]:
     torch.manual_seed(17)
     modules = {name: tiny()().eval() for name in ("wan", "qwen", "hunyuan")}
+    modules["cog"] = tiny(even_whole=True, scaling_factor=0.7)().eval()
     modules["wan5b"] = tiny(latent_channels=48, patch_size=2)().eval()
     with serve(modules, RECIPES, tmp_path_factory.mktemp("previews")) as found:
         yield found
@@ -153,3 +183,17 @@ def test_a_remote_vae_in_a_pipeline(previews: Families, name: str) -> None:
     torch.testing.assert_close(
         found, expected[:, :, 0] if name == "qwen" else expected.transpose(1, 2), atol=1e-5, rtol=0
     )
+
+
+@torch.no_grad()
+def test_cogvideox(previews: Families) -> None:
+    """A latent of CogVideoX's pipeline is divided by the factor, by the server or by the pipeline with a RemoteVAE."""
+    url, module = f"{previews.url}/cog", previews.modules["cog"]
+    own = diffusers.AutoencoderKLCogVideoX(**TINY_COG, scaling_factor=0.7).eval()
+    latents = COGVIDEOX.run(own, "latent")
+    assert latents.shape == (1, 3, 16, 4, 6)
+    expected = decoded(module, latents.transpose(1, 2) / 0.7)
+    found = remote_decode(url, latents, do_scaling=True, output_type="pt", return_type="pt")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    pixels = COGVIDEOX.run(RemoteVAE(url), "pt")
+    torch.testing.assert_close(pixels, expected.transpose(1, 2) * 0.5 + 0.5, atol=1e-5, rtol=0)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from remote_vae.models.previews.taehv import TAEHV
 
 from .case import Case
+from .video import frames_second
 from .wan import unpacked
 
 Frames = list[torch.Tensor]
@@ -172,6 +173,16 @@ CASES = {
         lambda module, z: channels_first(z),
         lambda module, z: z,
         frames=5,
+        decode=decoded,
+        encode=encoded,
+    ),
+    "taecvx": Case(
+        tiny(even_whole=True, scaling_factor=0.7),
+        ((1, 3, 16, 2, 3), (2, 2, 16, 2, 3), (1, 16, 4, 2, 3), (1, 16, 2, 3), (16, 3, 2, 3)),
+        (16, 24),
+        lambda module, z: frames_second(z) / 0.7,
+        lambda module, z: z.transpose(1, 2) * 0.7,
+        frames=9,
         decode=decoded,
         encode=encoded,
     ),

@@ -42,8 +42,9 @@ _MODELS: Final = (
         "bfloat16",
         aliases=("cogvideox-5b", "cogvideox-5b-i2v", "cogvideox-fun", "consisid"),
         config=_OF_5B,
+        preview="taecvx",
     ),
-    Model("cogvideox-2b", COGVIDEOX, "THUDM/CogVideoX-2b", "float16"),
+    Model("cogvideox-2b", COGVIDEOX, "THUDM/CogVideoX-2b", "float16", preview="taecvx-2b"),
     Model(
         "cogvideox1.5",
         COGVIDEOX,
@@ -51,8 +52,11 @@ _MODELS: Final = (
         "bfloat16",
         aliases=("cogvideox1.5-5b",),
         config=_OF_15,
+        preview="taecvx",
     ),
-    Model("cogvideox1.5-i2v", IMAGE_TO_VIDEO_15, "THUDM/CogVideoX1.5-5B-I2V", "bfloat16", config=_OF_15),
+    Model(
+        "cogvideox1.5-i2v", IMAGE_TO_VIDEO_15, "THUDM/CogVideoX1.5-5B-I2V", "bfloat16", config=_OF_15, preview="taecvx"
+    ),
 )
 
 FAMILIES: Final = (Family("AutoencoderKLCogVideoX", _MODELS, frames=_frames),)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Constants, Rearrange, Recipe
+from remote_vae.models.families.cogvideox import COGVIDEOX
 from remote_vae.models.families.hunyuan_video import HUNYUANVIDEO, KANDINSKY5_VIDEO
 from remote_vae.models.families.ltx import LTX
 from remote_vae.models.families.ltx2 import LTX2
@@ -65,6 +66,13 @@ def _preview(
     return Model(name, recipe, None, "float16", aliases, None, config, file=f"{_FILES}/{file}.safetensors")
 
 
+def _of_cogvideox(name: str, scaling_factor: float) -> Model:
+    """Unlike the others, this preview takes what the decoder of the previewed VAE takes."""
+    config = {**_16, "even_whole": True, "scaling_factor": scaling_factor}
+    recipe = replace(COGVIDEOX, name=name, posterior="mode")
+    return Model(name, recipe, None, "bfloat16", subfolder=None, config=config, file=f"{_FILES}/taecvx.safetensors")
+
+
 def _frames(module: Any) -> Frames:
     group, config = module.temporal_compression_ratio, module.config
     if config.clip:
@@ -79,9 +87,11 @@ def with_the_pipelines_names(module: Any) -> None:
         z_dim=config.latent_channels,
         latents_mean=[0.0] * config.latent_channels,
         latents_std=[1.0] * config.latent_channels,
-        scaling_factor=1.0,
+        scaling_factor=config.scaling_factor or 1.0,
         scale_factor_spatial=module.spatial_compression_ratio,
         scale_factor_temporal=module.temporal_compression_ratio,
+        temporal_compression_ratio=module.temporal_compression_ratio,
+        block_out_channels=config.widths,
         temperal_downsample=[stride > 1 for stride in config.decoder_strides],
     )
 
@@ -96,6 +106,8 @@ _MODELS: Final = (
     _preview("taehv-kandinsky5", "taehv", KANDINSKY5_VIDEO, _HUNYUAN, _16),
     _preview("taehv1.5", "taehv1_5", HUNYUANVIDEO, _HUNYUAN_15, _32, "taehv1_5"),
     _preview("taehv1.5-super", "taehv1_5_super", HUNYUANVIDEO, _HUNYUAN_15, {**_32, **_SUPER}, "taehv1_5_super"),
+    _of_cogvideox("taecvx", 0.7),
+    _of_cogvideox("taecvx-2b", 1.15258426),
     _preview("taeltx2", "taeltx_2", _LTX2_STEPS, _UNKNOWN, _128, "taeltx_2"),
     _preview("taeltx2.3", "taeltx2_3", _LTX2_STEPS, _UNKNOWN, _128, "taeltx2_3"),
     _preview("taeh3", "taeh3", MINIMAX_H3, _H3, _24),
