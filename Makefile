@@ -70,6 +70,7 @@ picture: $(VENV)/.dev  ## draws the pictures of the README and the documentation
 	$(RUN) demo
 	$(BIN)/python -c "from PIL import Image; Image.open('demo-output/comparison.png').save('docs/images/demo.jpg', quality=90)"
 	$(BIN)/python docs/figures/models.py
+	$(BIN)/python docs/figures/served.py
 	$(BIN)/python docs/figures/strips.py
 	$(BIN)/python docs/figures/page.py
 

@@ -262,7 +262,8 @@ CONSTANTS = {
 KNOWN = (
     *("wan2.1", "wan2.2", "qwen-image", "qwen-image-layered", "qwen-image-2.1", "ltx", "ltx2", "minimax-h3"),
     *("hunyuanvideo", "hunyuanvideo1.5", "hunyuan-image", "kandinsky5", "kandinsky5-video", "sana", "svd", "glm-image"),
-    *("ideogram4", "ernie-image", "fibo", "fibo2", "taew2.1", "taehv"),
+    *("ideogram4", "ernie-image", "fibo", "fibo2", "cogvideox", "mochi", "allegro", "easyanimate", "cosmos"),
+    *("taew2.1", "taehv"),
 )
 
 
