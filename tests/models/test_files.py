@@ -176,6 +176,19 @@ def test_what_is_not_safetensors(tmp_path: Path, name: str, in_folder: bool) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["ae.sft", "VAE.SAFETENSORS", "a.b.Safetensors"])
+def test_other_endings(
+    load_file: LoadFile, tiny_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The short ending of safetensors, and capital letters in an ending, name a file too."""
+    load_file(tiny_weights)
+    (tmp_path / "file.safetensors").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert_same(dict(load(ModelSpec("mine", name, recipe="sd3")).module.state_dict()), tiny_weights)
+    with pytest.raises(ModelLoadError, match="can run code"):
+        load(ModelSpec("mine", "VAE.CKPT", recipe="sd3"))
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """A file that is not there is refused by its path."""
     with pytest.raises(

@@ -56,6 +56,17 @@ def test_every_model_fits_its_own_tensors(name: str) -> None:
     assert fit_tensors(stored({f"vae.{key}": shape for key, shape in shapes.items()}), module, family.convert).whole
 
 
+def test_what_only_training_counts() -> None:
+    """A file of FLUX.2 without the counter of its batch norm is whole, and one without its statistics is not."""
+    family, shapes = family_of(MODELS["flux2"]), shapes_of("flux2")
+    with torch.device("meta"):
+        module = family.load_class()(**MODELS["flux2"].config)
+    del shapes["bn.num_batches_tracked"]
+    assert fit_tensors(stored(shapes), module, family.convert).whole
+    del shapes["bn.running_var"]
+    assert fit_tensors(stored(shapes), module, family.convert).missing == ("bn.running_var",)
+
+
 @pytest.mark.parametrize("name", ["sd-x4-upscaler", "hunyuan-image-2.1"])
 def test_one_recipe(name: str) -> None:
     """Tensors that one model alone has are recognised."""

@@ -11,7 +11,7 @@ from typing import Final
 from remote_vae.errors import ModelLoadError
 
 CONFIG: Final = "config.json"
-SAFETENSORS: Final = ".safetensors"
+SAFETENSORS: Final = (".safetensors", ".sft")
 PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 LONGEST_HEADER: Final = 100_000_000  # the limit of safetensors
 STEM: Final = "diffusion_pytorch_model"
@@ -42,7 +42,7 @@ class Stored:
 def is_local(source: str) -> bool:
     """Whether a source is a path, even if nothing is there; a hub id is `owner/name`."""
     return (
-        source.endswith((SAFETENSORS, *PICKLES))
+        source.lower().endswith((*SAFETENSORS, *PICKLES))
         or Path(source).is_dir()
         or source.startswith((".", "/", "~"))
         or (os.sep != "/" and os.sep in source)
@@ -74,9 +74,9 @@ def source_file(source: str) -> Path | None:
     path = Path(source).expanduser()
     if path.is_dir():
         return None
-    if source.endswith(PICKLES):
+    if source.lower().endswith(PICKLES):
         raise ModelLoadError(f"{source!r} can run code when it is opened, so only .safetensors files are read")
-    return path if source.endswith(SAFETENSORS) else None
+    return path if source.lower().endswith(SAFETENSORS) else None
 
 
 def choose_files(place: Path) -> tuple[list[Path], str]:
@@ -85,8 +85,8 @@ def choose_files(place: Path) -> tuple[list[Path], str]:
     *Raises* ModelLoadError if there are none, if a part is missing, or if nothing says which of several are meant.
     """
     groups: dict[str, dict[Path, int]] = {}
-    for path in sorted(place.glob("*" + SAFETENSORS)):
-        name = path.name.removesuffix(SAFETENSORS)
+    for path in sorted(place.glob("*.safetensors")):
+        name = path.name.removesuffix(path.suffix)
         part = SHARD.fullmatch(name)
         groups.setdefault(part["stem"] + part["variant"] if part else name, {})[path] = (
             int(part["count"]) if part else 1

@@ -130,7 +130,7 @@ def _loaded(found: FoundWeights, family: Family, spec: ModelSpec) -> torch.nn.Mo
     if not fit.whole:
         raise _misfit(found, fit, spec)
     with _load_errors(place):
-        module.load_state_dict(read_tensors(fit, found.tensors, module, family.convert))
+        module.load_state_dict(read_tensors(fit, found.tensors, module, family.convert), strict=False)
     float8 = sorted({found.tensors[fit.prefix + name].dtype for name in fit.names} & FLOAT8_NAMES.keys())
     if float8:
         scaled = " and multiplied by their scales" if fit.scales else ""

@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 HALVES: Final = ("encoder", "decoder")
 PREFIXES: Final = ("first_stage_model.", "vae.", "vqgan.")
 HALF: Final = re.compile(r"(?:^|(?<=\.))(?:encoder|decoder)\.")
+COUNTER: Final = "num_batches_tracked"  # only training uses it, and not every file has it
 # What training leaves in a file, and what stands beside the VAE in a file of a whole pipeline.
 OTHERS: Final = re.compile(
     r"(?:loss|model_ema|discriminator|optimizer|lr_scheduler|(?:model\.)?diffusion_model|cond_stage_model|conditioner"
@@ -111,7 +112,7 @@ def _fit_under(prefix: str, stored: Mapping[str, Stored], module: Any, convert: 
         names,
         tuple(sorted(scales)),
         wanted,
-        missing=tuple(name for name in wanted if name not in found),
+        missing=tuple(name for name in wanted if name not in found and not name.endswith(COUNTER)),
         unknown=tuple(
             name for name in found if name not in wanted and not any(re.search(sign, name) for sign in ignored)
         ),
