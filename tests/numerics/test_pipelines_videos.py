@@ -246,6 +246,15 @@ def test_a_remote_vae_in_a_pipeline(videos: Families, name: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_a_fallback_for_stable_video_diffusion(videos: Families) -> None:
+    """A server that does not answer is replaced by a local VAE, which is told the number of frames."""
+    case = CASES["svd-in-chunks"]
+    module = videos.modules[case.family]
+    with pytest.warns(RuntimeWarning, match="the fallback"):
+        found = case.run(RemoteVAE("http://127.0.0.1:9", timeout=0.5, fallback=module))
+    torch.testing.assert_close(found, case.run(module), atol=1e-5, rtol=0)
+
+
 def test_super_resolution_of_kandinsky6(videos: Families) -> None:
     """Its pipeline's own methods decode and encode to the same, for pixels whose range is a little smaller."""
     owner = SimpleNamespace(vae=videos.modules["sr"])

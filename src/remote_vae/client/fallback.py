@@ -1,6 +1,7 @@
 """What RemoteVAE asks of the local VAE that takes the server's place, if the server does not answer."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Final
 
 from remote_vae.errors import InvalidValue
@@ -33,6 +34,12 @@ def ratios_of(local: Any) -> tuple[int, int]:
     space = getattr(local, "spatial_compression_ratio", None) or 2 ** (len(config.block_out_channels) - 1)
     time = getattr(local, "temporal_compression_ratio", None) or config.get("scale_factor_temporal") or 1
     return int(space), int(time)
+
+
+def decode_here(local: Any, z: Any, how: Mapping[str, Any]) -> Any:
+    """Pixels. A decoder that mixes the frames of its batch is told how many there are, as its pipeline tells it."""
+    frames = {"num_frames": len(z)} if "num_frames" in signature(local.forward).parameters else {}
+    return local.decode(z.to(local.device, local.dtype), **how, **frames).sample
 
 
 def encode_here(local: Any, x: Any) -> tuple[Any, bool]:

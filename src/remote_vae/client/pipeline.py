@@ -19,7 +19,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from remote_vae.client.endpoint import read_endpoint
-from remote_vae.client.fallback import check_fallback, encode_here, ratios_of
+from remote_vae.client.fallback import check_fallback, decode_here, encode_here, ratios_of
 from remote_vae.client.model import FRAMES_AXES, RemoteModel
 from remote_vae.client.pixel_range import of_the_server, of_the_vae
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, InvalidValue
@@ -143,7 +143,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         timesteps = [] if temb is None else temb.flatten().tolist()
         pixels = self._ask(
             lambda remote: of_the_vae(remote.card, _decode_there(remote, z, timesteps)),
-            lambda local: local.decode(z.to(local.device, local.dtype), **how).sample,
+            lambda local: decode_here(local, z, how),
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 

@@ -37,8 +37,6 @@ def decode(
     latent = rearrange(latent, fit.pattern, **_free_sizes(fit))
     if fit.sizes.get("l", 1) > 1:
         latent = rearrange(latent, "(b l) c h w -> b l c h w", l=fit.sizes["l"])[:, 1:].flatten(0, 1)
-    if output is Output.FIRST:
-        latent = latent[:1]
     latent = latent.to(vae.device)
     return or_in_float32(vae, lambda: _decode(vae, recipe, latent, scaling, output, options))
 
@@ -53,6 +51,8 @@ def _decode(
     vae: VAE, recipe: Recipe, latent: torch.Tensor, scaling: Scaling, output: Output, options: RunOptions
 ) -> Result:
     z = _before_vae(recipe, latent, vae, scaling).to(vae.dtype)
+    if output is Output.FIRST:
+        z = z[:1]  # the first latent, and of a video whose frames are pictures the first frame
     frames = vae.info.frames.of_latent(z.shape[2]) if z.ndim == 5 else 1
     height, width = (side * vae.info.spatial_compression_ratio for side in z.shape[-2:])
     pictures = 1 if output is Output.FIRST else len(z) * frames

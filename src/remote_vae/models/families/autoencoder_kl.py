@@ -183,6 +183,8 @@ _MODELS: Final = (
     ),
     Model("animatediff", ANIMATEDIFF, "stable-diffusion-v1-5/stable-diffusion-v1-5", "float16", config=_SD1_CONFIG),
     Model("latte", ANIMATEDIFF, "maxin-cn/Latte-1", "float16", config=_SD1_CONFIG),
+    Model("i2vgen-xl", ANIMATEDIFF, "ali-vilab/i2vgen-xl", "float16", config=_SD1_CONFIG),
+    Model("modelscope-t2v", ANIMATEDIFF, "ali-vilab/text-to-video-ms-1.7b", "float16", config=_SD1_CONFIG),
     Model(
         "animatediff-sdxl",
         ANIMATEDIFF,
