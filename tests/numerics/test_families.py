@@ -6,10 +6,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from einops import rearrange
 
-from remote_vae.core.decode import decode
+from remote_vae.core.decode import _before_vae, _free_sizes, decode
 from remote_vae.core.encode import encode
 from remote_vae.core.layout import example_shape, fit_latent
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.own_code import OwnCode
 from remote_vae.core.recipe import Recipe
 from remote_vae.engine.pool import Served
 from remote_vae.errors import DeadlineExceeded, InvalidImage
@@ -82,6 +85,22 @@ def test_encode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
     given = pixels.unsqueeze(2) if case.one_frame else pixels
     expected = case.latent(module, case.encode(module, given))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_prediction(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
+    """The memory that a model's own decoder takes is predicted to within a fifth."""
+    case, _, vae, recipe = family
+    executor = vae.decoders[0]
+    if not isinstance(executor, OwnCode) or vae.decoder is not None:
+        return
+    fit = fit_latent(recipe, vae.info, case.latents[0], model="m", height=case.size[0], width=case.size[1])
+    z = _before_vae(recipe, rearrange(torch.randn(case.latents[0]), fit.pattern, **_free_sizes(fit)), vae, OWN)
+    predicted = executor.peak_bytes(tuple(z.shape), z.dtype, 0)
+    with LiveBytes() as live:
+        executor.run(z, lambda *_: None, lambda: None)
+    assert predicted is not None
+    assert 0.8 < predicted / live.peak < 1.2
 
 
 def test_warming_up(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
