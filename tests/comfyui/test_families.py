@@ -13,9 +13,12 @@ import diffusers
 import pytest
 import torch
 
-from numerics.cases.case import by_channel
+from numerics.cases.case import by_channel, decoded, mode
 from numerics.cases.frames import tiny_svd
 from numerics.cases.ltx import TIMESTEPS, tiny_ltx
+from numerics.cases.minimax import CASES as MINIMAX
+from numerics.cases.minimax import pixels as minimax_pixels
+from numerics.cases.minimax import tiny_minimax
 from numerics.cases.qwen_image_rgba import TINY_21
 from numerics.conftest import TINY, TINY_VIDEO, WAN_22, Families, serve, tiny_wan
 from remote_vae.errors import InvalidValue, LatentMismatch
@@ -69,6 +72,8 @@ class Comfy:
     latent: tuple[int, ...]
     process_out: Formula = raw
     to_decoder: Formula = raw
+    decode: Formula = decoded
+    encode: Formula = mode
 
 
 CASES = {
@@ -80,6 +85,15 @@ CASES = {
         (2, 16, 2, 4, 6),
     ),
     "ltx": Comfy("ltx", lambda: tiny_ltx(scaling_factor=1.0), (2, 128, 2, 2, 3), kept, from_buffers),
+    "h3": Comfy(
+        "minimax-h3",
+        tiny_minimax,
+        (1, 24, 7, 2, 3),
+        kept,
+        by_channel,
+        minimax_pixels,
+        lambda module, x: MINIMAX["minimax-h3"].encode(module, x).half().float(),  # as its pipelines round it
+    ),
     "qwen": Comfy("qwen-image", lambda: tiny_wan(diffusers.AutoencoderKLQwenImage), (2, 16, 1, 4, 6)),
     "flux2": Comfy("flux2", tiny_flux2, (2, 32, 3, 5), kept, from_patches),
     "klein": Comfy("flux2-klein", tiny_flux2, (2, 32, 3, 5), kept, from_patches),
@@ -118,7 +132,7 @@ def test_what_a_sampler_hands_out(module: ModuleType, comfy: Families, name: str
     """A sampler's latent of each family becomes the IMAGE of the pipeline's own decode, in floats and in eight bits."""
     case, vae = CASES[name], comfy.modules[name]
     z = noise(*case.latent)
-    expected = shown(vae.decode(case.to_decoder(vae, z)).sample)
+    expected = shown(case.decode(vae, case.to_decoder(vae, z)))
     assert float(expected.std()) > 0.02, "the picture must have something to compare"
     inputs = {"samples": {"samples": case.process_out(vae, z)}, "url": comfy.url, "model": name}
     (found,) = execute(module, "RemoteVAEDecode", **inputs)
@@ -142,12 +156,12 @@ def test_what_a_sampler_starts_from(module: ModuleType, comfy: Families, name: s
     (found,) = execute(module, "RemoteVAEEncode", **inputs, **({"frames": frames} if is_video else {}))
     given = pixels.unflatten(0, (2, frames)).movedim(-1, 1) * 2 - 1
     given = given if len(case.latent) == 5 else given[:, :, 0]
-    latent = vae.encode(given).latent_dist.mode()
+    latent = case.encode(vae, given)
     # What a sampler is given decodes to what the encoder saw: the format's way back, then the pipeline's way there.
     there = found["samples"] if case.process_out is raw else case.to_decoder(vae, found["samples"])
     assert found["samples"].shape[1] == case.latent[1] == loaded.latent_channels
     torch.testing.assert_close(there, latent, atol=1e-5, rtol=1e-5)
-    if is_video and name != "hunyuan":  # its encoder takes any number of frames
+    if is_video and name not in ("hunyuan", "h3"):  # their encoders take any number of frames
         (one,) = execute(module, "RemoteVAEEncode", **{**inputs, "pixels": pixels[: frames + 2]})
         assert one["samples"].shape == (1, *found["samples"].shape[1:]), "frames beyond the last group are dropped"
         torch.testing.assert_close(one["samples"], found["samples"][:1], atol=1e-5, rtol=1e-5)

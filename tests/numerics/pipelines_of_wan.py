@@ -117,6 +117,14 @@ def vace() -> dict[str, Any]:
     return flow(diffusers.WanVACETransformer3DModel, **config)()
 
 
+def helios() -> dict[str, Any]:
+    transformer = diffusers.HeliosTransformer3DModel(**WAN, rope_dim=(4, 4, 4))
+    return {
+        "transformer": transformer,
+        "scheduler": diffusers.HeliosScheduler(stages=1, stage_range=[0, 1], gamma=1 / 3),
+    }
+
+
 def unipc() -> dict[str, Any]:
     scheduler = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
     return {"transformer": diffusers.SkyReelsV2Transformer3DModel(**WAN), "scheduler": scheduler}
@@ -193,11 +201,19 @@ CHRONOEDIT = Case(
     },
     pooled=False,
 )
+HELIOS = Case(
+    diffusers.HeliosPipeline,
+    "wan",
+    helios,
+    {**VIDEO, "num_frames": 18, "num_latent_frames_per_chunk": 3, "history_sizes": [4, 2, 1]},
+    pooled=False,
+)
 QWEN_EDIT = flow(diffusers.QwenImageTransformer2DModel, **QWEN)
 EDIT_CALL = {**SIZE, "image": picture(48, 80), "prompt_embeds_mask": torch.ones(1, 7), "true_cfg_scale": 1.0}
 EDITS = {
     "vace": VACE,
     "chronoedit": CHRONOEDIT,
+    "helios": HELIOS,
     "joyimage-edit": Case(
         diffusers.JoyImageEditPipeline,
         "joyimage",

@@ -14,9 +14,12 @@ from remote_vae import Client, RemoteVAE, remote_decode
 
 from .conftest import WAN_22, Families, serve, tiny_wan
 from .pipelines import Case, picture
-from .pipelines_of_wan import CHRONOEDIT, EDITS, PICTURES, SIZE, VACE, VIDEOS
+from .pipelines_of_wan import CHRONOEDIT, EDITS, HELIOS, PICTURES, SIZE, VACE, VIDEOS
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # Cosmos hands tensors to numpy
+pytestmark = [  # Cosmos and Helios hand tensors to numpy
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
+]
 
 RECIPES = {
     "wan": "wan2.1",
@@ -105,6 +108,14 @@ def test_what_to_send_for_chronoedit(wans: Families) -> None:
     reasoning, edited = send(wans, latents[:, :, :-1]), send(wans, latents[:, :, [0, -1]])
     found = torch.cat([reasoning, edited[:, :, 1:]], dim=2)
     torch.testing.assert_close(found, pixels.transpose(1, 2), atol=1e-5, rtol=0)
+
+
+def test_what_to_send_for_helios(wans: Families) -> None:
+    """Each chunk of Helios is a latent; the videos follow each other, cut to 4k + 1 frames."""
+    pixels, latents = (HELIOS.run(wans.modules["wan"], kind) for kind in ("pt", "latent"))
+    found = torch.cat([send(wans, chunk) for chunk in latents.split(3, dim=2)], dim=2)
+    assert (found.shape[2], pixels.shape[1]) == (18, 17)
+    torch.testing.assert_close(found[:, :, :17], pixels.transpose(1, 2), atol=1e-5, rtol=0)
 
 
 def test_fibo_encodes_its_references(wans: Families) -> None:
