@@ -9,6 +9,7 @@ import torch
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.layout import fit_latent
+from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.engine.pool import Served
 from remote_vae.errors import DeadlineExceeded, InvalidImage, LatentMismatch
 from remote_vae.models.families import MODELS, family_of, recipes_for
@@ -19,7 +20,7 @@ from remote_vae.server.adapt import encode_job
 from remote_vae.server.settings import Settings
 from remote_vae.values import FORMATS, Output, Posterior, Scaling, ScalingMode, Tensor
 
-from .cases.video import allegro, cogvideox, cosmos, easyanimate
+from .cases.video import CASES, allegro, cogvideox, cosmos, easyanimate
 
 OWN = Scaling(ScalingMode.MODEL)
 
@@ -111,6 +112,19 @@ def test_easyanimate_after_an_exception(decoding: bool) -> None:
             executor.run(given, lambda *_: None, cancel)
         found = vae.decode(given) if decoding else vae.encode(given)
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_is_foretold(name: str) -> None:
+    """What these families' own code will take is counted on meta tensors, exactly, in both directions."""
+    vae, (first, *_) = served(name, CASES[name].module), CASES[name].latents
+    latent = (1, vae.info.latent_channels, first[1] if first[2] == vae.info.latent_channels else first[2], *first[-2:])
+    height, width = (side * vae.info.spatial_compression_ratio for side in latent[-2:])
+    pixels = (1, 3, vae.info.frames.of_latent(latent[2]), height, width)
+    for executor, shape in ((vae.decoders[0], latent), (vae.encoders[0], pixels)):
+        with torch.inference_mode(), LiveBytes() as live:
+            executor.run(noise(*shape), lambda *_: None, lambda: None)
+        assert executor.peak_bytes(shape, torch.float32, 0) == live.peak
 
 
 def test_as_many_frames_as_channels() -> None:

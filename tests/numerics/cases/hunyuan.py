@@ -1,10 +1,11 @@
-"""HunyuanImage, its refiner, and HunyuanVideo 1.5."""
+"""HunyuanImage, its refiner, and HunyuanVideo."""
 
 from typing import Any
 
 import diffusers
 import torch
 
+from ..conftest import TINY_VIDEO
 from .case import Case
 
 
@@ -30,7 +31,20 @@ def tiny_refiner() -> Any:
     )
 
 
+def tiny_hunyuanvideo() -> Any:
+    """Frames are decoded and encoded in windows, as the class does without being told."""
+    return diffusers.AutoencoderKLHunyuanVideo(**TINY_VIDEO, latent_channels=16, scaling_factor=0.47)
+
+
 CASES = {
+    "hunyuanvideo": Case(
+        tiny_hunyuanvideo,
+        ((1, 16, 3, 2, 3), (16, 6, 2, 2), (2, 16, 1, 3, 2)),
+        (16, 24),
+        lambda module, z: (z if z.ndim == 5 else z[None]) / module.config.scaling_factor,
+        lambda module, z: z * module.config.scaling_factor,
+        frames=9,
+    ),
     "hunyuan-image-2.1": Case(
         lambda: diffusers.AutoencoderKLHunyuanImage(
             in_channels=3,
