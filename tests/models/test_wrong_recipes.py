@@ -30,6 +30,10 @@ CONFIGS: dict[str, dict[str, object]] = {
     "qwen": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16, "latents_mean": [0.1] * 16, "latents_std": [2] * 16},
     "layered": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16, "input_channels": 4},
     "new": {"_class_name": "AutoencoderKLQwenImage21", "z_dim": 64, "in_channels": 4, "out_channels": 4},
+    "sana": {"_class_name": "AutoencoderDC", "latent_channels": 32, "scaling_factor": 0.41407},
+    "movq": {"_class_name": "VQModel", "latent_channels": 4, "scaling_factor": 0.18215, "norm_type": "spatial"},
+    "vq": {"_class_name": "VQModel", "latent_channels": 3, "block_out_channels": [128, 256, 512]},
+    "asymmetric": {"_class_name": "AsymmetricAutoencoderKL", "latent_channels": 4, "scaling_factor": 0.18215},
     "video": {"_class_name": "AutoencoderKLHunyuanVideo", "latent_channels": 16, "scaling_factor": 0.476986},
 }
 WRONG = [
@@ -51,6 +55,11 @@ WRONG = [
     ("qwen", "qwen-image-layered", "for pictures of 4 channels, and those of these weights have 3; .*: qwen-image, qw"),
     ("layered", "qwen-image", "for pictures of 3 channels, and those .* have 4; .*: qwen-image-layered$"),
     ("new", "qwen-image", "for AutoencoderKLQwenImage; .*: qwen-image-2.1$"),
+    ("sana", "sd1", "for AutoencoderKL; .*: sana$"),
+    ("sd1", "movq", "for VQModel; .*: sd1,"),
+    ("movq", "ldm-super-resolution", "for 3 latent channels, and these weights have 4; .*: movq$"),
+    ("vq", "movq", "for 4 latent channels, and these weights have 3; .*: ldm-super-resolution$"),
+    ("asymmetric", "sd1", "for AutoencoderKL; .*: asymmetric$"),
     ("video", "sd1", "for AutoencoderKL; .*: hunyuanvideo"),
 ]
 

@@ -1,10 +1,10 @@
 """The deep compression autoencoders of Sana, with deterministic encoders: a latent cell for 32 by 32 pixels or more."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from remote_vae.core.recipe import Affine, Recipe
-from remote_vae.models.family import Family, Model
+from remote_vae.models.family import Family, Model, Weights
 from remote_vae.models.layouts import GRID, UNBATCHED
 
 SANA: Final = Recipe("sana", (GRID, UNBATCHED), (Affine(("scaling_factor",)),), posterior="mode")
@@ -68,4 +68,24 @@ _MODELS: Final = (
     _dc_ae("dc-ae-f128c512-mix", 512, 5, 0.3620),
 )
 
-FAMILIES: Final = (Family("AutoencoderDC", _MODELS, tiles=True, deterministic=True, unfit_dtypes=("float16",)),)
+
+def from_original_names(weights: Weights, module: Any) -> Weights:
+    """The tensors of a file with the names of the original code, by the converter of diffusers."""
+    if "decoder.project_in.conv.weight" not in weights:
+        return weights
+    from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
+
+    converted: Weights = convert_autoencoder_dc_checkpoint_to_diffusers(dict(weights))
+    return converted
+
+
+FAMILIES: Final = (
+    Family(
+        "AutoencoderDC",
+        _MODELS,
+        tiles=True,
+        deterministic=True,
+        convert=from_original_names,
+        unfit_dtypes=("float16",),
+    ),
+)
