@@ -174,7 +174,7 @@ def test_the_fallback_takes_its_place(served: Families, name: str) -> None:
 
 def test_stage_b_of_stable_cascade(served: Families) -> None:
     """A latent of stage B is multiplied by the factor and decoded to pixels in [0, 1], as StableCascadeDecoderPipeline
-    does."""
+    does; with a RemoteVAE as its `vqgan` too."""
     module = served.modules["cascade"]
     latents = torch.randn((2, 4, 6, 10), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -182,6 +182,9 @@ def test_stage_b_of_stable_cascade(served: Families) -> None:
     with Client(served.url) as client:
         found = client.decode(latents, model="cascade", do_scaling=True, output_type="pt")
     torch.testing.assert_close((found * 0.5 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
+    there = RemoteVAE(f"{served.url}/cascade")
+    again = there.decode(there.config.scale_factor * latents).sample.clamp(0, 1)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

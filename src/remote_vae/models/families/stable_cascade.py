@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
-from remote_vae.core.recipe import Affine, Recipe
+from remote_vae.core.recipe import Affine, PixelRange, Recipe
 from remote_vae.models.family import Family, Model, decode_by_class, encode_by_class
 from remote_vae.models.layouts import GRID, UNBATCHED
 
@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     import torch
 
 STABLE_CASCADE: Final = Recipe(
-    "stable-cascade", (GRID, UNBATCHED), (Affine(("scaling_factor",)),), posterior="mode", channels=(4,)
+    "stable-cascade",
+    (GRID, UNBATCHED),
+    (Affine(("scaling_factor",)),),
+    posterior="mode",
+    channels=(4,),
+    pixel_range=PixelRange((0.5,) * 3, (0.5,) * 3),
 )
 
 
