@@ -11,6 +11,7 @@ from diffusers.pipelines.joyimage.image_processor import BUCKETS
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
 from remote_vae import Client, RemoteVAE, remote_decode
+from remote_vae.models.families import find_recipe
 
 from .conftest import WAN_22, Families, serve, tiny_wan
 from .pipelines import Case, picture
@@ -136,3 +137,16 @@ def test_what_encoding_takes(wans: Families, model: str, posterior: str) -> None
     with Client(wans.url) as client:
         found, again, mode = (client.encode(pixels, model=model, **how) for how in ({}, {}, {"posterior": "mode"}))
     assert torch.equal(found, mode) == torch.equal(found, again) == (posterior == "mode")
+
+
+@pytest.mark.parametrize(
+    ("names", "posterior"),
+    [
+        (("helios", "motif-video", "cosmos-predict2", "cosmos-transfer2.5", "joyimage-edit"), "sample"),
+        (("wan2.2", "wan2.2-5b", "wan-vace", "chronoedit", "skyreels-v2", "lucy-edit", "cosmos3"), "mode"),
+        (("fibo-edit", "joyimage-edit-plus", "qwen-image-edit"), "mode"),
+    ],
+)
+def test_what_pipelines_take_of_the_posterior(names: tuple[str, ...], posterior: str) -> None:
+    """Each name's recipe says what the pipelines of that name take when they encode."""
+    assert {find_recipe(name).posterior for name in names} == {posterior}
