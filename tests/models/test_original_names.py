@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLMiniMaxH3
 
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.files import Stored
@@ -142,3 +143,47 @@ def test_names_of_diffusers_stay(name: str) -> None:
         module = family.load_class()(**model.config)
     marked = {key: torch.tensor(number) for number, key in enumerate(module.state_dict())}
     assert rename(marked, module, family.convert) == marked
+
+
+MINIMAX: Rules = (
+    (r"decoder\.proj_in\.", "decoder.x_embedder."),
+    (r"attn\.to_out\.0\.", "attn.to_out."),
+    (r"ff\.net\.0\.proj\.", "ff.w1."),
+    (r"ff\.net\.2\.", "ff.w2."),
+)
+
+
+def of_minimax(state: dict[str, torch.Tensor], heads: int) -> dict[str, torch.Tensor]:
+    """Tensors as MiniMax's own file has them: query, key and value by head in one matrix, the gate before the value."""
+    found = {}
+    for name, tensor in state.items():
+        original = reduce(lambda text, rule: re.sub(*rule, text), (*LEVELS, *MIDDLE, *MINIMAX), name)
+        if ".to_q." in name:
+            parts = [state[name.replace(".to_q.", f".to_{part}.")].unflatten(0, (heads, -1)) for part in "qkv"]
+            found[original.replace(".to_q.", ".to_qkv.")] = torch.stack(parts, 1).flatten(0, 2)
+        elif ".ff.w1." in original:
+            value, gate = tensor.chunk(2)
+            found[original] = torch.cat([gate, value])
+        elif ".to_k." not in name and ".to_v." not in name:
+            found[original] = tensor
+    return {**found, "decoder.mask_token": torch.zeros(1), "latents_mean": torch.zeros(24)}
+
+
+def test_minimax() -> None:
+    """The tensors of MiniMax-H3's own file, which joins and turns some of them, get their places and their order."""
+    torch.manual_seed(0)
+    module = AutoencoderKLMiniMaxH3(
+        block_out_channels=(4, 8, 8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        decoder_num_layers=2,
+        decoder_num_attention_heads=2,
+        decoder_attention_head_dim=8,
+    )
+    wanted = module.state_dict()
+    original = of_minimax(wanted, heads=2)
+    assert "encoder.down.1.block.0.nin_shortcut.weight" in original
+    assert "decoder.transformer_blocks.1.attn.to_qkv.bias" in original
+    found = rename(original, module, family_of(MODELS["minimax-h3"]).convert)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
