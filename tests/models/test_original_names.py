@@ -187,3 +187,44 @@ def test_minimax() -> None:
     found = rename(original, module, family_of(MODELS["minimax-h3"]).convert)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+DC_AE: Rules = (
+    (r"^(encoder|decoder)\.(?:down|up)_blocks\.(\d)\.(\d+)\.", r"\1.stages.\2.op_list.\3."),
+    (r"attn\.to_q\.", "context_module.main.qkv.conv."),
+    (r"attn\.to_qkv_multiscale\.0\.proj_in\.", "context_module.main.aggreg.0.0."),
+    (r"attn\.to_qkv_multiscale\.0\.proj_out\.", "context_module.main.aggreg.0.1."),
+    (r"attn\.to_out\.", "context_module.main.proj.conv."),
+    (r"attn\.norm_out\.", "context_module.main.proj.norm."),
+    (r"conv_out\.conv_inverted\.", "local_module.main.inverted_conv.conv."),
+    (r"conv_out\.conv_depth\.", "local_module.main.depth_conv.conv."),
+    (r"conv_out\.conv_point\.", "local_module.main.point_conv.conv."),
+    (r"(op_list\.\d+)\.conv_out\.norm\.", r"\1.local_module.main.point_conv.norm."),
+    (r"(op_list\.\d+)\.conv([12])\.", r"\1.main.conv\2.conv."),
+    (r"(op_list\.\d+)\.norm\.", r"\1.main.conv2.norm."),
+    (r"(decoder\.stages\.\d\.op_list\.0)\.conv\.", r"\1.main.conv.conv."),
+    (r"^(encoder|decoder)\.conv_in\.", r"\1.project_in.conv."),
+    (r"^encoder\.conv_out\.", "encoder.project_out.op_list.0.conv."),
+    (r"^decoder\.norm_out\.", "decoder.project_out.op_list.0."),
+    (r"^decoder\.conv_out\.", "decoder.project_out.op_list.2.conv."),
+)
+
+
+@pytest.mark.parametrize("prefix", ["", "vae."])
+def test_dc_ae(prefix: str) -> None:
+    """The tensors of Sana's VAE in its authors' own file, which joins query, key and value, are a whole VAE."""
+    model = MODELS["sana"]
+    family = family_of(model)
+    with torch.device("meta"):
+        module = family.load_class()(**model.config)
+    file = {}
+    for name, tensor in module.state_dict().items():
+        original = prefix + reduce(lambda text, rule: re.sub(*rule, text), DC_AE, name)
+        rows, *rest = tensor.shape
+        joined = (3 * rows, *rest) if ".to_q." in name else (rows, *rest)
+        as_convolution = (1, 1) if original.endswith((".qkv.conv.weight", ".proj.conv.weight")) else ()
+        if ".to_k." not in name and ".to_v." not in name:
+            file[original] = Stored(Path("file"), "F32", (*joined, *as_convolution))
+    assert f"{prefix}encoder.stages.3.op_list.0.context_module.main.qkv.conv.weight" in file
+    fit = fit_tensors(file, module, family.convert)
+    assert fit.whole, fit.explain()
