@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.ltx2 import LTX2VideoDiffusionDecodePipeline
 from torch.nn import functional
 
-from remote_vae import Client
+from remote_vae import Client, RemoteVAE
 from remote_vae.core.own_code import OwnCode
 from remote_vae.errors import LatentMismatch, UnsupportedOutput
 from remote_vae.models.families import family_of, find_model
@@ -55,6 +55,31 @@ def test_a_seed_is_a_generator(served: Families) -> None:
         other = client.decode(z, output_type="pt", seed=6)
     torch.testing.assert_close((found * 0.5 + 0.5).clamp(0, 1), expected.transpose(1, 2), atol=1e-5, rtol=0)
     assert float((found - other).abs().max()) > 0.01
+
+
+def test_a_remote_decoder_in_its_pipeline(served: Families) -> None:
+    """The pipeline's generator is a seed to a RemoteVAE in it: an unused one by its own seed, a used one by a draw."""
+    vae = RemoteVAE(served.url)
+    assert torch.equal(vae.latents_mean, served.modules["mine"].latents_mean)
+    pipeline = LTX2VideoDiffusionDecodePipeline(vae, diffusers.FlowMatchEulerDiscreteScheduler())
+    generator = torch.Generator().manual_seed(5)
+    first, second, again = (
+        pipeline(latent(1), generator=each, output_type="pt", denormalize=False, return_dict=False)[0]
+        for each in (generator, generator, torch.Generator().manual_seed(5))
+    )
+    with Client(served.url) as client:
+        found = client.decode(latent(1), output_type="pt", seed=5)
+    torch.testing.assert_close(first, (found * 0.5 + 0.5).clamp(0, 1).transpose(1, 2), atol=1e-6, rtol=0)
+    assert torch.equal(first, again)
+    assert float((first - second).abs().max()) > 0.01
+    each = vae.decode(latent(2), generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)]).sample
+    torch.testing.assert_close(each[:1], client_pixels(served, 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(each[1:], client_pixels(served, 6, latent(2)[1:]), atol=1e-6, rtol=0)
+
+
+def client_pixels(served: Families, seed: int, z: torch.Tensor | None = None) -> torch.Tensor:
+    with Client(served.url) as client:
+        return client.decode(latent(2)[:1] if z is None else z, output_type="pt", seed=seed)
 
 
 def test_it_has_no_encoder(served: Families) -> None:

@@ -102,10 +102,17 @@ class RemoteModel:
         """Whether the VAE itself takes normalised latents, as previews do."""
         return bool(self.card["normalised"])
 
-    def decode(self, latent: AnyTensor, *, do_scaling: bool = False, timestep: float | None = None) -> AnyTensor:
+    def decode(
+        self,
+        latent: AnyTensor,
+        *,
+        do_scaling: bool = False,
+        timestep: float | None = None,
+        seed: int | None = None,
+    ) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
 
-        A decoder is told the timestep, and adds no noise to the latent.
+        A decoder that is told a timestep adds no noise to the latent; `seed` is for one that takes noise itself.
         *Shapes*: [B,C,h,w] -> [B,P,H,W], or [B,C,f,h,w] -> [B,P,F,H,W], P pixel channels; [f,C,h,w] -> [F,P,H,W] if
         the model takes frames.
         """
@@ -120,6 +127,7 @@ class RemoteModel:
                 model=self.name,
                 do_scaling=do_scaling,
                 output_type="pt",
+                seed=seed,
                 **_at(timestep),
             ),
             item_bytes=FLOAT_BYTES * self._pixel_values(latent),

@@ -18,6 +18,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from remote_vae.client.decoder_arguments import Arguments, arguments_of
 from remote_vae.client.endpoint import read_endpoint
 from remote_vae.client.fallback import check_fallback, decode_here, encode_here, ratios_of
 from remote_vae.client.model import FRAMES_AXES, RemoteModel
@@ -128,21 +129,22 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         z: torch.Tensor,
         temb: torch.Tensor | None = None,
         return_dict: bool = True,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         force_not_quantize: bool | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """*Shapes*: as the pipeline's own VAE takes it, [B,C,h,w] -> [B,P,H,W] or [B,C,f,h,w] -> [B,P,F,H,W].
 
         `temb` has a timestep for each latent, for a decoder that is conditioned on it; the pipeline has mixed the noise
-        into the latent. The server quantizes as the pipelines of its recipe do; `force_not_quantize` is for the
-        fallback.
+        into the latent. `generator` gives a seed to a decoder that takes noise. The server quantizes as the pipelines
+        of its recipe do; `force_not_quantize` is for the fallback.
         """
         _refuse_gradient(z)
-        given = {"temb": temb, "force_not_quantize": force_not_quantize}
+        given = {"temb": temb, "generator": generator, "force_not_quantize": force_not_quantize}
         how = {name: value for name, value in given.items() if value is not None}
-        timesteps = [] if temb is None else temb.flatten().tolist()
         pixels = self._ask(
-            lambda remote: of_the_vae(remote.card, _decode_there(remote, z, timesteps)),
+            lambda remote: of_the_vae(
+                remote.card, _decode_there(remote, z, arguments_of(remote.card, temb, generator))
+            ),
             lambda local: decode_here(local, z, how),
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
@@ -247,13 +249,13 @@ def _is_one_frame(remote: RemoteModel, tensor: torch.Tensor) -> bool:
     return tensor.ndim == 5 and tensor.shape[2] == 1 and not remote.is_video
 
 
-def _decode_there(remote: RemoteModel, z: torch.Tensor, timesteps: list[float]) -> torch.Tensor:
-    """A request has one timestep at most, so latents with different ones go one by one."""
+def _decode_there(remote: RemoteModel, z: torch.Tensor, arguments: list[Arguments]) -> torch.Tensor:
+    """A request has one set of arguments at most, so latents with different ones go one by one."""
     if _is_one_frame(remote, z):
-        return _decode_there(remote, z[:, :, 0], timesteps).unsqueeze(2)
-    if len(set(timesteps)) > 1:
-        return torch.cat([_decode_there(remote, one[None], [each]) for one, each in zip(z, timesteps, strict=True)])
-    pixels: torch.Tensor = remote.decode(z, do_scaling=remote.is_normalised, timestep=next(iter(timesteps), None))
+        return _decode_there(remote, z[:, :, 0], arguments).unsqueeze(2)
+    if any(each != arguments[0] for each in arguments):
+        return torch.cat([_decode_there(remote, one[None], [each]) for one, each in zip(z, arguments, strict=True)])
+    pixels: torch.Tensor = remote.decode(z, do_scaling=remote.is_normalised, **(arguments[0] if arguments else {}))
     return pixels.transpose(1, 2) if remote.card.get("frames_first") else pixels
 
 
