@@ -214,6 +214,17 @@ def test_the_consistency_decoder_encodes_as_its_stable_diffusion(served: Familie
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_a_remote_vae_has_the_pixels_of_a_representation_autoencoder(served: Families) -> None:
+    """Its pixels are in [0, 1], and so are those that a RemoteVAE gives and takes."""
+    module, there = served.modules["rae"], RemoteVAE(f"{served.url}/rae")
+    latents = torch.randn((2, 64, 4, 4), generator=torch.Generator().manual_seed(2))
+    unit = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        picture, latent = module.decode(latents).sample, module.encode(unit).latent
+    torch.testing.assert_close(there.decode(latents).sample, picture, atol=1e-5, rtol=0)
+    torch.testing.assert_close(there.encode(unit).latent, latent, atol=1e-5, rtol=1e-5)
+
+
 def test_pictures_of_one_size_only(served: Families) -> None:
     """A representation autoencoder takes one size; another is refused with what was sent and what is right."""
     with Client(served.url) as client:

@@ -5,7 +5,7 @@ Their code undoes scaling and statistics itself, both ways, and has pixels in [0
 
 from typing import TYPE_CHECKING, Any, Final
 
-from remote_vae.core.recipe import Recipe
+from remote_vae.core.recipe import PixelRange, Recipe
 from remote_vae.models.family import Family, Model, decode_by_class, encode_by_class
 from remote_vae.models.layouts import GRID, UNBATCHED
 from remote_vae.values import Counts
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 RAE: Final = Recipe(
-    "rae", (GRID, UNBATCHED), posterior="mode", ignores=("scaling_factor", "latents_mean", "latents_std")
+    "rae",
+    (GRID, UNBATCHED),
+    posterior="mode",
+    ignores=("scaling_factor", "latents_mean", "latents_std"),
+    pixel_range=PixelRange((0.5,) * 3, (0.5,) * 3),
 )
 
 
