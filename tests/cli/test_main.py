@@ -66,7 +66,7 @@ def test_every_flag_of_serve_says_what_it_is(command: Any, monkeypatch: pytest.M
 WRONG = {
     "a port out of range": (["--port", "70000"], "port: Input should be less than or equal to 65535"),
     "an unknown model": (["--model", "nonsense"], "model 'nonsense' is not in the registry"),
-    "an unknown recipe": (["--model", "mine=./x,recipe=nonsense"], "recipe 'nonsense' is not known; known are sd1"),
+    "an unknown recipe": (["--model", "mine=./x,recipe=nonsense"], "recipe 'nonsense' is not known; known are allegro"),
     "an unknown key": (["--model", "sd1,colour=red"], "'colour=red' in model 'sd1,colour=red' is not key=value"),
     "an unknown dtype": (["--dtype", "int8"], "dtype: Input should be 'float32', 'float16' or 'bfloat16'"),
     "one name twice": (["--model", "sd1", "--model", "sd1"], "model name 'sd1' is given twice"),

@@ -6,7 +6,8 @@ from typing import Any
 
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ConfigurationError
-from remote_vae.models.families import MODELS, family_of, find_model, find_recipe, hint
+from remote_vae.models.families import advice, family_of, find_model, find_recipe
+from remote_vae.models.families.not_served import why_not
 from remote_vae.models.family import Model
 from remote_vae.models.recognise import recognise
 
@@ -42,10 +43,9 @@ class ModelSpec:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}", dtype=self.dtype)
         if find_model(self.name) is None and self.source is None:
+            own = "" if why_not(self.name) else f"; to serve weights under this name: {self.name}=SOURCE"
             raise ConfigurationError(
-                f"model {self.name!r} is not in the registry{hint(self.name)}; name its weights as "
-                f"{self.name}=SOURCE, or take one of {', '.join(MODELS)}",
-                model=self.name,
+                f"model {self.name!r} is not in the registry{advice(self.name)}{own}", model=self.name
             )
         if find_model(self.name) is None and self.recipe is None:
             raise ConfigurationError(

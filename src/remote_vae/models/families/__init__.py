@@ -37,14 +37,12 @@ def find_recipe(name: str) -> Recipe:
     """The recipe of a model's name or alias; *raises* ConfigurationError naming the recipes that exist."""
     model = find_model(name)
     if model is None:
-        raise ConfigurationError(
-            f"recipe {name!r} is not known{hint(name)}; known are {', '.join(MODELS)}", recipe=name
-        )
+        raise ConfigurationError(f"recipe {name!r} is not known{advice(name)}", recipe=name)
     return model.recipe
 
 
-def hint(name: str) -> str:
-    """For an error's text after a name that is not known: why it is not served, or which names are near."""
+def advice(name: str) -> str:
+    """For the text of an error about a name: why it is not served, which names are near, or all of them."""
     known = why_not(name)
     if known is not None:
         return f": {known}"
@@ -54,7 +52,9 @@ def hint(name: str) -> str:
             spelled.setdefault(_bare(spelling), model.name)
     wanted = _bare(name.rpartition("/")[2])
     near = [wanted] if wanted in spelled else difflib.get_close_matches(wanted, spelled, MOST_PROPOSED)
-    return f"; did you mean {' or '.join(dict.fromkeys(spelled[one] for one in near))}?" if near else ""
+    if near:
+        return f"; did you mean {' or '.join(dict.fromkeys(spelled[one] for one in near))}?"
+    return f"; known are {', '.join(MODELS)}"
 
 
 def _bare(name: str) -> str:
