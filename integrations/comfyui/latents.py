@@ -16,6 +16,7 @@ from remote_vae.errors import LatentMismatch
 PATCHES: Final = "AutoencoderKLFlux2"
 NORMALISED: Final = (PATCHES, "AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video", "AutoencoderKLMiniMaxH3")
 OTHERWISE: Final = ("AutoencoderKLCosmos",)  # normalised by frame too
+PREVIEWS: Final = ("taef2", "taeh3")  # of VAEs above, so a server that takes latents for raw would normalise them again
 ON_A_VIDEOS_VAE: Final = ("AutoencoderKLWan", "AutoencoderKLQwenImage")
 # ComfyUI's own numbers for decoders that take a timestep; diffusers' pipelines mix their noise in elsewhere.
 TIMESTEP, NOISE = 0.05, 0.025
@@ -39,7 +40,8 @@ class ComfyLatents:
         self.dims = 3 if (model.is_video and not self.as_batch) or self.on_a_videos_vae else 2
         self.timestep = TIMESTEP if "decode_timestep" in model.card.get("takes", ()) else None
         self._mean, self._std = self._statistics() if name in NORMALISED else (0.0, 1.0)
-        if name in OTHERWISE or any("(i j c)" in layout for layout in model.card["latent_layouts"]):
+        previews = model.card.get("recipe") in PREVIEWS
+        if previews or name in OTHERWISE or any("(i j c)" in layout for layout in model.card["latent_layouts"]):
             raise LatentMismatch(
                 f"latents of model {model.name!r} are kept in another way by ComfyUI, which these nodes do not know; "
                 "see the models in docs/comfyui.md",

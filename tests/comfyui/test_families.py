@@ -234,9 +234,14 @@ def test_a_latent_of_another_format(
 
 
 def test_a_vae_whose_latents_comfyui_keeps_otherwise(module: ModuleType, comfy: Families) -> None:
-    """Cosmos 1.0, which is normalised by frame, and Ideogram's order of channels are refused when they are loaded."""
+    """Cosmos 1.0, Ideogram's order of channels and previews of VAEs that normalise are refused when they load."""
     nodes = sys.modules["custom_nodes_remote_vae_families.nodes"]
-    for change in ({"config": {"_class_name": "AutoencoderKLCosmos"}}, {"latent_layouts": ["b (h w) (i j c)"]}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"config": {"_class_name": "AutoencoderKLCosmos"}},
+        {"latent_layouts": ["b (h w) (i j c)"]},
+        {"recipe": "taeh3"},
+    )
+    for change in changes:
         remote = nodes.open_model(comfy.url, "flux2")
         remote.card |= change
         with pytest.raises(LatentMismatch, match=r"'flux2' are kept in another way"):
