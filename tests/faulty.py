@@ -82,12 +82,12 @@ def _wait_for_live(owner: Any) -> None:
         return await live(self, request)
 
     def waiting(work: Callable[..., Any], is_json: Callable[..., bool]) -> Callable[..., Any]:
-        def wait_and_work(*args: Any) -> Any:
+        def wait_and_work(*args: Any, **options: Any) -> Any:
             if is_json(*args):
                 answered.clear()
                 if not answered.wait(timeout=20):
                     fail("held")
-            return work(*args)
+            return work(*args, **options)
 
         return wait_and_work
 

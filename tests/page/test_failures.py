@@ -161,15 +161,15 @@ def test_a_picture_too_large(live: Any, visit: Visit, tmp_path: Path) -> None:
 def test_a_body_too_large_is_not_sent(live: Any, visit: Visit, tmp_path: Path) -> None:
     """What is above the server's limit for a request is said at once, with both numbers, and not uploaded."""
     with (tmp_path / "huge.npy").open("wb") as file:
-        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, 2048, 2560), }"
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, 8192, 10240), }"
         file.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-        file.truncate(10 + len(header) + 4 * 4 * 2048 * 2560)
+        file.truncate(10 + len(header) + 4 * 4 * 8192 * 10240)
     page = visit(live.url)
     posts: list[str] = []
     page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
     choose(page, tmp_path / "huge.npy")
     page.locator("#go").click()
-    assert "83.9 MB; the server takes at most 67.1 MB" in failure(page)
+    assert "1.34 GB; the server takes at most 1.07 GB" in failure(page)
     assert posts == []
 
 

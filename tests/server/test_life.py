@@ -91,7 +91,7 @@ def test_corrupt_weights(live: Any, tmp_path: Path, fault: str) -> None:
         weights.write_bytes(b"\xff" * 1000)
     ended = command("--port", "0", "--model", f"a={tmp_path},recipe=sd1")
     assert ended.returncode == 1
-    assert f"the weights in '{tmp_path}'" in ended.stderr
+    assert f"the weights in '{tmp_path}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
