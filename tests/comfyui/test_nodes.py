@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from remote_vae.client.model import RemoteModel
-from remote_vae.errors import ConnectionFailed, InvalidValue, LatentMismatch, UnknownModel
+from remote_vae.errors import ConnectionFailed, LatentMismatch, UnknownModel
 
 from .running import FOLDER, execute, load, noise
 
@@ -155,9 +155,15 @@ def test_errors_before_anything_runs(module: ModuleType, live: Any) -> None:
         node.run({"samples": noise(1, 4, 4, 4)}, live.url, "sdxl")
     with pytest.raises(LatentMismatch, match=r"16 channels.*'sd'.*takes 4"):
         node.run({"samples": noise(1, 16, 4, 4)}, live.url, "sd")
-    encode = module.NODE_CLASS_MAPPINGS["RemoteVAEEncode"]()
-    with pytest.raises(InvalidValue, match="multiples of 16"):
-        encode.run(picture(1, 40, 64), live.url, "flux")
+
+
+def test_a_picture_of_1080_lines(module: ModuleType, live: Any) -> None:
+    """A picture is encoded in cells, as ComfyUI's own VAE does it, whatever the model's pipelines take as one."""
+    found = module.NODE_CLASS_MAPPINGS["RemoteVAEEncode"]().run(picture(1, 40, 64), live.url, "flux")[0]["samples"]
+    with torch.no_grad():
+        pixels = picture(1, 40, 64).movedim(-1, 1) * 2 - 1
+        expected = live.modules["flux"].encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_token_comes_from_the_environment(start: Any, live: Any, monkeypatch: pytest.MonkeyPatch) -> None:

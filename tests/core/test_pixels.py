@@ -41,7 +41,7 @@ def test_prepared_tensors(signed: bool, height: int, width: int, patch: int) -> 
     """A float tensor's range is recognised and its sides are floored as diffusers' image processor does."""
     pixels = random(2, 3, height, width) * (2 if signed else 1) - (1 if signed else 0)
     expected = VaeImageProcessor(vae_scale_factor=8 * patch).preprocess(pixels)
-    found = prepare(pixels, ratio=8, patch=patch)
+    found = prepare(pixels, multiple=8 * patch)
     assert torch.equal(found, expected)
 
 
@@ -49,24 +49,24 @@ def test_prepared_tensors(signed: bool, height: int, width: int, patch: int) -> 
 def test_prepared_in_float32(dtype: torch.dtype) -> None:
     """A half-precision picture is prepared in float32."""
     pixels = random(1, 3, 16, 16).to(dtype)
-    assert torch.equal(prepare(pixels, ratio=8, patch=1), pixels.float() * 2 - 1)
+    assert torch.equal(prepare(pixels, multiple=8), pixels.float() * 2 - 1)
 
 
 def test_uint8_pictures() -> None:
     """uint8 pixels are taken channels last or first, and give what a float picture of the same levels gives."""
     levels = (random(2, 16, 24, 3) * 255).round().to(torch.uint8)
     expected = levels.permute(0, 3, 1, 2).float() / 255 * 2 - 1
-    assert torch.equal(prepare(levels, ratio=8, patch=1), expected)
-    assert torch.equal(prepare(levels.permute(0, 3, 1, 2), ratio=8, patch=1), expected)
+    assert torch.equal(prepare(levels, multiple=8), expected)
+    assert torch.equal(prepare(levels.permute(0, 3, 1, 2), multiple=8), expected)
 
 
 def test_a_videos_frames_are_floored_one_by_one() -> None:
     """Every frame of a video is resized as a picture of its own would be."""
     video = random(2, 3, 5, 19, 26)
-    found = prepare(video, ratio=8, patch=1)
+    found = prepare(video, multiple=8)
     assert found.shape == (2, 3, 5, 16, 24)
     for frame in range(5):
-        assert torch.equal(found[:, :, frame], prepare(video[:, :, frame], ratio=8, patch=1))
+        assert torch.equal(found[:, :, frame], prepare(video[:, :, frame], multiple=8))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -75,14 +75,14 @@ def test_pictures_that_are_not_finite(bad: float) -> None:
     pixels = random(1, 3, 16, 16)
     pixels[0, 1, 2, 3] = bad
     with pytest.raises(NonFiniteInput, match="picture"):
-        prepare(pixels, ratio=8, patch=1)
+        prepare(pixels, multiple=8)
 
 
 def test_pictures_in_levels() -> None:
     """Floats that must be levels of 255 are refused with the way out; a little beyond the range is not."""
     with pytest.raises(InvalidValue, match="uint8"):
-        prepare(random(1, 3, 16, 16) * 255, ratio=8, patch=1)
-    prepare(random(1, 3, 16, 16) * LARGEST_PIXEL, ratio=8, patch=1)
+        prepare(random(1, 3, 16, 16) * 255, multiple=8)
+    prepare(random(1, 3, 16, 16) * LARGEST_PIXEL, multiple=8)
 
 
 MOMENTS = torch.randn((2, 8, 5, 7), generator=torch.Generator().manual_seed(3)) * 20  # beyond the clamp, both ways

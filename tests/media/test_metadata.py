@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from remote_vae.client.pictures import write_png
+from remote_vae.errors import InvalidImage
 from remote_vae.media.images import read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # of tags that it skips
@@ -147,3 +148,12 @@ def test_an_opened_picture_lies_as_its_file(kind: str) -> None:
         data = written(kind, exif=block, **({} if kind == "PNG" else {"quality": 100}))
         opened = Image.open(BytesIO(data))
         assert np.array_equal(read(write_png(opened)), read(data))
+
+
+@pytest.mark.parametrize("name", [b"abCd", b"IDAT", b"tEXt"])
+def test_millions_of_chunks(name: bytes) -> None:
+    """A PNG of nothing but empty chunks is refused before it takes seconds or gigabytes; one of many chunks is read."""
+    with pytest.raises(InvalidImage, match="broken"):
+        read(with_chunk(chunk(name, b"") * 4_000_000))
+    if name == b"abCd":
+        assert np.array_equal(read(with_chunk(chunk(name, b"") * 50_000)), PIXELS)

@@ -28,6 +28,7 @@ CONFIGS: dict[str, dict[str, object]] = {
     "flux2": {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32},
     "tiny": {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0, "shift_factor": 0.0},
     "qwen": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16, "latents_mean": [0.1] * 16, "latents_std": [2] * 16},
+    "wan": {"_class_name": "AutoencoderKLWan", "z_dim": 12},
     "layered": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16, "input_channels": 4},
     "new": {"_class_name": "AutoencoderKLQwenImage21", "z_dim": 64, "in_channels": 4, "out_channels": 4},
     "sana": {"_class_name": "AutoencoderDC", "latent_channels": 32, "scaling_factor": 0.41407},
@@ -37,6 +38,7 @@ CONFIGS: dict[str, dict[str, object]] = {
     "video": {"_class_name": "AutoencoderKLHunyuanVideo", "latent_channels": 16, "scaling_factor": 0.476986},
 }
 WRONG = [
+    ("wan", "wan2.1", "for 16 latent channels, and these weights have 12; .*: none$"),
     ("sd1", "taesd", "AutoencoderKL, .*'taesd'.* for AutoencoderTiny; recipes for these weights: sd1,"),
     ("sd1", "sd-x4-upscaler", "for 4 pixels to a side of a latent cell, and these weights have 8; .*: sd1,"),
     ("sd1", "hunyuanvideo", "for AutoencoderKLHunyuanVideo; .*: sd1,"),

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
 from remote_vae import RemoteVAE
+from remote_vae.client.model import RemoteModel
 from remote_vae.errors import InvalidValue, LatentMismatch
 
 from .pipelines import FROM_PICTURES, OTHERS, PICTURES, VIDEO, VIDEO_FROM_PICTURE, Case, picture
@@ -279,10 +280,19 @@ def test_what_is_no_picture(families: Any, shape: tuple[int, ...]) -> None:
         remote(families, "sd").encode(torch.zeros(shape))
 
 
-def test_pictures_that_a_family_floors(families: Any) -> None:
-    """A side that the server floors, because the family's pipelines do, is an error and not another picture."""
-    with pytest.raises(InvalidValue, match="multiples of 16"):
-        remote(families, "flux").encode(torch.zeros(1, 3, 40, 64))
+@pytest.mark.parametrize("name", ["flux", "flux2"])
+def test_pixels_are_taken_as_they_are(families: Any, name: str) -> None:
+    """A side that the family's pipelines would floor is encoded as the VAE encodes it: theirs is done by then."""
+    pixels = torch.rand((1, 3, 40, 64), generator=torch.Generator().manual_seed(5)) * 2 - 1
+    with torch.no_grad():
+        expected = families.modules[name].encode(pixels).latent_dist.mean
+    torch.testing.assert_close(remote(families, name).encode(pixels).latent_dist.mean, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pixels_that_a_latent_cannot_hold(families: Any) -> None:
+    """FLUX.2's normalised latent has patches of two cells, so a side with half a patch is an error."""
+    with RemoteModel(f"{families.url}/flux2") as model, pytest.raises(InvalidValue, match="multiples of 16"):
+        model.encode(torch.zeros(1, 3, 40, 64), posterior="mode")
 
 
 def test_gradients_are_refused(families: Any) -> None:

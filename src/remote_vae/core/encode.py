@@ -36,9 +36,9 @@ def encode(
     *Raises* NonFiniteInput, InvalidValue, TooLarge if no plan fits, NonFiniteOutput.
     """
     info = vae.info
-    pixels = prepare(image, info.pixel_channels, ratio=info.spatial_compression_ratio, patch=recipe.patch).to(
-        vae.device
-    )
+    cells = 1 if posterior is Posterior.PARAMETERS else recipe.cells
+    multiple = info.spatial_compression_ratio * cells
+    pixels = prepare(image, info.pixel_channels, multiple=multiple).to(vae.device)
     if (recipe.has_frames or recipe.one_frame) and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
     return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options))
@@ -90,8 +90,8 @@ def _moments(vae: VAE, pixels: torch.Tensor, options: RunOptions) -> tuple[torch
     return found if pixels.ndim == 4 else rearrange(found, "(b f) c h w -> b c f h w", f=frames), chosen
 
 
-def prepare(image: torch.Tensor, channels: int = RGB, *, ratio: int, patch: int) -> torch.Tensor:
-    """Pixels in [-1, 1], channels first, with sides rounded down to what the family's pipelines take.
+def prepare(image: torch.Tensor, channels: int = RGB, *, multiple: int) -> torch.Tensor:
+    """Pixels in [-1, 1], channels first, with sides rounded down to a multiple that the encoder can take.
 
     *Source*: diffusers' VaeImageProcessor.preprocess, which resizes tensors by nearest neighbours.
     """
@@ -101,7 +101,6 @@ def prepare(image: torch.Tensor, channels: int = RGB, *, ratio: int, patch: int)
         pixels = signed(image.float() / 255)
     else:
         pixels = _signed_of_floats(image.float())
-    multiple = ratio * patch
     height, width = (side - side % multiple for side in pixels.shape[-2:])
     if (height, width) == tuple(pixels.shape[-2:]):
         return pixels

@@ -96,7 +96,8 @@ class Recipe:
 
     `layouts` are the forms in which the latent may arrive, the first that fits wins; all lead to the axes of
     `ops`. `posterior` is what the family's pipelines take when they encode. `patch` is the number of latent cells
-    per side that the pipelines handle as one, so picture sides are floored to ratio x patch before encoding.
+    per side that the pipelines handle as one, so the sides of written pictures are floored to ratio x patch before
+    encoding; tensors are taken as they are.
     `channels` are the latent channels that weights for this recipe have; empty if any do. `ignores` names constants
     that the pipelines do not use although the weights' config may have them, `needs` those that the config must have.
     `fps` is the rate of the family's own examples, in frames a second. `ratio` is the number of pixels to a side of a
@@ -134,6 +135,11 @@ class Recipe:
     def frames_are_pictures(self) -> bool:
         """Whether the VAE takes pictures, and the frames of a video are a batch of pictures to it."""
         return any(isinstance(op, Rearrange) and op.pattern.endswith("(b f) c h w") for op in self.ops)
+
+    @property
+    def cells(self) -> int:
+        """Latent cells to a side that are one in an encoded latent, so that a side in cells is a multiple of it."""
+        return max((op.sizes.get("i", 1) for op in self.ops if isinstance(op, Rearrange)), default=1)
 
     @property
     def copies(self) -> int:

@@ -18,6 +18,7 @@ LEVEL: Final = 1
 PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 METADATA: Final = (b"eXIf", b"iTXt", b"zTXt", b"iCCP")
 LONGEST_METADATA: Final = 4 << 20
+MOST_CHUNKS: Final = 100_000  # the largest picture that is read has 20,000 in the smallest chunks that writers make
 MOST_DESCRIBED: Final = 16  # chunks of metadata that are looked at
 COLOUR: Final = {RGB: 2, RGBA: 6}  # the type by the number of channels
 
@@ -46,7 +47,7 @@ class PngParts:
     `metadata` is its EXIF and XMP, `profile` its colour profile.
     """
 
-    pixels: bytes
+    pixels: bytearray
     metadata: bytes
     profile: bytes
     broken: str
@@ -57,12 +58,16 @@ def read_parts(data: memoryview) -> PngParts:
 
     Other chunks are dropped, whatever they hold: the imaging library refuses pictures over them.
     """
-    kept: list[bytes | memoryview] = [SIGNATURE]
+    kept = bytearray(SIGNATURE)  # bytes, because millions of views of empty chunks would take gigabytes
     described: list[tuple[bytes, bytes]] = []
     broken = "there is no IEND"
-    for name, chunk, checksum in _chunks(data[len(SIGNATURE) :]):
+    for count, (name, chunk, checksum) in enumerate(_chunks(data[len(SIGNATURE) :])):
+        if count == MOST_CHUNKS:
+            broken = f"it has more than {MOST_CHUNKS} chunks"
+            break
         if name in PIXELS:
-            kept += (chunk, checksum)
+            kept += chunk
+            kept += checksum
             if zlib.crc32(chunk[4:]) != int.from_bytes(checksum):
                 broken = "a chunk's checksum is not that of its bytes"
                 break
@@ -73,7 +78,7 @@ def read_parts(data: memoryview) -> PngParts:
             described.append((name, _readable(bytes(chunk[8:]), name)))
     profile = next((body for name, body in described if name == b"iCCP"), b"")
     metadata = b"".join(body for name, body in described if name != b"iCCP")
-    return PngParts(b"".join(kept), metadata, profile, broken)
+    return PngParts(kept, metadata, profile, broken)
 
 
 def _chunks(rest: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:

@@ -19,6 +19,8 @@ Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 Weights = dict[str, "torch.Tensor"]
 FACTORS: Final = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
+CHANNELS: Final = ("latent_channels", "z_dim", "z_channels", "encoder_hidden_size")
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -159,7 +161,8 @@ class Family:
 
 def misfit(family: Family, recipe: Recipe, config: Mapping[str, object]) -> str:
     """Why weights of a family with this config would give wrong pixels under a recipe; empty if they would not."""
-    if recipe.channels and "latent_channels" in config and channels_of(config) not in recipe.channels:
+    stated = any(name in config for name in CHANNELS)
+    if recipe.channels and stated and channels_of(config) not in recipe.channels:
         expected = " or ".join(map(str, recipe.channels))
         return f"it is for {expected} latent channels, and these weights have {channels_of(config)}"
     ratio = _spatial_ratio(config)
@@ -178,8 +181,7 @@ def misfit(family: Family, recipe: Recipe, config: Mapping[str, object]) -> str:
 
 def channels_of(config: Mapping[str, object]) -> int:
     """Latent channels, by the names that the classes of diffusers give them."""
-    names = ("latent_channels", "z_dim", "z_channels", "encoder_hidden_size")
-    return int(str(next(config[name] for name in names if name in config)))
+    return int(str(next(config[name] for name in CHANNELS if name in config)))
 
 
 def stated_constants(config: Mapping[str, object]) -> list[str]:

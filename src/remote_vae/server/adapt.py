@@ -111,11 +111,12 @@ def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: S
     """
     posterior = Posterior(request.options["posterior"] or model.recipe.posterior)
     _check_encode(request, posterior, info, model)
-    multiple, note = info.spatial_compression_ratio * model.recipe.patch, ""
+    multiple, note = info.spatial_compression_ratio * model.recipe.cells, ""
     if isinstance(request.image, Tensor):
         image, frames, height, width = _read_tensor(model, info.pixel_channels, request.image)
     else:
         use_profile = request.options["profile"] != "ignore"
+        multiple = info.spatial_compression_ratio * model.recipe.patch  # as the pipelines floor a picture
         image, note = _read_picture(request.image, info.pixel_channels, multiple, settings, use_profile)
         frames, height, width = 1, image.shape[1], image.shape[2]
     _check_limits(settings, batch=image.shape[0], frames=frames, height=height, width=width)
