@@ -23,10 +23,11 @@ class IdleVAE:
         config = {"_class_name": "AutoencoderKL", "latent_channels": channels, "block_out_channels": [1, 1, 1]}
         self.info = VAEInfo(channels, ratio, Frames(), Constants(), "float32", deterministic=True, config=config)
         self._pixels = torch.zeros(pixels)
+        self.decoders = (OwnCode(torch.nn.Identity(), lambda _, latent: self._decode(latent)),)
 
-    @property
-    def decoders(self) -> tuple[OwnCode, ...]:
-        return (OwnCode(torch.nn.Identity(), lambda _, latent: self._pixels.expand(len(latent), -1, -1, -1)),)
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        height, width = (side * self.info.spatial_compression_ratio for side in latent.shape[-2:])
+        return self._pixels[:, :, :height, :width].expand(len(latent), -1, -1, -1)
 
 
 def load(found: dict[str, object]) -> tuple[IdleVAE, Recipe]:

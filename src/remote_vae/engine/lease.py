@@ -31,7 +31,7 @@ class Lease:
     async def run(self) -> Outcome:
         """*Raises* what the job raised in the replica, ReplicaLost, Overloaded if there is no shared memory for it."""
         self._serial = self._replica.begin()
-        self._watch()
+        self._watch_later()  # most jobs are over before the first look, which takes a tenth of a millisecond
         self._ticket.answer.add_done_callback(self._stop)
         try:
             return await self._run(self._ticket.job)
@@ -86,4 +86,7 @@ class Lease:
         elif now - self._progressed >= self._hang_seconds:
             self._replica.kill()
             return
+        self._watch_later()
+
+    def _watch_later(self) -> None:
         self._timer = self._loop.call_later(min(WATCH_SECONDS, self._hang_seconds / 4), self._watch)

@@ -1,6 +1,5 @@
 """How much memory a job may take on its device, as far as that can be known in advance."""
 
-import os
 import time
 from typing import Final
 
@@ -15,6 +14,7 @@ SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody anno
 SPARE_ON_CPU: Final = 0.7  # the heap has gaps besides (`engine.malloc`): benchmarks/large.py shows how much
 MOSTLY_FREE: Final = 0.8  # of the most that was ever free: with less, something else holds the device's memory
 UPDATE_SECONDS: Final = 0.1
+FRESH_SECONDS: Final = 0.005  # so long the free memory counts as just read: the system takes a tenth of a millisecond
 
 
 class Budget:
@@ -39,7 +39,9 @@ class Budget:
         self._most_free = free_bytes(device) or 0
         self._claimed = self._held_before = 0
         self._others_before = False
-        self._due = 0.0
+        self._due = self._read_again = 0.0
+        self._free: int | None = None
+        self._process = psutil.Process()
 
     def begin(self) -> None:
         """A job begins: the other replicas of the device can see that this one is at work."""
@@ -54,7 +56,7 @@ class Budget:
 
     def bytes_now(self) -> int | None:
         """What this job may take; None if the device does not say."""
-        free = free_bytes(self._device)
+        free = self._free_now()
         if free is None or self._limit is None:
             return self._limit if free is None else max(0, free - sum(self._others()))
         return min(max(0, free - sum(self._others())), self._limit)
@@ -64,9 +66,10 @@ class Budget:
 
         Both write their claim before they read the other's, so that at least one of them sees both.
         """
-        self._held_before, self._claimed = self._held(), peak_bytes or 0
+        self._claimed = peak_bytes or 0
         if self._entry is None:
             return True
+        self._held_before = self._held()
         self._entry.claim(self._claimed)
         free = self.bytes_now()
         if free is None or self._claimed <= free:
@@ -107,14 +110,22 @@ class Budget:
 
     def _others_hold_memory(self) -> bool:
         """Whether another replica is at work, or much less is free than once was."""
-        free = free_bytes(self._device) or 0
+        self._read_again = 0.0
+        free = self._free_now() or 0
         self._most_free = max(self._most_free, free)
         return bool(self._others()) or free < MOSTLY_FREE * self._most_free
 
     def _held(self) -> int:
         """The bytes of the device's memory that this process holds."""
         held = held_bytes(self._device)
-        return int(psutil.Process(os.getpid()).memory_info().rss) if held is None else held
+        return int(self._process.memory_info().rss) if held is None else held
+
+    def _free_now(self) -> int | None:
+        """The free bytes, which are read again only if they may have changed since."""
+        now = time.monotonic()
+        if now >= self._read_again:
+            self._free, self._read_again = free_bytes(self._device), now + FRESH_SECONDS
+        return self._free
 
 
 def free_bytes(device: torch.device) -> int | None:
