@@ -456,3 +456,11 @@ def test_no_origin_without_the_setting(start: Any) -> None:
 def test_what_is_no_origin(origin: str) -> None:
     with pytest.raises(ConfigurationError, match=f"'{origin}' is not an origin"):
         read_settings({"cors_origins": origin})
+
+
+def test_an_address_that_is_none(start: Any) -> None:
+    """Whatever a proxy says of the client's address, the request is served."""
+    with start("copy") as server:
+        for address in ("1:2:3", "::1%eth0", "[::1", ":", "a:b", "1.2.3.4:5:6", "unknown", "9" * 5000):
+            reply = requests.get(f"{server.url}/models", headers={"x-forwarded-for": address}, timeout=10)
+            assert reply.status_code == 200, address

@@ -134,6 +134,12 @@ def _without(scope: Scope, first: str) -> Scope:
 
 
 def _network(scope: Scope) -> str:
-    """The client's address, or its /64 network: one holder of IPv6 addresses has at least 2^64 of them."""
-    host = scope["client"][0] if scope.get("client") else ""
-    return str(ipaddress.ip_network((host, 64), strict=False)) if ":" in host else host
+    """The client's address, or its /64 network: one holder of IPv6 addresses has at least 2^64 of them.
+
+    A proxy on this machine says what the address is, and what it says may be anything.
+    """
+    host: str = scope["client"][0] if scope.get("client") else ""
+    try:
+        return str(ipaddress.ip_network((host, 64), strict=False)) if ":" in host else host
+    except ValueError:
+        return host
