@@ -281,3 +281,11 @@ def test_bodies_share_the_room(start: Any) -> None:
             slow.sendall(body[-1:])
             assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
         assert post().status_code == 200
+
+
+def test_what_is_no_tensor_is_shorter(start: Any) -> None:
+    """JSON and pictures, whose size is not known before they are read, are bounded by the pixels that may be sent."""
+    with start("copy", max_pixels=100) as server:
+        for headers in ({"content-type": "application/json"}, {"content-type": "image/png"}):
+            reply = requests.post(f"{server.url}/encode", bytes(1001), headers=headers, timeout=60)
+            assert (reply.status_code, reply.json()["detail"]) == (413, {"limit": 1000})

@@ -33,8 +33,6 @@ from remote_vae.values import (
     Tensor,
 )
 
-MOST_BYTES_OF_A_PIXEL = 10  # of a picture's file: RGBA of 16 bits, with room for the rest
-
 
 def fit_decode(
     model: Served,
@@ -178,10 +176,7 @@ def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, m
 def _read_picture(
     data: Buffer, channels: int, multiple: int, settings: Settings, use_profile: bool
 ) -> tuple[Tensor, str]:
-    """The pixels, and what the reading lost. *Raises* TooLarge for a file that no picture within the limits has."""
-    size, limit = memoryview(data).nbytes, MOST_BYTES_OF_A_PIXEL * settings.max_pixels
-    if size > limit:
-        raise TooLarge(f"the picture has {size} bytes; at most {limit} are read", limit=limit)
+    """The pixels, and what the reading lost."""
     found = read_image(
         data,
         channels,
