@@ -16,6 +16,7 @@ from remote_vae.errors import InvalidValue
 
 from .conftest import THREE_BLOCKS, TINY, WAN_22, Families, serve, tiny_wan
 from .pipelines import FLUX2_FLOW, IMAGE, OTHERS, PICTURES, SIZE, Case, embeds, flow, picture
+from .pipelines_of_wan import QWEN, WAN
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # ERNIE-Image's pipeline hands tensors to numpy
@@ -63,22 +64,7 @@ BRIA: dict[str, Any] = {
     "joint_attention_dim": 16,
     "axes_dims_rope": [4, 4, 4],
 }
-WAN: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "text_dim": 16,
-    "freq_dim": 16,
-    "ffn_dim": 16,
-    "num_layers": 1,
-}
 WAN_CALL = {"height": 32, "width": 48, "num_frames": 9, "negative_prompt_embeds": None}
-QWEN: dict[str, Any] = {
-    "num_layers": 1,
-    "attention_head_dim": 12,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 16,
-    "axes_dims_rope": (4, 4, 4),
-}
 QWEN_CALL = {"prompt_embeds_mask": torch.ones(1, 7), "true_cfg_scale": 1.0}
 FIBO_CALL = {**SIZE, "prompt_embeds": embeds(1, 6, 7, 16)}
 FIBO_FLOW = flow(diffusers.BriaFibo2Transformer2DModel, **FIBO)

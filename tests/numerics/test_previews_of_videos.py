@@ -17,23 +17,9 @@ from .cases.case import per_channel
 from .cases.taehv import decoded, encoded, tiny
 from .conftest import WAN_22, Families, serve, tiny_wan
 from .pipelines import Case, flow
+from .pipelines_of_wan import QWEN, WAN
 
 RECIPES = {"cog": "taecvx", "wan": "taew2.1", "qwen": "taew2.1-image", "wan5b": "taew2.2", "hunyuan": "taehv"}
-WAN: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "text_dim": 16,
-    "freq_dim": 16,
-    "ffn_dim": 16,
-    "num_layers": 1,
-}
-QWEN: dict[str, Any] = {
-    "num_layers": 1,
-    "attention_head_dim": 12,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 16,
-    "axes_dims_rope": (4, 4, 4),
-}
 SIZE = {"height": 32, "width": 48}
 FRAMES = {"num_frames": 9, "negative_prompt_embeds": None}
 CASES = {
