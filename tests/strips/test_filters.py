@@ -83,6 +83,25 @@ def test_definition(kind: str, size: tuple[int, int], block_bytes: int, monkeypa
         assert apart(found.double(), exactly(kind, stage, window)) < 4e-6
 
 
+@pytest.mark.parametrize("block_bytes", [1, winograd.BLOCK_BYTES])
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("lead", [0, 1, 2])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_taps_in_time(frames: int, lead: int, side: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A causal convolution over the frames of a window, of which the first ones are only read; others are zero."""
+    monkeypatch.setattr(winograd, "BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    stage = Convolution(torch.randn(16, 24, 3, side, side) / 24**0.5, torch.randn(16))
+    rows, width = 5, 9
+    window = torch.randn(lead + frames, 24, rows + 2 * stage.halo, width)
+    padded = functional.pad(window.double().transpose(0, 1)[None], (stage.halo, stage.halo, 0, 0, 2 - lead, 0))
+    expected = functional.conv3d(padded, stage.weight.double(), stage.bias.double())[0].transpose(0, 1)
+    ways = (Direct(stage), Recombined(stage, winograd.CONVOLUTION)) if side == 3 else (Direct(stage),)
+    for filter_ in ways:
+        found = filter_(with_margin(window, filter_.margin(rows, width)), rows, width, lead)
+        assert apart(found.double(), expected) < 4e-6
+
+
 def one_by_one(stage: Convolution | Upsample, kind: str, window: torch.Tensor) -> torch.Tensor:
     """The definition in float32, each product added to the sum before it: the same rounding on every machine."""
     weight = taps(stage, kind)

@@ -29,8 +29,9 @@ NO_MARGIN: Final = Margin()
 def filter_for(layer: Layer, height: int, width: int) -> "Direct | Recombined":
     """A function that computes rows of a layer's output from a window: the same rows of the input and their halo.
 
-    *Units*: height and width of the whole input. *Shapes*: [1,C,rows+halo,width] with its margin -> [1,K,rows,width],
-    or twice or half the rows and width.
+    A window begins with `lead` frames that are only read. A layer of several taps in time takes frames before them as
+    zero. *Units*: height and width of the whole input. *Shapes*: [lead+f,C,rows+halo,width] with its margin ->
+    [f,K,rows,width], or twice or half the rows and width.
     """
     form = _form(layer, height, width)
     if form is None or isinstance(layer, Downsample):
@@ -49,8 +50,17 @@ class Direct:
     def margin(self, rows: int, width: int) -> Margin:
         return Margin(right=1) if isinstance(self._layer, Downsample) else NO_MARGIN
 
-    def __call__(self, window: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-        return _apply(self._layer, window.to(self._dtype)).to(window.dtype)
+    def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:
+        layer, given = self._layer, window.to(self._dtype)
+        if not isinstance(layer, Convolution) or layer.taps == 1:
+            return _apply(layer, given[lead:]).to(window.dtype)
+        found = _apply(replace(layer, weight=layer.weight[:, :, -1]), given[lead:])
+        for late in range(1, layer.taps):  # a tap reads frames that come this many before those that are computed
+            first, missing = max(0, lead - late), max(0, late - lead)
+            if first < len(given) - late:
+                tap = replace(layer, weight=layer.weight[:, :, -1 - late], bias=None)
+                found[missing:] += _apply(tap, given[first : len(given) - late])
+        return found.to(window.dtype)
 
 
 def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
@@ -82,8 +92,8 @@ class Recombined:
     def margin(self, rows: int, width: int) -> Margin:
         return Margin(1, 1 + -width % self._form.step, -rows % self._form.step)
 
-    def __call__(self, window: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-        found = winograd.convolve(self._form, window, self._kernel, self._bias)
+    def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:
+        found = winograd.convolve(self._form, window, self._kernel, self._bias, lead)
         times = self._form.outputs // self._form.step
         part = found[:, :, : times * rows, : times * width]
         return found if part.shape == found.shape else part.clone()  # a view would keep the whole result alive
@@ -104,22 +114,24 @@ def _form(layer: Layer, height: int, width: int) -> Form | None:
     return form if winograd.pays(form, weight.shape[0], weight.shape[1], height, width) else None
 
 
-def scratch_bytes(layer: Layer, height: int, width: int, rows: int) -> int:
+def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1) -> int:
     """Bytes that are alive while `rows` of a layer are computed, beside the window and the result.
 
-    *Units*: height, width and rows of the input.
+    *Units*: height, width and rows of the input; frames of the window.
     """
     form, weight = _form(layer, height, width), layer.weight
     channels = weight.shape[0 if isinstance(layer, Upsample) and layer.folded else 1]
+    taps = layer.taps if isinstance(layer, Convolution) else 1
     if form is not None:
         tiles = -(-rows // form.step) * -(-width // form.step)
         cropped = rows % form.step or width % form.step
-        uncropped = tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
-        return winograd.scratch_bytes(form, channels, layer.channels, tiles) + uncropped
-    if arithmetic(weight.dtype, weight.device) is weight.dtype:
-        return 0
+        uncropped = frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
+        return winograd.scratch_bytes(form, channels, layer.channels, tiles, taps, frames) + uncropped
     larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
-    return 4 * (weight.numel() + int(rows * width * (channels + larger * layer.channels)))
+    found = int(frames * rows * width * larger * layer.channels)
+    if arithmetic(weight.dtype, weight.device) is weight.dtype:
+        return 0 if taps == 1 else found * weight.element_size()
+    return 4 * (weight.numel() + frames * rows * width * channels + found * min(taps, 2))
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:

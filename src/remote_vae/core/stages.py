@@ -23,7 +23,8 @@ class Norm:
 class Convolution:
     """A 1x1 or 3x3 convolution with zero padding, after SiLU of the norm if there is one.
 
-    *Shapes*: weight [out,in,k,k].
+    With several taps in time it is causal: a frame depends on itself and on frames before it.
+    *Shapes*: weight [out,in,k,k], or [out,in,taps,k,k].
     """
 
     weight: torch.Tensor
@@ -34,6 +35,11 @@ class Convolution:
     def halo(self) -> int:
         """How many rows above and below a row of the output depends on."""
         return self.weight.shape[-1] // 2
+
+    @property
+    def taps(self) -> int:
+        """How many frames a frame of the output depends on."""
+        return self.weight.shape[2] if self.weight.ndim == 5 else 1
 
     @property
     def channels(self) -> int:

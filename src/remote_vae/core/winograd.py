@@ -79,44 +79,62 @@ FOLDED_UPSAMPLING: Final = Form(_PIXEL, _FOLDED_TAPS, _PAIR, 1, 256)
 
 
 def recombine(form: Form, weight: torch.Tensor) -> torch.Tensor:
-    """Recombines a kernel. *Shapes*: [out,in,k,k] -> [p*p,in,out], float32."""
-    taps = weight.permute(2, 3, 1, 0).reshape(form.taps.shape[1] ** 2, -1).float()
-    return (torch.kron(form.taps, form.taps) @ taps).view(-1, weight.shape[1], weight.shape[0])
+    """Recombines a kernel. *Shapes*: [out,in,k,k] -> [1,p*p,in,out], or [out,in,t,k,k] -> [t,p*p,in,out]; float32."""
+    weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
+    taps = weight.permute(2, 3, 4, 1, 0).reshape(len(weight[0, 0]), form.taps.shape[1] ** 2, -1).float()
+    return (torch.kron(form.taps, form.taps) @ taps).view(len(taps), -1, weight.shape[1], weight.shape[0])
 
 
-def convolve(form: Form, window: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def convolve(
+    form: Form, window: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, lead: int = 0
+) -> torch.Tensor:
     """Convolves every tile of a window, in blocks that stay in the cache; sums are in float32.
 
-    *Shapes*: window [1,C,step*t+n-step,...], channels last -> [1,K,m*t,...] in the window's dtype, channels last.
+    A kernel of several taps also sums over as many frames, of which the last one is the frame that is computed. The
+    window begins with `lead` frames that are only read; frames before them are zero and cost nothing.
+    *Shapes*: window [lead+f,C,step*t+n-step,...], channels last -> [f,K,m*t,...] in the window's dtype, channels last.
     """
-    channels, after = kernel.shape[1:]
-    tiles = window[0].permute(1, 2, 0).unfold(0, form.inputs, form.step).unfold(1, form.inputs, form.step)
-    height, width = tiles.shape[:2]
-    result = window.new_empty(height, form.outputs, width, form.outputs, after)
+    channels, after = kernel.shape[2:]
+    tiles = window.permute(0, 2, 3, 1).unfold(1, form.inputs, form.step).unfold(2, form.inputs, form.step)
+    given, height, width = tiles.shape[:3]
+    frames = given - lead
+    result = window.new_empty(frames, height, form.outputs, width, form.outputs, after)
     mix, unmix = torch.kron(form.tile, form.tile), torch.kron(form.found, form.found)
-    across = min(width, block_tiles(form, channels, after))
-    down = max(1, block_tiles(form, channels, after) // across)
+    most = block_tiles(form, channels, after, given)
+    across = min(width, most)
+    down = max(1, most // across)
 
     def block(given: torch.Tensor, into: torch.Tensor) -> None:
-        rows, columns = given.shape[:2]
-        values = given.permute(3, 4, 0, 1, 2).reshape(form.inputs**2, -1).float()
-        mixed = (mix @ values).view(-1, rows * columns, channels)
+        rows, columns = given.shape[1:3]
+        values = given.permute(4, 5, 0, 1, 2, 3).reshape(form.inputs**2, -1).float()
+        mixed = (mix @ values).view(form.products**2, -1, channels)
         del values
-        multiplied = torch.bmm(mixed, kernel).view(form.products**2, -1)
+        multiplied = _multiplied(mixed, kernel, rows * columns, lead).view(form.products**2, -1)
         del mixed
-        found = (unmix @ multiplied).view(form.outputs, form.outputs, rows, columns, after)
-        into.copy_((found if bias is None else found.add_(bias)).permute(2, 0, 3, 1, 4))
+        found = (unmix @ multiplied).view(form.outputs, form.outputs, frames, rows, columns, after)
+        into.copy_((found if bias is None else found.add_(bias)).permute(2, 3, 0, 4, 1, 5))
 
     for top in range(0, height, down):
         for left in range(0, width, across):
             rows, columns = slice(top, top + down), slice(left, left + across)
-            block(tiles[rows, columns], result[rows, :, columns])
-    return result.view(1, height * form.outputs, width * form.outputs, after).permute(0, 3, 1, 2)
+            block(tiles[:, rows, columns], result[:, rows, :, columns])
+    return result.view(frames, height * form.outputs, width * form.outputs, after).permute(0, 3, 1, 2)
 
 
-def block_tiles(form: Form, channels: int, after: int) -> int:
-    """How many tiles are multiplied at a time."""
-    return max(32, BLOCK_BYTES // (4 * form.products**2 * max(channels, after)))
+def _multiplied(mixed: torch.Tensor, kernel: torch.Tensor, tiles: int, lead: int) -> torch.Tensor:
+    """The sum of the products of all taps. *Shapes*: [p*p,(lead+f)*tiles,C] -> [p*p,f*tiles,K]."""
+    found = torch.bmm(mixed[:, lead * tiles :], kernel[-1])
+    for late in range(1, len(kernel)):  # a tap reads frames that come this many before those that are computed
+        first, missing = max(0, lead - late), max(0, late - lead)
+        last = mixed.shape[1] - late * tiles
+        if first * tiles < last:
+            found[:, missing * tiles :].baddbmm_(mixed[:, first * tiles : last], kernel[-1 - late])
+    return found
+
+
+def block_tiles(form: Form, channels: int, after: int, frames: int = 1) -> int:
+    """How many tiles of every frame are multiplied at a time."""
+    return max(-(-32 // frames), BLOCK_BYTES // (4 * form.products**2 * max(channels, after) * frames))
 
 
 def pays(form: Form, channels: int, after: int, height: int, width: int) -> bool:
@@ -125,9 +143,12 @@ def pays(form: Form, channels: int, after: int, height: int, width: int) -> bool
     return min(channels, after) >= form.least_channels and height * width >= enough
 
 
-def scratch_bytes(form: Form, channels: int, after: int, tiles: int) -> int:
-    """Bytes beside the window and the result: the recombined kernel and the two largest steps of a block."""
-    block = min(tiles, block_tiles(form, channels, after))
+def scratch_bytes(form: Form, channels: int, after: int, tiles: int, taps: int = 1, frames: int = 1) -> int:
+    """Bytes beside the window and the result: the recombined kernel and the two largest steps of a block.
+
+    *Units*: tiles of each frame, and frames of the window.
+    """
+    block = frames * min(tiles, block_tiles(form, channels, after, frames))
     mixed, multiplied = form.products**2 * channels, form.products**2 * after
     steps = (form.inputs**2 * channels + mixed, mixed + multiplied, multiplied + form.outputs**2 * after)
-    return 4 * (form.products**2 * channels * after + block * max(steps))
+    return 4 * (taps * form.products**2 * channels * after + block * max(steps))
