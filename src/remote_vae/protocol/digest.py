@@ -14,13 +14,19 @@ _MEMBER = re.compile(r"\s*([a-z0-9-]+)=:([A-Za-z0-9+/=]*):\s*")
 
 
 def check_digest(field: str, body: Buffer) -> None:
-    """Every digest that is known here is compared, others are ignored; *raises* MalformedRequest."""
+    """Every digest that is known here is compared, others are ignored; *raises* MalformedRequest.
+
+    The body is read once for each algorithm, however often the header names it.
+    """
+    known: dict[str, bytes] = {}
     for member in field.split(",") if field.strip() else []:
         found = _MEMBER.fullmatch(member)
         if found is None:
             raise MalformedRequest("content-digest is not like sha-256=:BASE64:")
         name, text = found.groups()
-        if name in ALGORITHMS and ALGORITHMS[name](body).digest() != _decoded(text):
+        if name in ALGORITHMS and name not in known:
+            known[name] = ALGORITHMS[name](body).digest()
+        if name in known and known[name] != _decoded(text):
             raise MalformedRequest(
                 f"the body is not the one whose {name} is in content-digest; send it again", name=name
             )

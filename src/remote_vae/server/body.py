@@ -10,6 +10,7 @@ from remote_vae.errors import MalformedRequest, Overloaded, RequestTimeout, TooL
 from remote_vae.protocol.digest import check_digest
 from remote_vae.protocol.wire import Head
 from remote_vae.server.settings import Settings
+from remote_vae.server.threads import Threads, Work
 
 T = TypeVar("T")
 
@@ -41,8 +42,8 @@ def _announced(request: Request) -> int | None:
 class Bodies:
     """Reads bodies. Those that are arriving take up to `max_arriving_bytes` together; a single one always may."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, threads: Threads) -> None:
+        self._settings, self._threads = settings, threads
         self._held = 0
 
     async def read(self, request: Request, head: Head) -> bytearray:
@@ -67,7 +68,7 @@ class Bodies:
         finally:
             self._held -= len(body)
         if digest := ",".join(request.headers.getlist("content-digest")):
-            await asyncio.to_thread(check_digest, digest, body)
+            await self._threads.run(Work.READ, check_digest, digest, body)
         return body
 
     def _check(self, here: int, more: int, head: Head) -> None:

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from remote_vae.errors import (
@@ -32,6 +33,10 @@ from remote_vae.server.settings import Settings
 
 METHODS: Final = ["GET", "HEAD", "POST"]
 SLICE: Final = 16_384  # bytes that the parser gets at once while what is not body is counted
+LEAST_SLICE: Final = 1024  # if the end of a chunked body may be in a slice
+MOST_AHEAD: Final = 65_536  # bytes that are read behind a request which is not answered yet
+END_OF_HEAD: Final = b"\r\n\r\n"
+BLANK: Final = re.compile(rb"[\r\n]*")  # what may come before a request
 MOST_CHUNKS: Final = 65_536  # of one body
 CHUNK_BYTES: Final = 16  # around each chunk, which are not counted: its size and its line ends
 METHOD: Final = re.compile(rb"(\r\n)*[A-Z]{1,32} /")  # a first line of the right form
@@ -62,8 +67,25 @@ class Timer:
             self._handle.cancel()
 
 
+class Flow(FlowControl):
+    """Does not read on while enough has been read ahead, whatever uvicorn's parts ask for."""
+
+    full = False
+
+    def resume_reading(self) -> None:
+        if not self.full:
+            super().resume_reading()
+
+
 class Connection(HttpToolsProtocol):
-    """Counts what comes that is not body, and closes when nothing is read or written in time."""
+    """Counts what comes that is not body, and closes when nothing is read or written in time.
+
+    A request is taken apart only when the request before it has been answered; until then its bytes stay as they are,
+    and only a few of them are read. Otherwise one connection that sends requests without reading the answers could
+    make the server hold a hundred thousand of them.
+    """
+
+    flow: Flow
 
     def __init__(self, settings: Settings, metrics: Metrics, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
@@ -71,17 +93,21 @@ class Connection(HttpToolsProtocol):
         self._part = Part.NOTHING
         self._began = self.loop.time()  # of the request
         self._extra_bytes = self._chunks = 0  # of the head or the chunked body: bytes that are not body, and chunks
-        self._fed = self._rest = b""  # what the parser got last, and what it gets next
+        self._body_left = 0  # bytes of a body of a known length that have not come
+        self._fed = self._ahead = b""  # what the parser got last, and what has come and not been taken apart
+        self._at = 0  # where in `_ahead` the parser goes on
         self._refusal: RemoteVAEError | None = None  # why a callback has stopped the parser
         self._reading, self._writing = Timer(), Timer()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport)
         self._expect_head_within(self.settings.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reading.stop()
         self._writing.stop()
+        self._ahead = b""
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -93,17 +119,42 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._part is Part.NOTHING and HTTP_09.match(data):
-            self._refuse(MalformedRequest("the request's first line has no version of HTTP; expected HTTP/1.1"))
-            return
-        step = len(data) if self._part is Part.BODY else SLICE
-        for start in range(0, len(data), step):
-            self._rest = data[start : start + step]
-            while self._rest and not self.transport.is_closing():
-                self._fed, self._rest = self._rest, b""
-                self._extra_bytes += len(self._fed)
-                super().data_received(self._fed)
-                self._check_extra_bytes()
+        self._ahead += data
+        self._take_apart()
+
+    def _take_apart(self) -> None:
+        """Feeds the parser until a request waits for its answer, and then reads no more than `MOST_AHEAD`."""
+        while self._at < len(self._ahead) and not self.transport.is_closing() and not self._unanswered:
+            if self._part is Part.NOTHING and HTTP_09.match(self._ahead, self._at):
+                self._refuse(MalformedRequest("the request's first line has no version of HTTP; expected HTTP/1.1"))
+                return
+            start, self._at = self._at, min(self._slice_end(), len(self._ahead))
+            self._fed = self._ahead[start : self._at]
+            self._extra_bytes += len(self._fed)
+            super().data_received(self._fed)
+            self._check_extra_bytes()
+        self._fed, self._ahead, self._at = b"", self._ahead[self._at :], 0  # an idle connection holds no bytes
+        self.flow.full = len(self._ahead) > MOST_AHEAD
+        if self.flow.full:
+            self.flow.pause_reading()
+
+    @property
+    def _unanswered(self) -> bool:
+        """The last request is whole and has no answer yet."""
+        return self._part is Part.NOTHING and self.cycle is not None and not self.cycle.response_complete
+
+    def _slice_end(self) -> int:
+        """Where to cut, so that the parser sees the end of one request and next to nothing of the following ones."""
+        if self._part is Part.BODY:
+            return self._at + max(self._body_left, 1)
+        start, end = self._at, self._at + SLICE
+        if self._part is Part.NOTHING and (blank := BLANK.match(self._ahead, start, end)) is not None:
+            start = blank.end()
+        found = self._ahead.find(END_OF_HEAD, start, end)
+        if found < 0:
+            return end
+        # The same bytes may stand in each chunk, and a slice for each of them would take too long.
+        return max(found + len(END_OF_HEAD), start + LEAST_SLICE if self._part is Part.CHUNKS else 0)
 
     def _check_extra_bytes(self) -> None:
         """Bounds what no callback of the parser shows: a line without an end, the extensions of chunks."""
@@ -125,6 +176,7 @@ class Connection(HttpToolsProtocol):
             return  # the parser stops here, and uvicorn calls `_unsupported_upgrade_warning`
         chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
         self._part, self._extra_bytes = Part.CHUNKS if chunked else Part.BODY, 0
+        self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
@@ -135,6 +187,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._extra_bytes -= len(body)
+        self._body_left -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -153,7 +206,7 @@ class Connection(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        self._rest = b"\r\n".join(lines) + b"\r\n\r\n" + rest
+        self._ahead, self._at = b"\r\n".join(lines) + END_OF_HEAD + rest + self._ahead[self._at :], 0
 
     def on_response_complete(self) -> None:
         another = bool(self.pipeline)
@@ -162,6 +215,8 @@ class Connection(HttpToolsProtocol):
             # A body that was refused unread is still read away: otherwise its sender would never see the answer.
             unread = self._part in (Part.CHUNKS, Part.BODY)
             self._expect_head_within(self.settings.body_seconds if unread else self.settings.head_seconds)
+            self._take_apart()
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when its parser has stopped, be it at an error of a callback above."""

@@ -1,6 +1,5 @@
 """What each route does. `Endpoints.post` parses a request, makes a job of it, awaits the engine and renders a reply."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from remote_vae.server.card import model_info
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
+from remote_vae.server.threads import Threads, Work
 from remote_vae.server.tracked_response import TrackedResponse
 from remote_vae.values import Buffer, Format, clip
 
@@ -91,7 +91,8 @@ class Endpoints:
         self._engine = engine
         self._metrics = metrics
         self._settings = settings
-        self._bodies = Bodies(settings)
+        self._threads = Threads()
+        self._bodies = Bodies(settings, self._threads)
 
     async def post(self, request: Request) -> Response:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
@@ -133,24 +134,33 @@ class Endpoints:
 
     async def _decode(self, call: Call, body: Buffer) -> Response:
         transparent = call.info.transparent
-        message = await _in_thread_if(
-            call.head.body_is_json, wire.parse_decode, call.head, body, transparent=transparent
-        )
+        message = await self._parsed(call, wire.parse_decode, call.head, body, transparent=transparent)
         job = decode_job(call.model, call.info, message, self._settings)
         return await self._run(call, job, message.format, message.options)
 
     async def _encode(self, call: Call, body: Buffer) -> Response:
-        message = await _in_thread_if(call.head.body_is_json, wire.parse_encode, call.head, body)
-        job = await asyncio.to_thread(encode_job, call.model, call.info, message, self._settings)
+        message = await self._parsed(call, wire.parse_encode, call.head, body)
+        job = await self._threads.run(Work.READ, encode_job, call.model, call.info, message, self._settings)
         return await self._run(call, job, message.format, NO_OPTIONS)
 
     async def _run(self, call: Call, job: Job, asked: Format, options: DecodeOptions) -> Response:
         with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
             outcome = await self._engine.run(permit, request_id=call.record.request_id)
-            status, headers, body = await _in_thread_if(
-                asked.name != "binary", _render, call, job, outcome, asked, options
-            )
+            status, headers, body = await self._rendered(asked, _render, call, job, outcome, asked, options)
             return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
+
+    async def _parsed(self, call: Call, parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The message of a body; JSON is taken apart in a thread."""
+        if call.head.body_is_json:
+            return await self._threads.run(Work.READ, parse, *args, **kwargs)
+        return parse(*args, **kwargs)
+
+    async def _rendered(self, asked: Format, render: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `render` gives, written in a thread unless it is a tensor as it is."""
+        if asked.name == "binary":
+            return render(*args, **kwargs)
+        kind = Work.WRITE if asked.is_image or asked.is_tensor else Work.FILM
+        return await self._threads.run(kind, render, *args, **kwargs)
 
     async def home(self, request: Request) -> Response:
         """GET /: what this server is and has; for a browser, the page."""
@@ -205,11 +215,6 @@ class Endpoints:
     async def docs(self, request: Request) -> Response:
         """GET /docs: the same description for people, as one file that fetches nothing."""
         return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
-
-
-async def _in_thread_if(slow: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `work`. What takes time runs in a thread, and other clients are served while it does."""
-    return await asyncio.to_thread(work, *args, **kwargs) if slow else work(*args, **kwargs)
 
 
 def _render(
