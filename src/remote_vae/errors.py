@@ -6,6 +6,7 @@ RemoteVAEError
 │   │   ├── UnknownParameter     400  a query name nobody knows, so perhaps a typo
 │   │   └── WrongByteCount       400  body length is not product(shape) x item size
 │   ├── Unauthorized             401  no key, or none that is known
+│   ├── ForeignOrigin            403  a web page of an origin that the operator has not named
 │   ├── UnknownRoute             404
 │   │   └── UnknownModel         404
 │   ├── MethodNotAllowed         405
@@ -14,6 +15,7 @@ RemoteVAEError
 │   ├── TooLarge                 413  above one of the server's limits
 │   ├── UriTooLong               414
 │   ├── UnsupportedMediaType     415
+│   ├── UnknownHost              421  a name that may belong to a web site and not to this server
 │   ├── TooManyRequests          429  this client's share is used up; retry later
 │   ├── HeadTooLarge             431  URL and headers together, or the number of headers
 │   ├── UnknownMethod            501  a method that HTTP does not have
@@ -85,6 +87,10 @@ class Unauthorized(RequestError):
     code, status = "unauthorized", 401
 
 
+class ForeignOrigin(RequestError):
+    code, status = "foreign_origin", 403
+
+
 class UnknownRoute(RequestError):
     code, status = "unknown_route", 404
 
@@ -115,6 +121,10 @@ class UriTooLong(RequestError):
 
 class UnsupportedMediaType(RequestError):
     code, status = "unsupported_media_type", 415
+
+
+class UnknownHost(RequestError):
+    code, status = "unknown_host", 421
 
 
 class TooManyRequests(RequestError):

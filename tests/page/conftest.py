@@ -28,7 +28,9 @@ def find_browser() -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        # A site that attacks by its name, in a browser that does not itself refuse local addresses to sites.
+        attacked = ["--host-resolver-rules=MAP site.example 127.0.0.1", "--disable-features=LocalNetworkAccessChecks"]
+        running = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", *attacked])
         yield running
         running.close()
 

@@ -126,7 +126,7 @@ def _setting_parameters() -> Iterator[inspect.Parameter]:
         option_type = _option_type(field.annotation)
         default = "" if option_type is bool or field.default is None else str(field.default)
         option = typer.Option(
-            "--" + ("model" if name == "models" else name).replace("_", "-"),
+            *(flag["flags"] or [f"--{name.replace('_', '-')}"]),
             help=field.description,
             metavar=flag["metavar"],
             show_default=flag["shown"] or default or False,

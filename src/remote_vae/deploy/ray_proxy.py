@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remote_vae.errors import ReplicaFailed
 from remote_vae.protocol.replies import render_error, request_id_of
+from remote_vae.server.browser import HARMLESS
 
 CALLBACK: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 ROUTES: Final = "/-/routes"  # Ray's own page: a JSON object with a member for each application
@@ -82,4 +83,4 @@ async def _send_unavailable(scope: Scope, receive: Receive, send: Send) -> None:
     error = ReplicaFailed("no replica has answered this request; try again")
     error.request_id = request_id_of(Headers(scope=scope))  # Ray's own middleware has put one there if there was none
     status, headers, body = render_error(error)
-    await Response(body, status, dict(headers))(scope, receive, send)
+    await Response(body, status, HARMLESS | dict(headers))(scope, receive, send)

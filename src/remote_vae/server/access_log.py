@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remote_vae.errors import InternalError
 from remote_vae.protocol.replies import request_id_of
+from remote_vae.server.browser import HARMLESS
 from remote_vae.server.error_responses import on_error
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.record import Record, record_of
@@ -90,10 +91,11 @@ class RequestRecorder:
 
 
 def _add_headers(start: Message, record: Record) -> None:
-    """Adds the request's id and time to the head of its reply, and keeps the reply out of caches."""
+    """Adds the request's id and time to the head of its reply, keeps it out of caches and harmless in browsers."""
     headers = MutableHeaders(scope=start)
     headers["x-request-id"] = record.request_id
-    headers.setdefault("cache-control", "no-store")
+    for name, value in {"cache-control": "no-store", **HARMLESS}.items():
+        headers.setdefault(name, value)
     stages = headers.get("server-timing")
     total = f"total;dur={record.seconds * 1000:.2f}"
     headers["server-timing"] = f"{stages}, {total}" if stages else total

@@ -30,6 +30,7 @@ from remote_vae.server.metrics import Metrics
 from remote_vae.server.metrics_listener import MetricsListener
 from remote_vae.server.settings import Settings
 from remote_vae.server.tracing import tracing_from_environment
+from remote_vae.server.web_pages import WebPages, own_names
 
 LOADER: Final = "remote_vae.models.fast_import:open_model"
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
@@ -67,7 +68,6 @@ def build_app(
         routes=_routes(endpoints, metrics_too=settings.metrics_address is None),
         middleware=[
             Middleware(RequestRecorder, metrics=metrics, tracing=tracing),
-            *_for_other_origins(settings),
             *_middleware(settings, endpoints),
         ],
         exception_handlers={RemoteVAEError: on_error, HTTPException: on_error, Exception: on_error},
@@ -78,31 +78,27 @@ def build_app(
     return app
 
 
-def _for_other_origins(settings: Settings) -> list[Middleware]:
-    """Lets browsers hand replies to web pages of these origins; before the gate, because a preflight brings no key."""
-    if not settings.cors_origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["*"],
-        )
-    ]
-
-
 def _middleware(settings: Settings, endpoints: Endpoints) -> list[Middleware]:
     """The layers that a request passes before its route is looked for."""
-    rate = settings.client_requests_per_second
-    gate = Middleware(Gate, keys=read_keys(settings.keys, settings.keys_file), rates=Rates(rate) if rate else None)
-    if settings.metrics_address is None:
-        return [gate]
-    return [
-        Middleware(MetricsListener, address=settings.metrics_address, path="/metrics", page=endpoints.metrics),
-        gate,
-    ]
+    keys, rate, layers = read_keys(settings.keys, settings.keys_file), settings.client_requests_per_second, []
+    # A web site that has pointed its own name here has no key, and no certificate for its name.
+    names = None if keys or settings.tls_certificate else own_names(settings.host)
+    layers.append(Middleware(WebPages, origins=settings.cors_origins, names=names))
+    if settings.cors_origins:  # before the gate, because a preflight brings no key
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["*"],
+            )
+        )
+    if settings.metrics_address is not None:
+        layers.append(
+            Middleware(MetricsListener, address=settings.metrics_address, path="/metrics", page=endpoints.metrics)
+        )
+    return [*layers, Middleware(Gate, keys=keys, rates=Rates(rate) if rate else None)]
 
 
 def _routes(endpoints: Endpoints, *, metrics_too: bool) -> list[Route]:

@@ -1,4 +1,4 @@
-"""The browser page: static files of the package, which fetch nothing from any other host."""
+"""What browsers get: the page, static files that fetch nothing from any other host, and headers on every reply."""
 
 from pathlib import Path
 from typing import Final
@@ -8,10 +8,12 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 FILES: Final = StaticFiles(directory=Path(__file__).parent / "page")
+POLICY: Final = "default-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+# On every reply, so that no browser takes what it gets for anything else, runs it or shows it in another site's frame.
+HARMLESS: Final = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
 HEADERS: Final = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-    "media-src blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
+    "content-security-policy": f"{POLICY}; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "media-src blob:; connect-src 'self'",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
     "vary": "accept",

@@ -28,6 +28,7 @@ from remote_vae.errors import (
     UriTooLong,
 )
 from remote_vae.protocol.replies import render_error
+from remote_vae.server.browser import HARMLESS
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.settings import Settings
 
@@ -276,7 +277,7 @@ class Connection(HttpToolsProtocol):
         if isinstance(error, MethodNotAllowed):
             headers.append(("allow", ", ".join(METHODS)))
         headers.append(("server-timing", f"total;dur={(self.loop.time() - self._began) * 1000:.2f}"))
-        headers += [("content-length", str(len(body))), ("connection", "close")]
+        headers += [*HARMLESS.items(), ("content-length", str(len(body))), ("connection", "close")]
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode() + body
 

@@ -214,7 +214,8 @@ class Endpoints:
 
     async def docs(self, request: Request) -> Response:
         """GET /docs: the same description for people, as one file that fetches nothing."""
-        return HTMLResponse(openapi.page(openapi.document(VERSION, list(self._engine.models))))
+        page = openapi.page(openapi.document(VERSION, list(self._engine.models)))
+        return HTMLResponse(page, headers=openapi.PAGE_HEADERS)
 
 
 def _render(

@@ -1,12 +1,24 @@
 """The API's description, from the same table that reads the parameters."""
 
+import base64
+import hashlib
 import html
-from typing import Any
+from typing import Any, Final
 
 from remote_vae.errors import RequestError, ServerError, all_errors
 from remote_vae.protocol import options, wire
 from remote_vae.protocol.options import Rows
+from remote_vae.server.browser import POLICY
 from remote_vae.values import FORMATS
+
+STYLE: Final = (
+    "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "code{background:#f2f2f2;padding:.1em .3em}td{padding:.2rem .8rem .2rem 0;vertical-align:top}"
+    "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}code{background:#222}}"
+)
+STYLE_DIGEST: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+# The page's style and nothing else: no script runs on it, whatever a name or a text on it should hold.
+PAGE_HEADERS: Final = {"content-security-policy": f"{POLICY}; style-src 'sha256-{STYLE_DIGEST}'"}
 
 Document = dict[str, Any]
 BINARY: Document = {"type": "string", "format": "binary"}
@@ -111,14 +123,9 @@ def page(found: Document) -> str:
         for method, operation in methods.items()
     )
     title = f"{found['info']['title']} {found['info']['version']}"
-    style = (
-        "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-        "code{background:#f2f2f2;padding:.1em .3em}td{padding:.2rem .8rem .2rem 0;vertical-align:top}"
-        "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}code{background:#222}}"
-    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style><h1>{html.escape(title)}</h1>{sections}</html>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{sections}</html>"
     )
 
 

@@ -26,13 +26,15 @@ def _address(value: object) -> object:
 
 
 def _origins(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    for origin in value.split():
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("it is not text with one or more origins")
+    origins = tuple(origin for text in texts for origin in text.split())
+    for origin in origins:
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"):
             raise ValueError(f"{origin!r} is not an origin; expected *, or scheme and host as in https://host:8443")
-    return tuple(value.split())
+    return origins
 
 
 LIMITS: Final = "Limits"
@@ -40,10 +42,20 @@ ACCESS: Final = "Access"
 
 
 def _row(
-    default: Any, text: str, *, panel: str | None = None, metavar: str | None = None, shown: str = "", **bounds: Any
+    default: Any,
+    text: str,
+    *,
+    panel: str | None = None,
+    metavar: str | None = None,
+    shown: str = "",
+    flags: tuple[str, ...] = (),
+    **bounds: Any,
 ) -> Any:
-    """A setting, with the panel and placeholder of its flag; `shown` is said for a default that is no value."""
-    flag = {"panel": panel, "metavar": metavar, "shown": shown}
+    """A setting, with the panel and placeholder of its flag; `shown` is said for a default that is no value.
+
+    `flags` replace the flag that has the setting's name.
+    """
+    flag = {"panel": panel, "metavar": metavar, "shown": shown, "flags": flags}
     return Field(default=default, description=text, json_schema_extra=flag, **bounds)  # type: ignore[arg-type]
 
 
@@ -68,6 +80,7 @@ class Settings(BaseSettings):
         "revision, subfolder, device, sha256, lazy and pinned.",
         metavar="NAME[=SOURCE][,KEY=VALUE...]",
         shown="demo",
+        flags=("--model",),
     )
     host: str = _row("127.0.0.1", "Address to listen on.")
     port: int = _row(8000, "Port; 0 takes a free one.", ge=0, le=65535)
@@ -98,9 +111,14 @@ class Settings(BaseSettings):
     allow_anonymous: bool = _row(False, "Serve clients of the network without keys.", panel=ACCESS)
     client_requests_per_second: float | None = _row(None, "For one key, or one address.", panel=ACCESS, gt=0)
     cors_origins: Annotated[tuple[str, ...], PlainValidator(_origins), NoDecode] = _row(
-        (), "Origins whose web pages may use the server, with spaces between; * for all.", metavar="ORIGINS",
-        panel=ACCESS, shown="none",
-    )  # fmt: skip
+        (),
+        "Whose web pages may use the server, as https://host:8443, or the server's own origin behind a proxy; repeat "
+        "for more; * for all.",
+        metavar="ORIGIN",
+        panel=ACCESS,
+        shown="none",
+        flags=("--allow-origin", "--cors-origins"),
+    )
     tls_certificate: Path | None = _row(None, "PEM file of the certificate, with its chain.", panel=ACCESS)
     tls_key: Path | None = _row(None, "PEM file of the certificate's private key.", panel=ACCESS)
 
