@@ -12,6 +12,7 @@ from PIL import Image
 
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
 from remote_vae.media.colour import to_srgb
+from remote_vae.media.jpeg import check_markers
 from remote_vae.media.orientation import metadata_of, upright
 from remote_vae.media.png import read_parts, write_png
 from remote_vae.values import RGB, RGBA, Buffer, Format
@@ -60,6 +61,8 @@ def read_image(
     """
     kind = _format_of(data)
     png = read_parts(memoryview(data).cast("B")) if kind == "PNG" else None
+    if kind == "JPEG":
+        check_markers(data)
     try:
         picture: Image.Image = Image.open(BytesIO(data if png is None else png.pixels), formats=[kind])
         _check_size(picture, max_pixels=max_pixels, max_side=max_side)

@@ -15,16 +15,16 @@ from remote_vae.errors import (
     TooLarge,
     UnsupportedOutput,
 )
-from remote_vae.media.images import read_image, write_image
+from remote_vae.media.images import ReadPicture, write_image
 from remote_vae.media.video import write_mp4
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
 from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
+from remote_vae.server.pictures import Terms
 from remote_vae.server.settings import Settings
 from remote_vae.values import (
     RGB,
     RGBA,
     TRANSPARENT_FORMATS,
-    Buffer,
     Format,
     Output,
     Posterior,
@@ -102,21 +102,35 @@ def _output(request: DecodeRequest) -> Output:
     return Output.UINT8 if request.options["partial_postprocess"] else Output.RAW
 
 
-def encode_job(model: Served, info: VAEInfo, request: EncodeRequest, settings: Settings) -> EncodeJob:
-    """Reads the picture, so it belongs into a thread.
+def picture_terms(model: Served, info: VAEInfo, request: EncodeRequest, settings: Settings) -> Terms:
+    """How to read the request's picture; *raises* what is wrong with the rest of the request."""
+    _check_encode(request, info, model)
+    return Terms(
+        channels=info.pixel_channels,
+        multiple=info.spatial_compression_ratio * model.recipe.patch,  # as the pipelines floor a picture
+        max_pixels=settings.max_pixels,
+        max_side=settings.max_side,
+        use_profile=request.options["profile"] != "ignore",
+    )
 
-    *Raises* InvalidImage, UnsupportedMediaType, TooLarge, LatentMismatch, InvalidValue.
+
+def encode_job(
+    model: Served, info: VAEInfo, request: EncodeRequest, settings: Settings, picture: ReadPicture | None = None
+) -> EncodeJob:
+    """`picture` is the request's, read by `picture_terms`; None if the request has a tensor.
+
+    *Raises* InvalidImage, TooLarge, LatentMismatch, InvalidValue.
     """
-    posterior = Posterior(request.options["posterior"] or model.recipe.posterior)
-    _check_encode(request, posterior, info, model)
+    posterior = _check_encode(request, info, model)
     multiple, note = info.spatial_compression_ratio * model.recipe.cells, ""
     if isinstance(request.image, Tensor):
         image, frames, height, width = _read_tensor(model, info.pixel_channels, request.image)
-    else:
-        use_profile = request.options["profile"] != "ignore"
-        multiple = info.spatial_compression_ratio * model.recipe.patch  # as the pipelines floor a picture
-        image, note = _read_picture(request.image, info.pixel_channels, multiple, settings, use_profile)
+    elif picture is not None:
+        multiple, note = info.spatial_compression_ratio * model.recipe.patch, picture.note
+        image = Tensor("uint8", (1, *picture.pixels.shape), picture.pixels.data.cast("B"))
         frames, height, width = 1, image.shape[1], image.shape[2]
+    else:
+        raise TypeError("a request with a picture needs the picture that was read")
     _check_limits(settings, batch=image.shape[0], frames=frames, height=height, width=width)
     if min(height, width) < multiple:
         raise InvalidImage(
@@ -155,7 +169,8 @@ def _check_counts(model: Served, info: VAEInfo, *, frames: int, height: int, wid
             )  # fmt: skip
 
 
-def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, model: Served) -> None:
+def _check_encode(request: EncodeRequest, info: VAEInfo, model: Served) -> Posterior:
+    posterior = Posterior(request.options["posterior"] or model.recipe.posterior)
     if not info.encodes:
         raise UnsupportedOutput(
             f"model {model.name!r} is a decoder without an encoder; encode with the model whose latents it takes",
@@ -171,21 +186,7 @@ def _check_encode(request: EncodeRequest, posterior: Posterior, info: VAEInfo, m
         )
     if posterior is Posterior.PARAMETERS and info.deterministic:
         raise InvalidValue(f"model {model.name!r} has no posterior; take posterior=mode", name="posterior")
-
-
-def _read_picture(
-    data: Buffer, channels: int, multiple: int, settings: Settings, use_profile: bool
-) -> tuple[Tensor, str]:
-    """The pixels, and what the reading lost."""
-    found = read_image(
-        data,
-        channels,
-        multiple=multiple,
-        max_pixels=settings.max_pixels,
-        max_side=settings.max_side,
-        use_profile=use_profile,
-    )
-    return Tensor("uint8", (1, *found.pixels.shape), found.pixels.data.cast("B")), found.note
+    return posterior
 
 
 def _read_tensor(model: Served, channels: int, frame: Tensor) -> tuple[Tensor, int, int, int]:

@@ -28,6 +28,7 @@ from remote_vae.server.error_responses import on_error
 from remote_vae.server.keys import read_keys
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.metrics_listener import MetricsListener
+from remote_vae.server.pictures import Pictures
 from remote_vae.server.settings import Settings
 from remote_vae.server.tracing import tracing_from_environment
 from remote_vae.server.web_pages import WebPages, own_names
@@ -49,8 +50,9 @@ def build_app(
     """
     metrics, tracing = Metrics(), tracing_from_environment()
     engine = _engine(settings, loader, metrics)
+    pictures = Pictures(share=_client_share(settings), most_bytes=settings.max_arriving_bytes)
     metrics.watch(engine.state)
-    endpoints = Endpoints(engine, settings, metrics)
+    endpoints = Endpoints(engine, settings, metrics, pictures)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -61,6 +63,7 @@ def build_app(
         finally:
             loading.cancel()
             await engine.stop()
+            pictures.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
@@ -137,7 +140,6 @@ def _report(
 
 
 def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
-    keyed = settings.keys or settings.keys_file
     return Engine(
         _served(settings),
         loader=loader,
@@ -145,14 +147,17 @@ def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
             jobs=settings.max_waiting,
             pixels=settings.max_waiting_pixels,
             reply_bytes=settings.max_unsent_bytes,
-            client_share=settings.max_client_share
-            if keyed
-            else 1.0,  # without keys, all clients behind a proxy have one address
+            client_share=_client_share(settings),
         ),
         rules=Rules(hang_seconds=settings.hang_seconds),
         weights_budget=settings.weights_budget,
         observer=observer,
     )
+
+
+def _client_share(settings: Settings) -> float:
+    """Without keys all clients behind a proxy have one address, which may have everything."""
+    return settings.max_client_share if settings.keys or settings.keys_file else 1.0
 
 
 def _served(settings: Settings) -> list[Served]:

@@ -19,16 +19,17 @@ from remote_vae.protocol.messages import Operation, Provenance, Reply
 from remote_vae.protocol.options import DECODE_ROWS, DecodeOptions, complete
 from remote_vae.protocol.replies import Headers, render_reply
 from remote_vae.server import openapi
-from remote_vae.server.adapt import decode_job, encode_job, fit_decode, write_payload
+from remote_vae.server.adapt import decode_job, encode_job, fit_decode, picture_terms, write_payload
 from remote_vae.server.body import Bodies, check_length, while_wanted
 from remote_vae.server.browser import page_part, wants_page
 from remote_vae.server.card import model_info
 from remote_vae.server.metrics import Metrics
+from remote_vae.server.pictures import Pictures
 from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
 from remote_vae.server.threads import Threads, Work
 from remote_vae.server.tracked_response import TrackedResponse
-from remote_vae.values import Buffer, Format, clip
+from remote_vae.values import Buffer, Format, Tensor, clip
 
 NO_OPTIONS: Final[DecodeOptions] = complete({}, DECODE_ROWS)  # an encode gives a tensor, which takes none
 CLIENT = "remote_vae.client"  # the name in the scope of an opaque id of the client
@@ -87,8 +88,8 @@ def _wrong_method(request: Request, allowed: list[str]) -> MethodNotAllowed:
 class Endpoints:
     """The functions of the routes, for one engine."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, pictures: Pictures) -> None:
+        self._engine, self._pictures = engine, pictures
         self._metrics = metrics
         self._settings = settings
         self._threads = Threads()
@@ -140,7 +141,11 @@ class Endpoints:
 
     async def _encode(self, call: Call, body: Buffer) -> Response:
         message = await self._parsed(call, wire.parse_encode, call.head, body)
-        job = await self._threads.run(Work.READ, encode_job, call.model, call.info, message, self._settings)
+        picture = None
+        if not isinstance(message.image, Tensor):
+            terms = picture_terms(call.model, call.info, message, self._settings)
+            picture = await self._pictures.read(message.image, terms, client=call.client, seconds=call.seconds)
+        job = encode_job(call.model, call.info, message, self._settings, picture)
         return await self._run(call, job, message.format, NO_OPTIONS)
 
     async def _run(self, call: Call, job: Job, asked: Format, options: DecodeOptions) -> Response:

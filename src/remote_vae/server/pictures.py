@@ -1,0 +1,198 @@
+"""Reads pictures in processes that can be ended: by the limits on a picture, at its deadline, or if its client goes."""
+
+import asyncio
+import fcntl
+import io
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Final, TypedDict
+
+import numpy as np
+
+from remote_vae.engine.container import available_cores
+from remote_vae.errors import DeadlineExceeded, InvalidImage, Overloaded, from_json
+from remote_vae.media.images import ReadPicture
+from remote_vae.server.reading import NEEDS_TOO_MUCH, Message, read_exactly, read_head, write_all
+from remote_vae.server.turns import Turns
+from remote_vae.values import Buffer
+
+LOG: Final = logging.getLogger("remote_vae.server")
+QUICK_BYTES: Final = 4 << 20  # of a file
+QUICK_PIXELS: Final = 1 << 20
+CPU_SECONDS: Final = 4.0  # for 4096x4096 pixels; the slowest ordinary picture of this size takes about one
+CPU_PIXELS: Final = 4096 * 4096
+MEMORY_BYTES: Final = 64 << 20  # whatever the picture
+BYTES_PER_PIXEL: Final = 48  # of memory: the pixels several times over
+BYTES_PER_BYTE: Final = 4  # of memory: the file and parts of it
+MOST_IDLE: Final = 2  # processes
+PIPE_BYTES: Final = 1 << 20
+COMMAND: Final = (sys.executable, "-m", "remote_vae.server.reading")
+
+
+class Terms(TypedDict):
+    """How `read_image` should read a picture."""
+
+    channels: int
+    multiple: int
+    max_pixels: int
+    max_side: int
+    use_profile: bool
+
+
+class Reader:
+    """A process that reads one picture after the other. Its methods block."""
+
+    def __init__(self) -> None:
+        one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+        self._process = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, **one_thread},
+        )
+        for pipe in (self._stdin, self._stdout):
+            with suppress(OSError, AttributeError):  # no Linux, or no more room for pipes
+                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    @property
+    def _stdin(self) -> io.RawIOBase:
+        assert isinstance(self._process.stdin, io.RawIOBase)
+        return self._process.stdin
+
+    @property
+    def _stdout(self) -> io.RawIOBase:
+        assert isinstance(self._process.stdout, io.RawIOBase)
+        return self._process.stdout
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def read(self, data: Buffer, head: Message) -> ReadPicture | None:
+        """The picture; None if it is large and `head` asks for quick ones. *Raises* what is wrong with the picture."""
+        try:
+            write_all(self._stdin, head, memoryview(data).cast("B"))
+            answer = read_head(self._stdout)
+            if "shape" not in answer:
+                _check_answer(answer)
+                return None
+            pixels = read_exactly(self._stdout, math.prod(answer["shape"]))
+        except (EOFError, OSError, ValueError) as exc:
+            self.end()
+            ended = self._process.returncode
+            what = "CPU time" if ended == -signal.SIGXCPU else "memory or time"
+            raise InvalidImage(NEEDS_TOO_MUCH.format(what)) from exc
+        return ReadPicture(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["note"])
+
+    def kill(self) -> None:
+        """Ends the process; `read` raises in its thread."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Ends the process and frees what it had."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._stdin, self._stdout):
+            pipe.close()
+
+
+def _check_answer(answer: Message) -> None:
+    """*Raises* what the process says is wrong."""
+    if "exception" in answer:
+        LOG.error("a picture could not be read", extra={name: answer[name] for name in ("exception", "frames")})
+    if "error" in answer:
+        raise from_json(answer["error"], status=0)
+
+
+def _end(reader: Reader, reading: asyncio.Future[ReadPicture | None]) -> None:
+    reading.exception()  # nobody else asks for it
+    reader.end()
+
+
+class Pictures:
+    """The processes that read pictures, of which two or more are for quick pictures and as many for all others.
+
+    So small pictures never wait for large ones, and one client's never for another's. A process starts when a picture
+    needs one, and one more that waits for the next picture.
+    """
+
+    def __init__(self, *, share: float, most_bytes: int) -> None:
+        count = max(2, available_cores() // 2)
+        self._quick, self._slow = Turns(count, share=share), Turns(count, share=share)
+        self._threads = ThreadPoolExecutor(2 * count, "remote-vae-pictures")
+        self._held, self._most_bytes = 0, most_bytes  # of the files that are being read or wait for it
+        self._idle: list[Reader] = []
+        self._closed = False
+
+    async def read(self, data: Buffer, terms: Terms, *, client: str | None, seconds: float) -> ReadPicture:
+        """*Raises* what `read_image` raises, InvalidImage for a picture that takes too much, and DeadlineExceeded.
+
+        Also Overloaded, if too many pictures wait or their files would take over `most_bytes`; one always may.
+        """
+        if self._held and self._held + len(data) > self._most_bytes:
+            raise Overloaded(f"the pictures that are read now take {self._held} bytes; try again later")
+        self._held += len(data)
+        try:
+            async with asyncio.timeout(seconds):
+                if len(data) <= QUICK_BYTES:
+                    async with self._quick.turn(client):
+                        found = await self._read(data, terms, min(QUICK_PIXELS, terms["max_pixels"]))
+                    if found is not None:
+                        return found
+                async with self._slow.turn(client):
+                    found = await self._read(data, terms, terms["max_pixels"])
+        except TimeoutError:
+            raise DeadlineExceeded(f"the picture was not read within {seconds:.1f} s") from None
+        finally:
+            self._held -= len(data)
+        assert found is not None  # nothing is larger than the largest
+        return found
+
+    async def _read(self, data: Buffer, terms: Terms, pixels: int) -> ReadPicture | None:
+        head = {
+            "bytes": len(data),
+            "quick_pixels": pixels,
+            "cpu_seconds": CPU_SECONDS * max(1.0, pixels / CPU_PIXELS),
+            "memory_bytes": MEMORY_BYTES + BYTES_PER_PIXEL * pixels + BYTES_PER_BYTE * len(data),
+            "terms": terms,
+        }
+        reader = self._reader()
+        reading = asyncio.get_running_loop().run_in_executor(self._threads, reader.read, data, head)
+        try:
+            return await asyncio.shield(reading)
+        finally:
+            if reading.done():
+                self._put_back(reader)
+            else:  # nobody waits for it any more
+                reader.kill()
+                reading.add_done_callback(partial(_end, reader))
+
+    def _reader(self) -> Reader:
+        """An idle process, or a new one; and another one is started if this was the last."""
+        self._idle = [reader for reader in self._idle if reader.alive]
+        reader = self._idle.pop() if self._idle else Reader()
+        if not self._idle:
+            self._idle.append(Reader())
+        return reader
+
+    def _put_back(self, reader: Reader) -> None:
+        if reader.alive and len(self._idle) < MOST_IDLE and not self._closed:
+            self._idle.append(reader)
+        else:
+            reader.end()
+
+    def close(self) -> None:
+        """Ends the processes that read nothing; the others end with their pictures."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().end()
+        self._threads.shutdown(wait=False)

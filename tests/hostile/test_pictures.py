@@ -1,0 +1,227 @@
+"""Pictures that cost more than they should: refused by what they hold, or ended with the process that reads them."""
+
+import asyncio
+import contextlib
+import io
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from remote_vae.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
+from remote_vae.media.images import ReadPicture
+from remote_vae.server import pictures as room
+from remote_vae.server.pictures import QUICK_BYTES, Pictures, Terms
+from remote_vae.server.turns import MOST_WAITING
+
+TERMS = Terms(channels=3, multiple=8, max_pixels=2**24, max_side=8192, use_profile=True)
+BUSY = 30  # seconds, for a machine that has other work
+Read = Callable[..., Any]
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def huffman(kind: int, symbol: int) -> bytes:
+    """A table of one code, of one bit."""
+    return segment(0xC4, bytes([kind << 4, 1, *[0] * 15, symbol]))
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A grey progressive JPEG; each of its scans of a few bytes goes over all blocks, and says that they are empty."""
+    quantities, size = segment(0xDB, bytes([0, *[1] * 64])), struct.pack(">BHHB", 8, side, side, 1)
+    first = segment(0xDA, b"\1\1\0\0\0\0") + bytes((side // 8) ** 2 // 8)
+    run = f"0{2**14 - 1:014b}" * -(-((side // 8) ** 2) // (2**15 - 1))
+    run += "1" * (-len(run) % 8)
+    data = int(run, 2).to_bytes(len(run) // 8).replace(b"\xff", b"\xff\0")
+    rest = (segment(0xDA, b"\1\1\0\1\x3f\0") + data) * scans
+    tables = huffman(0, 0) + huffman(1, 0xE0)
+    return b"\xff\xd8" + quantities + segment(0xC2, size + b"\1\x11\0") + tables + first + rest + b"\xff\xd9"
+
+
+def many_markers(marker: int, count: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(out, "JPEG")
+    return out.getvalue()[:2] + segment(marker, b"") * count + out.getvalue()[2:]
+
+
+REFUSED = {
+    "scans": (many_scans(4096, 10_000), "more than 200 scans"),
+    "scans of a small picture": (many_scans(64, 100_000), "more than 200 scans"),
+    "comments": (many_markers(0xFE, 1_000_000), "more than 5000 markers"),
+    "application data": (many_markers(0xE5, 1_000_000), "more than 5000 markers"),
+}
+
+
+@pytest.mark.parametrize(("data", "why"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_jpeg_of_many_parts(live: Any, data: bytes, why: str) -> None:
+    """A JPEG that makes its reader go over the picture thousands of times is refused before it does."""
+    asked = time.monotonic()
+    reply = live.post("/sd/encode", data=data, headers={"content-type": "image/jpeg"})
+    assert (reply.status_code, reply.json()["error_type"]) == (422, "invalid_image")
+    assert why in reply.json()["error"]
+    assert time.monotonic() - asked < 5
+
+
+def test_an_ordinary_number_of_scans(live: Any) -> None:
+    """A JPEG of as many scans and markers as may be is read."""
+    reply = live.post("/sd/encode", data=many_scans(64, 199), headers={"content-type": "image/jpeg"})
+    assert reply.status_code == 200
+    reply = live.post("/sd/encode", data=many_markers(0xFE, 4_900), headers={"content-type": "image/jpeg"})
+    assert reply.status_code == 200
+
+
+@pytest.fixture
+async def pictures(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pictures]:
+    """Processes that misbehave if a picture says so, and a second of CPU time for each picture."""
+    monkeypatch.setattr(room, "COMMAND", (sys.executable, str(Path(__file__).with_name("spinning.py"))))
+    monkeypatch.setattr(room, "CPU_SECONDS", 1.0)
+    monkeypatch.setattr(room, "available_cores", lambda: 2)
+    found = Pictures(share=0.5, most_bytes=2**30)
+    yield found
+    found.close()
+
+
+def ask(
+    pictures: Pictures, order: bytes, *, client: str = "a", seconds: float = 60, size: int = 6
+) -> "asyncio.Task[ReadPicture]":
+    data = (order.ljust(5) + b"\x07").ljust(size, b"\0")
+    return asyncio.ensure_future(pictures.read(data, TERMS, client=client, seconds=seconds))
+
+
+async def works(pictures: Pictures, **words: Any) -> int:
+    """Reads a good picture; the id of the process that did."""
+    found = await asyncio.wait_for(ask(pictures, b"good", **words), BUSY)
+    assert found.pixels.shape == (8, 8, 3)
+    assert (found.pixels == 7).all()
+    return int(found.note)
+
+
+async def ended(pid: int) -> None:
+    async with asyncio.timeout(BUSY):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("size", [6, QUICK_BYTES + 1])
+async def test_cpu_time_is_limited(pictures: Pictures, size: int) -> None:
+    """A picture that takes more CPU time than it may is refused, and its process is replaced."""
+    with pytest.raises(InvalidImage, match="CPU time"):
+        await asyncio.wait_for(ask(pictures, b"spin", size=size), BUSY)
+    await works(pictures)
+
+
+async def test_memory_is_limited(pictures: Pictures) -> None:
+    """A picture that takes more memory than it may is refused, and its process reads the next one."""
+    pid = await works(pictures)
+    with pytest.raises(InvalidImage, match="memory"):
+        await asyncio.wait_for(ask(pictures, b"eat"), BUSY)
+    assert await works(pictures) == pid
+
+
+async def test_a_process_that_dies(pictures: Pictures) -> None:
+    """A picture that ends its process is refused, and the next one is read."""
+    with pytest.raises(InvalidImage):
+        await asyncio.wait_for(ask(pictures, b"die"), BUSY)
+    await works(pictures)
+
+
+async def test_a_fault_of_the_library(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that nobody expected is an internal one; the log says where it was raised and nothing of the picture."""
+    with pytest.raises(InternalError):
+        await asyncio.wait_for(ask(pictures, b"raise"), BUSY)
+    [record] = caplog.records
+    assert record.__dict__["exception"] == "RuntimeError"
+    assert "raise\\x07" not in str(record.__dict__)
+    await works(pictures)
+
+
+async def test_the_deadline_ends_a_picture(pictures: Pictures) -> None:
+    """At the request's deadline the process that reads its picture is ended."""
+    pid = await works(pictures)
+    with pytest.raises(DeadlineExceeded):
+        await ask(pictures, b"sleep", seconds=0.3)
+    await ended(pid)
+    await works(pictures)
+
+
+async def test_a_gone_client_ends_its_picture(pictures: Pictures) -> None:
+    """The process that reads the picture of a client that has gone is ended, and its turn passes on."""
+    pid = await works(pictures)
+    sleeping = [ask(pictures, b"sleep") for _ in range(5)]
+    await asyncio.sleep(0.2)
+    for task in sleeping:
+        task.cancel()
+    await asyncio.gather(*sleeping, return_exceptions=True)
+    await ended(pid)
+    await works(pictures)
+
+
+@pytest.mark.parametrize("size", [6, QUICK_BYTES + 1])
+async def test_one_clients_pictures_hold_up_no_other_client(pictures: Pictures, size: int) -> None:
+    """While one client's pictures take all the time that they may, another client's of the same size is read."""
+    sleeping = [ask(pictures, b"sleep", size=size) for _ in range(20)]
+    await asyncio.sleep(0.2)
+    await works(pictures, client="b", size=size)
+    for task in sleeping:
+        task.cancel()
+    await asyncio.gather(*sleeping, return_exceptions=True)
+
+
+async def test_small_pictures_do_not_wait_for_large_ones(pictures: Pictures) -> None:
+    """A client's large pictures, known by their bytes or their pixels, do not hold up its small ones."""
+    sleeping = [ask(pictures, b"sleep", size=QUICK_BYTES + 1) for _ in range(10)]
+    await asyncio.sleep(0.2)
+    await works(pictures)
+    large = ask(pictures, b"large")
+    await works(pictures)
+    assert not large.done()
+    for task in (*sleeping, large):
+        task.cancel()
+    await asyncio.gather(*sleeping, large, return_exceptions=True)
+
+
+async def test_few_pictures_wait(pictures: Pictures) -> None:
+    """Too many pictures, of one client or in all, are refused at once; so are too many bytes of them."""
+    sleeping = [ask(pictures, b"sleep") for _ in range(MOST_WAITING // 2 + 1)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(Overloaded):
+        await ask(pictures, b"good")
+    await works(pictures, client="b")
+    held = [ask(pictures, b"sleep", client="c", size=2**29 - 2**20) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(Overloaded, match="bytes"):
+        await ask(pictures, b"good", client="b", size=2**22)
+    for task in (*sleeping, *held):
+        task.cancel()
+    await asyncio.gather(*sleeping, *held, return_exceptions=True)
+    await works(pictures)
+
+
+def test_nothing_waits_for_gone_clients(patient: Any) -> None:
+    """Slow pictures whose senders have gone do not delay a small picture, and leave no process behind."""
+    server = patient.server
+    body = many_scans(4096, 190)
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(out, "PNG")
+    head = f"POST /encode HTTP/1.1\r\nhost: a\r\ncontent-type: image/jpeg\r\ncontent-length: {len(body)}\r\n\r\n"
+
+    def small() -> float:
+        asked = time.monotonic()
+        reply = requests.post(server.url + "/encode", out.getvalue(), headers={"content-type": "image/png"}, timeout=60)
+        assert reply.status_code == 200
+        return time.monotonic() - asked
+
+    small()
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(patient.raw.connect()).sendall(head.encode() + body)
+        assert small() < 2
+    assert small() < 2
