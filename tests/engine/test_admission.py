@@ -88,6 +88,52 @@ def test_pace_follows() -> None:
     assert pace.seconds(1000) == pytest.approx(4.0, rel=0.05)
 
 
+def test_tiny_jobs_say_nothing_of_large_ones() -> None:
+    """After a run of tiny jobs a large one in hand is not taken for hours of work; what is measured is believed."""
+    admission = Admission(Limits())
+    for _ in range(1000):
+        admission.of("m").pace.note(64, 0.003)
+    large = enter(admission, side=4096, seconds=300)
+    for side in (8, 4096):
+        enter(admission, side=side, seconds=10).worked()
+    admission.of("m").pace.note(4096**2, 40.0)
+    assert isinstance(refused(admission, side=8, seconds=30), Overloaded)
+    enter(admission, side=8, seconds=50)
+    for _ in range(1000):
+        admission.of("m").pace.note(64, 0.003)
+    assert isinstance(refused(admission, side=8, seconds=30), Overloaded)
+    large.worked()
+    enter(admission, side=8, seconds=1)
+
+
+def test_one_slow_job_says_nothing() -> None:
+    """One job that was slow, the first after loading or one beside a busy neighbour, is not what all are judged by."""
+    for seconds in ([1000.0, 1.0], [*[1.0] * 5, 1000.0], [*[1.0] * 5, 1000.0, 1.0]):
+        pace = Admission(Limits()).of("m").pace
+        for measured in seconds:
+            pace.note(512**2, measured)
+        assert pace.seconds(512**2) < 300, seconds
+        assert pace.seconds(256**2) < 300
+        assert pace.seconds(512**2) >= 1
+
+
+def test_sizes_that_were_not_measured() -> None:
+    """A job with a constant part and a part for each pixel is expected to take four times its true time at most."""
+    pace, measured = Admission(Limits()).of("m").pace, (100, 3000, 10**6)
+
+    def true(pixels: int) -> float:
+        return 1 + pixels / 1000
+
+    for pixels in measured:
+        pace.note(pixels, true(pixels))
+    for pixels in (1, 10, 100, 300, 1000, 3000, 10**4, 10**5, 10**6, 10**8):
+        assert 0 < pace.seconds(pixels) <= 4 * true(pixels), pixels
+    for pixels in measured:
+        assert pace.seconds(pixels) == pytest.approx(true(pixels))
+    assert pace.seconds(10) < true(10)
+    assert pace.seconds(10**8) < true(10**8)
+
+
 def test_in_vain() -> None:
     """A job that would not be done in the time that its client waits is refused at once."""
     admission = Admission(Limits())

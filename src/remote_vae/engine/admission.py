@@ -4,13 +4,16 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 
 from remote_vae.engine.job import Job
 from remote_vae.errors import Overloaded, RemoteVAEError, TooManyRequests
 
+K = TypeVar("K")
+
 LONGEST_RETRY: Final = 60  # seconds
 FADING: Final = 0.9  # with every new measurement, the weight of the older ones is multiplied by this
+STRETCH: Final = 4  # up to so many times the pixels, a job larger than those measured is expected to take longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +30,53 @@ class Limits:
     client_share: float = 0.5
 
 
+@dataclass(slots=True)
+class Measured:
+    """Sums over the jobs of about one size, the older ones with less weight, and the last job's seconds per pixel."""
+
+    pixels: float = 0.0
+    seconds: float = 0.0
+    jobs: float = 0.0
+    last: float = 0.0
+
+    def note(self, pixels: int, seconds: float) -> None:
+        self.pixels = FADING * self.pixels + pixels
+        self.seconds = FADING * self.seconds + seconds
+        self.jobs = FADING * self.jobs + 1
+        self.last = seconds / pixels
+
+    @property
+    def pace(self) -> float:
+        """Seconds per pixel. One slow job among fast ones, be it the last or an earlier one, does not count."""
+        return min(self.seconds / self.pixels, self.last)
+
+
 class Pace:
-    """The recent speed of one model: the output pixels per second of all its replicas."""
+    """The recent speed of one model, by the size of its jobs: a small job takes longer for each of its pixels.
+
+    If no job of a size has been measured, the expected time is too short rather than too long, because a job that is
+    refused for nothing is worse than one that is late.
+    """
 
     def __init__(self) -> None:
-        self._pixels = self._seconds = 0.0
+        self._measured: dict[int, Measured] = {}  # by the number of bits of the number of pixels
         self.replicas = 1
 
     def note(self, pixels: int, seconds: float) -> None:
-        self._pixels = FADING * self._pixels + pixels
-        self._seconds = FADING * self._seconds + seconds
+        self._measured.setdefault(pixels.bit_length(), Measured()).note(pixels, seconds)
 
     def seconds(self, pixels: int) -> float:
-        """The expected time for a number of pixels; 0 before the first measurement."""
-        return pixels * self._seconds / self._pixels / self.replicas if self._pixels else 0.0
+        """The expected time of a job, divided by the number of replicas; 0 before the first measurement."""
+        size = pixels.bit_length()
+        smaller = max((found for found in self._measured if found <= size), default=None)
+        larger = min((found for found in self._measured if found > size), default=None)
+        expected = 0.0
+        if smaller is not None:
+            one = self._measured[smaller]
+            expected = one.pace * min(pixels, STRETCH * one.pixels / one.jobs)
+        if larger is not None and smaller != size:
+            expected = max(expected, self._measured[larger].pace * pixels)
+        return expected / self.replicas
 
 
 @dataclass(slots=True)
@@ -49,9 +85,15 @@ class InHand:
 
     jobs: int = 0
     pixels: int = 0
+    sizes: Counter[int] = field(default_factory=Counter)  # the number of jobs by their pixels
     client_jobs: Counter[str] = field(default_factory=Counter)
     client_pixels: Counter[str] = field(default_factory=Counter)
     pace: Pace = field(default_factory=Pace)
+
+    @property
+    def seconds(self) -> float:
+        """The expected time until all of these jobs are done."""
+        return sum(count * self.pace.seconds(pixels) for pixels, count in self.sizes.items())
 
 
 class Admission:
@@ -75,9 +117,7 @@ class Admission:
         return sum(count if name is None else min(count, int(share)) for name, count in self._replies.items())
 
     def count_reply(self, client: str | None, nbytes: int) -> None:
-        self._replies[client] += nbytes
-        if not self._replies[client]:
-            del self._replies[client]
+        _add(self._replies, client, nbytes)
 
     def of(self, model: str) -> InHand:
         return self._in_hand.setdefault(model, InHand())
@@ -89,7 +129,7 @@ class Admission:
         held, limits, unsent = self.of(model), self._limits, self.reply_bytes
         if not held.jobs and not unsent:
             return
-        wait = held.pace.seconds(held.pixels)
+        wait = held.seconds
         if held.jobs >= limits.jobs:
             raise _later(Overloaded, f"{held.jobs} requests wait for model {model!r}; try again later", wait)
         if held.jobs and held.pixels + pixels > limits.pixels:
@@ -111,7 +151,7 @@ class Admission:
             jobs, mine = held.client_jobs[client] + 1, held.client_pixels[client] + pixels
             if jobs > max(1, share * self._limits.jobs) or mine > share * self._limits.pixels:
                 text = f"{held.client_jobs[client]} of your requests wait for model {model!r}; that is your share"
-                raise _later(TooManyRequests, text, held.pace.seconds(held.client_pixels[client]))
+                raise _later(TooManyRequests, text, held.seconds * held.client_pixels[client] / held.pixels)
 
     def enter(self, model: str, job: Job, *, client: str | None, seconds: float | None = None) -> "Permit":
         """*Raises* what `check` raises."""
@@ -150,11 +190,10 @@ class Permit:
     def _count(self, sign: int) -> None:
         self._held.jobs += sign
         self._held.pixels += sign * self.job.pixels
+        _add(self._held.sizes, self.job.pixels, sign)
         if self.client is not None:
-            for counter, amount in ((self._held.client_jobs, 1), (self._held.client_pixels, self.job.pixels)):
-                counter[self.client] += sign * amount
-                if not counter[self.client]:
-                    del counter[self.client]
+            _add(self._held.client_jobs, self.client, sign)
+            _add(self._held.client_pixels, self.client, sign * self.job.pixels)
 
     def __enter__(self) -> "Permit":
         return self
@@ -164,6 +203,13 @@ class Permit:
     ) -> None:
         if error is not None:
             self.release()
+
+
+def _add(counter: Counter[K], key: K, amount: int) -> None:
+    """Adds, and forgets a count of zero, so that a counter does not grow with the clients that have ever come."""
+    counter[key] += amount
+    if not counter[key]:
+        del counter[key]
 
 
 def _later(kind: type[RemoteVAEError], text: str, seconds: float) -> RemoteVAEError:
