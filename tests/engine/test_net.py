@@ -5,8 +5,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
@@ -242,6 +244,32 @@ async def test_a_stopped_process_is_replaced() -> None:
     async with running("hang", rules=Rules(hang_seconds=0.5)) as engine:
         with pytest.raises(PoisonRequest, match="--hang-seconds"):
             await run(engine, job(BAD))
+
+
+@pytest.fixture
+def busy_neighbours() -> Iterator[None]:
+    """Four processes that take all of the CPU that they can get."""
+    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    yield
+    for neighbour in neighbours:
+        neighbour.kill()
+        neighbour.wait()
+
+
+@pytest.mark.alone
+@pytest.mark.usefixtures("busy_neighbours")
+async def test_busy_neighbours() -> None:
+    """Beside four busy processes a job that computes is slow, not hung; one that is stopped is replaced as ever."""
+    async with running("compute", rules=Rules(hang_seconds=1.5)) as engine:
+        before = pids(engine)
+        for _ in range(3):
+            assert (await run(engine, job(BAD))).plan == "whole"
+        assert (pids(engine), engine.state()[0].restarts) == (before, 0)
+        work = asyncio.create_task(run(engine, job(BAD)))
+        await until(lambda: engine._pools["copy"].replicas[0]._answer is not None)
+        os.kill(before[0] or 0, signal.SIGSTOP)
+        assert (await work).plan == "whole"
+        assert pids(engine) != before
 
 
 async def test_an_exception_of_the_model_is_logged(caplog: pytest.LogCaptureFixture) -> None:
