@@ -27,7 +27,11 @@ def wants_page(request: Request) -> bool:
 
 
 async def page_part(request: Request) -> Response:
-    """A file of the page, which GET /page/NAME names; the page itself for GET /. *Raises* HTTPException, 404."""
+    """A file of the page, which GET /page/NAME names; the page itself for GET /. *Raises* HTTPException, 404.
+
+    A file comes whole: a server may ignore a range, and the answer to an impossible one would be plain text.
+    """
+    request.scope["headers"] = [item for item in request.scope["headers"] if item[0] != b"range"]
     response = await FILES.get_response(request.path_params.get("name", "index.html"), request.scope)
     response.headers.update(HEADERS)
     return response

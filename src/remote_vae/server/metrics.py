@@ -87,9 +87,12 @@ class Metrics:
         self._registry.register(_Models(states))
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """All figures and their media type, in the format that the Accept header asks for."""
-        write, media = choose_encoder(accept)
-        return write(self._registry), media
+        """All figures and their media type, in the format that the Accept header asks for, otherwise as plain text."""
+        try:
+            write, media = choose_encoder(accept)
+            return write(self._registry), media
+        except (ValueError, TypeError):  # the version of a format is no version
+            return self.text("")
 
     def begin(self) -> None:
         self._running.inc()
