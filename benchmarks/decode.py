@@ -114,7 +114,9 @@ def _specs(models: list[str], *, device: str, dtype: str, random_weights: bool) 
     try:
         from remote_vae.models.spec import parse_spec
     except ImportError as exc:
-        raise ConfigurationError("the server is not installed; run: pip install 'remote-vae[bench]'") from exc
+        raise ConfigurationError(
+            "the server is not installed; run in remote-vae's folder: pip install '.[bench]'"
+        ) from exc
     texts = [text for value in models for text in ([value] if "=" in value else _split([value]))]
     return [parse_spec(text, device=device, dtype=dtype, random_weights=random_weights).to_json() for text in texts]
 

@@ -124,7 +124,7 @@ def plot() -> ModuleType:
     try:
         import matplotlib
     except ImportError as exc:
-        raise ConfigurationError("--plot needs matplotlib; run: pip install 'remote-vae[bench]'") from exc
+        raise ConfigurationError("--plot needs matplotlib; run in remote-vae's folder: pip install '.[bench]'") from exc
     matplotlib.use("agg")
     return import_module("matplotlib.pyplot")
 

@@ -105,7 +105,7 @@ def _openvino(vae: DiffusersVAE, call: Call, values: torch.Tensor) -> Call:
     try:
         import openvino
     except ImportError as exc:
-        raise SetupError("openvino is not installed; run: pip install 'remote-vae[bench]'") from exc
+        raise SetupError("openvino is not installed; run in remote-vae's folder: pip install '.[bench]'") from exc
     hint = "bf16" if vae.dtype is torch.bfloat16 else "f32"
     vae.module.float()
     side = 8 if call == vae.decode else 8 * vae.info.spatial_compression_ratio  # small, as tracing runs it often

@@ -17,8 +17,10 @@ from remote_vae.server.settings import Settings
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 CHART = DEPLOY / "helm" / "remote-vae"
 KUBERNETES = "1.33"
-PLAIN: dict[str, Any] = {"allowAnonymous": True}
+IMAGE = {"image": {"repository": "registry.example/remote-vae", "tag": "cuda"}}
+PLAIN: dict[str, Any] = {**IMAGE, "allowAnonymous": True}
 GUARDED: dict[str, Any] = {
+    **IMAGE,
     "keysSecret": "keys",
     "cacheClaim": "weights",
     "offline": True,
@@ -26,6 +28,7 @@ GUARDED: dict[str, Any] = {
     "serviceMonitor": {"enabled": True},
 }
 ON_RAY: dict[str, Any] = {
+    **IMAGE,
     "mode": "rayservice",
     "keysSecret": "keys",
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
@@ -170,6 +173,7 @@ def test_what_ray_is_given() -> None:
     ("values", "text"),
     [
         ({}, "say allowAnonymous: true"),
+        ({**PLAIN, "image": {"repository": "remote-vae"}}, "give image.repository"),
         ({**PLAIN, "colour": "red"}, "additional properties 'colour' not allowed"),
         ({**PLAIN, "offline": True}, "offline: true needs cacheClaim"),
         ({**PLAIN, "mode": "swarm"}, "must be one of 'deployment', 'rayservice'"),

@@ -58,7 +58,7 @@ def test_ray_that_is_not_installed() -> None:
     command = [sys.executable, "-c", program, "serve", "--ray", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert "pip install 'remote-vae[ray]'" in " ".join(ended.stderr.split())
+    assert "pip install '.[ray]'" in " ".join(ended.stderr.split())
 
 
 def test_arguments_of_a_configuration_file() -> None:

@@ -86,10 +86,10 @@ def check_serve(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_install(line: str) -> None:
-    """What is installed is this project, with extras that it has."""
+    """What is installed is this project from its folder, with extras that it has."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in shlex.split(line, comments=True):
-        found = re.fullmatch(r"(?:\.|remote-vae)(?:\[([\w,]+)\])?", word)
+        found = re.fullmatch(r"\.(?:\[([\w,]+)\])?", word)
         assert found, line
         assert set(filter(None, (found.group(1) or "").split(","))) <= set(extras), line
 

@@ -120,7 +120,9 @@ def _photograph(path: Path | None) -> Image.Image:
         try:
             from sklearn.datasets import load_sample_image
         except ImportError as exc:
-            raise ConfigurationError("name a picture with --image, or run: pip install 'remote-vae[demo]'") from exc
+            raise ConfigurationError(
+                "name a picture with --image, or, run in remote-vae's folder: pip install '.[demo]'"
+            ) from exc
         picture = Image.fromarray(load_sample_image("flower.jpg"))
     width, height = (side - side % 16 for side in picture.size)
     if min(width, height) < 16:

@@ -193,7 +193,9 @@ def _decode_locally(
         from remote_vae.models.spec import parse_spec
         from remote_vae.values import Output, Scaling, ScalingMode
     except ImportError as exc:
-        raise ConfigurationError("verify needs a local VAE; run: pip install 'remote-vae[server]'") from exc
+        raise ConfigurationError(
+            "verify needs a local VAE; run in remote-vae's folder: pip install '.[server]'"
+        ) from exc
     spec = parse_spec(vae, random_weights=random_weights, dtype=dtype)
     loaded, recipe = open_model(spec.to_json())
     fit = fit_latent(recipe, loaded.info, frame.shape, model=spec.name, height=height, width=width)

@@ -118,7 +118,9 @@ def _setting_parameters() -> Iterator[inspect.Parameter]:
     try:
         from remote_vae.server.settings import Settings
     except ImportError as exc:
-        raise ConfigurationError("the server is not installed; run: pip install 'remote-vae[server]'") from exc
+        raise ConfigurationError(
+            "the server is not installed; run in remote-vae's folder: pip install '.[server]'"
+        ) from exc
     for name, field in Settings.model_fields.items():
         flag: Any = field.json_schema_extra
         if flag is None:

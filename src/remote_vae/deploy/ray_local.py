@@ -130,7 +130,7 @@ def _ray(folder: str) -> Iterator[None]:
         import ray
         from ray import serve as ray_serve
     except ImportError as exc:
-        raise ConfigurationError("Ray is not installed; run: pip install 'remote-vae[ray]'") from exc
+        raise ConfigurationError("Ray is not installed; run in remote-vae's folder: pip install '.[ray]'") from exc
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         try:

@@ -66,7 +66,7 @@ def tracing_from_environment() -> Tracing | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as exc:
         raise ConfigurationError(
-            f"{VARIABLES[0]} asks for traces, which need: pip install 'remote-vae[tracing]'"
+            f"{VARIABLES[0]} asks for traces; run in remote-vae's folder: pip install '.[tracing]'"
         ) from exc
     provider = TracerProvider(
         resource=Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "remote-vae")}),

@@ -15,6 +15,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and (not .Values.keysSecret) (not .Values.allowAnonymous) }}
 {{- fail "give keysSecret, the name of a Secret with the entry `keys`, or say allowAnonymous: true" }}
 {{- end }}
+{{- if not (contains "/" .Values.image.repository) }}
+{{- fail "give image.repository, the image that you have built, with its registry, as in registry.example.org/remote-vae" }}
+{{- end }}
 {{- if and .Values.offline (not .Values.cacheClaim) }}
 {{- fail "offline: true needs cacheClaim, where the weights are" }}
 {{- end }}
