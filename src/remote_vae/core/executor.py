@@ -13,6 +13,7 @@ from remote_vae.errors import InvalidValue, Overloaded, TooLarge
 WHOLE: Final = "whole"  # every layer at once
 STRIPS: Final = "strips"  # two maps of the widest layer
 RECOMPUTE: Final = "strips-recompute"  # one such map, for about a quarter more arithmetic
+PIECES: Final = "pieces"  # one after the other of the pieces into which the model itself divides its input
 TILES: Final = "tiles"  # overlapping tiles that are blended: approximate
 
 RESERVATIONS: Final = 5  # attempts to reserve memory before a job gives way to the others

@@ -43,6 +43,11 @@ class LiveBytes:
                 self.peak = max(self.peak, self.current)
                 weakref.finalize(storage, self._forget, key)
 
+    def passing(self, size: int) -> None:
+        """Counts bytes that would be alive for a moment beside what is alive now."""
+        with self._lock:
+            self.peak = max(self.peak, self.current + size)
+
     def _forget(self, key: int) -> None:
         with self._lock:
             self.current -= self._known.pop(key, 0)

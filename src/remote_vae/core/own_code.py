@@ -30,48 +30,68 @@ Call = Callable[..., torch.Tensor]
 """Takes the module, its input, and the arguments by name."""
 
 
-class OwnCode:
-    """An executor that calls the module. `program` describes the module's layers, if that is known.
+class Rehearsed:
+    """An executor that calls the module, and predicts its memory by a rehearsal on a copy with meta tensors."""
 
-    `call` takes the module as an argument, because predictions call a copy of it on the meta device.
-    """
-
-    name, exact = WHOLE, True
-
-    def __init__(self, module: nn.Module, call: Call, program: Program | None = None) -> None:
-        self._module, self._call, self._program = module, call, program
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
         self._meta: dict[torch.dtype, nn.Module] = {}
         self._peaks: OrderedDict[tuple[torch.dtype, tuple[int, ...]], int | None] = OrderedDict()
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self._module.parameters()).device
-
-    def suits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-        return self._program is None or is_small(self._program, shape, dtype, self._device)
-
-    def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int | None:
-        """The peak grows with the batch, so it is predicted for one picture or video."""
-        if self._program is not None:  # a bound that is found in a fraction of the time that a small picture takes
-            return int(shape[0] * BESIDE_ONE_STRIP * predict_whole(self._program, shape, dtype)) + output
+    def peak_of_one(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
+        """The peak of one picture or video of a batch; kept, because every request of the shape asks for it."""
         key = dtype, shape[1:]
         if key not in self._peaks:
             self._peaks[key] = self._predict((1, *shape[1:]), dtype)
             if len(self._peaks) > MOST_KEPT:
                 self._peaks.popitem(last=False)
         self._peaks.move_to_end(key)
-        each = self._peaks[key]
-        return None if each is None else shape[0] * each + output
+        return self._peaks[key]
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
         if dtype not in self._meta:
             self._meta[dtype] = meta_copy(self._module)
         try:
             with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
-                self._called(self._meta[dtype], torch.empty(shape, dtype=dtype, device="meta"), NO_ARGUMENTS)
+                self._rehearse(self._meta[dtype], torch.empty(shape, dtype=dtype, device="meta"), live)
         except Exception:  # noqa: BLE001  # boundary: a model's own code may ask a tensor for its values
             return None
         return live.peak
+
+    def _rehearse(self, module: nn.Module, one: torch.Tensor, live: LiveBytes) -> None:
+        raise NotImplementedError
+
+
+class OwnCode(Rehearsed):
+    """An executor that calls the module. `program` describes the module's layers, if that is known.
+
+    `call` takes the module as an argument, because predictions call a copy of it on the meta device. If the executor
+    `waits`, the planner does not choose it: the same bits come from pieces, in less memory.
+    """
+
+    name, exact = WHOLE, True
+
+    def __init__(self, module: nn.Module, call: Call, program: Program | None = None, *, waits: bool = False) -> None:
+        super().__init__(module)
+        self._call, self._program, self._waits = call, program, waits
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._module.parameters()).device
+
+    def suits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        known = self._program
+        return not self._waits and (known is None or is_small(known, shape, dtype, self._device))
+
+    def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int | None:
+        """The peak grows with the batch, so it is predicted for one picture or video."""
+        if self._program is not None:  # a bound that is found in a fraction of the time that a small picture takes
+            return int(shape[0] * BESIDE_ONE_STRIP * predict_whole(self._program, shape, dtype)) + output
+        each = self.peak_of_one(shape, dtype)
+        return None if each is None else shape[0] * each + output
+
+    def _rehearse(self, module: nn.Module, one: torch.Tensor, live: LiveBytes) -> None:
+        self._called(module, one, NO_ARGUMENTS)
 
     def _called(self, module: nn.Module, batch: torch.Tensor, arguments: Arguments) -> torch.Tensor:
         return self._call(module, batch, **arguments)
@@ -81,7 +101,7 @@ class OwnCode:
     ) -> None:
         count = cores(z.device)
         light = count > 1 and self._program is not None and is_light(self._program, z.shape, count)
-        with one_core() if light else _between_layers(checkpoint):  # a light run is over before anybody could cancel it
+        with one_core() if light else between_layers(checkpoint):  # a light run is over before anybody could cancel it
             found = self._called(self._module, z, arguments)
         sink(0, 0, pictures_of(found))
 
@@ -100,7 +120,7 @@ class Tiles(OwnCode):
 
 
 @contextmanager
-def _between_layers(checkpoint: Callable[[], None]) -> Iterator[None]:
+def between_layers(checkpoint: Callable[[], None]) -> Iterator[None]:
     """Calls `checkpoint` before each layer that this thread runs."""
     thread = get_ident()
 

@@ -15,6 +15,8 @@ from remote_vae.values import ANY_NUMBER, RGB, Counts, Frames
 if TYPE_CHECKING:
     import torch
 
+    from remote_vae.core.pieces import Piecewise
+
 Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 Weights = dict[str, "torch.Tensor"]
 FACTORS: Final = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -89,6 +91,7 @@ class Family:
     the original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
     module, for classes that are not called as most are; pixels are in [-1, 1], whatever range the module itself has.
     Without `encode` there is no encoder.
+    `decode_pieces` and `encode_pieces` do the same to one video at a time, piece by piece, with less memory.
     `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
     `frames` reads from a loaded module how many frames it makes of a latent. `forget` drops what the module's own code
     keeps between its steps, which a cancelled call would leave behind. `module` is where Python finds the class.
@@ -112,6 +115,8 @@ class Family:
     decode: Callable[..., "torch.Tensor"] = decode_by_class
     takes: Callable[[Any], tuple[str, ...]] = lambda module: ()
     encode: Callable[[Any, "torch.Tensor"], "torch.Tensor"] | None = encode_by_class
+    decode_pieces: "Piecewise | None" = None
+    encode_pieces: "Piecewise | None" = None
     frames: Callable[[Any], Frames] = frames_of_causal
     forget: Callable[[Any], None] = lambda module: None
     unfit_dtypes: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ import torch
 
 from remote_vae.core.executor import Executor
 from remote_vae.core.own_code import Call, OwnCode, Tiles
+from remote_vae.core.pieces import Apart, Pieces, Piecewise
 from remote_vae.core.stages import Program
 from remote_vae.core.strip_threads import cores
 from remote_vae.core.strips import strip_executors
@@ -21,11 +22,13 @@ class DiffusersVAE:
         self._family = family
         self.module = module
         self.decoder, self.encoder = _describe(module) if self._family.strips else (None, None)
-        self._decoding = self._own_code(family.decode, self.decoder)
-        self._encoding = () if family.encode is None else self._own_code(family.encode, self.encoder)
+        self._decoding = self._own_code(family.decode, self.decoder, family.decode_pieces)
+        self._encoding = (
+            () if family.encode is None else self._own_code(family.encode, self.encoder, family.encode_pieces)
+        )
         self.info = self._family.read_info(
             module,
-            plans=tuple(dict.fromkeys(executor.name for executor in self.decoders)),
+            plans=tuple(dict.fromkeys(executor.name for executor in (*self.decoders, *self.encoders))),
             executor="diffusers" if self.decoder is None else "strips",
             source=source,
             revision=revision,
@@ -59,15 +62,19 @@ class DiffusersVAE:
     def _strips(self, program: Program | None) -> tuple[Executor, ...]:
         return () if program is None else strip_executors(program, self.device.type, cores(self.device))
 
-    def _own_code(self, call: Call, program: Program | None) -> tuple[Executor, ...]:
+    def _own_code(self, call: Call, program: Program | None, piecewise: Piecewise | None) -> tuple[Executor, ...]:
         def forgetting(module: torch.nn.Module, batch: torch.Tensor, **arguments: object) -> torch.Tensor:
             try:
                 return call(module, _ordered(batch), **arguments)
             finally:
                 self._family.forget(module)
 
-        own = OwnCode(self.module, forgetting, program)
-        return (own, Tiles(self.module, forgetting)) if self._family.tiles else (own,)
+        own = OwnCode(self.module, forgetting, program, waits=piecewise is not None)
+        found: list[Executor] = [] if piecewise is None else [Pieces(self.module, piecewise)]
+        found.append(own)
+        if not self._family.takes(self.module):  # noise from a seed is drawn for a batch at once
+            found.append(Apart(own))
+        return (*found, Tiles(self.module, forgetting)) if self._family.tiles else tuple(found)
 
     @contextmanager
     def upcast(self) -> Iterator[None]:

@@ -13,7 +13,11 @@ from remote_vae.models.original_names import LATENT_DIFFUSION, renamed
 from remote_vae.values import Counts, FrameRule, Frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import torch
+
+    from remote_vae.core.pieces import Blocks, Each
 
 # Of red, green and blue, in [0, 1].
 _PIXEL_MEAN: Final = (0.485, 0.456, 0.406)
@@ -39,22 +43,134 @@ STD: Final = (
 
 
 def decode(module: Any, latent: "torch.Tensor") -> "torch.Tensor":
-    """Pixels in [-1, 1], in float32 as the pipeline has them."""
-    pixels = decode_by_class(module, latent).float()
+    return _shown(decode_by_class(module, latent))
+
+
+def decode_pieces(module: Any, latent: "torch.Tensor", each: "Each") -> "Blocks":
+    """The same clip by clip and tile by tile. *Source*: `_decode` of the class, whose clips fade into each other."""
+
+    def net(tile: "torch.Tensor") -> "torch.Tensor":
+        pixels: torch.Tensor = module.decoder(module.post_quant_conv(tile))
+        return pixels
+
+    latent = latent.to(module.post_quant_conv.weight.dtype)
+    clip, frames = module.tokens_chunk_size, _frames(module).of_latent(latent.shape[2])
+    own = clip * module.temporal_compression_ratio
+    kept: dict[int, torch.Tensor] = {}  # by their first row, frames that fade into the next clip
+    for index, start in enumerate(range(0, latent.shape[2] - module.token_overlap, clip)):
+        given = _frames_of(latent, start, clip + module.token_overlap)
+        first = index * (own - module.frame_pre_padding)
+        for row, band in _bands(module, given, lambda tile: each(net, tile), module.spatial_compression_ratio, 1):
+            found, after = (part[:, :, module.frame_pre_padding :] for part in (band[:, :, :own], band[:, :, own:]))
+            if index:
+                found = module._blend(kept[row], found, module.frame_overlap, dim=-3)
+            kept[row] = after.clone()
+            yield first, row, _pictures(_shown(found[:, :, : frames - first]))
+    first += own - module.frame_pre_padding
+    for row in kept if frames > first else ():
+        yield first, row, _pictures(_shown(kept[row][:, :, : frames - first]))
+
+
+def _frames_of(video: "torch.Tensor", start: int, count: int) -> "torch.Tensor":
+    """Frames from one on; the last one is repeated if there are too few."""
+    import torch
+
+    found = video[:, :, start : start + count]
+    return torch.cat([found, found[:, :, -1:].repeat(1, 1, count - found.shape[2], 1, 1)], dim=2)
+
+
+def _bands(
+    module: Any, clip: "torch.Tensor", net: "Callable[[torch.Tensor], torch.Tensor]", cell: int, divisor: int
+) -> "Iterator[tuple[int, torch.Tensor]]":
+    """Rows that are finished, each with the number of the first one. *Source*: `_stitch_tiles` of the class.
+
+    Of the tiles above and to the left only what overlaps is kept. *Units*: a row that comes in is `cell` pixels high,
+    and one that goes out is `divisor` pixels high.
+    """
+    import torch
+
+    (tops, heights, below), (lefts, widths, beside) = (
+        module._split_tiles(side * cell, getattr(module, f"tile_sample_min_{name}"), least)
+        for side, name, least in (
+            (clip.shape[-2], "height", module.tile_sample_min_overlap_height),
+            (clip.shape[-1], "width", module.tile_sample_min_overlap_width),
+        )
+    )
+    above: dict[int, torch.Tensor] = {}
+    for i, (top, height) in enumerate(zip(tops, heights, strict=True)):
+        band, before = [], clip
+        for j, (left, width) in enumerate(zip(lefts, widths, strict=True)):
+            raw = net(clip[..., top // cell : (top + height) // cell, left // cell : (left + width) // cell])
+            tile = raw if i == 0 else module._blend(above[j], raw, below[i - 1] // divisor, dim=-2)
+            if j:
+                tile = module._blend(before, tile, beside[j - 1] // divisor, dim=-1)
+            if i < len(below):
+                rows = below[i] // divisor
+                above[j], tile = raw[..., -rows:, :].clone(), tile[..., :-rows, :]
+            if j < len(beside):
+                columns = beside[j] // divisor
+                before, tile = raw[..., -columns:].clone(), tile[..., :-columns]
+            band.append(tile)
+        yield top // divisor, torch.cat(band, dim=-1)
+
+
+def _pictures(video: "torch.Tensor") -> "torch.Tensor":
+    return video[0].transpose(0, 1)
+
+
+def _shown(pixels: "torch.Tensor") -> "torch.Tensor":
+    """The module's pixels in [-1, 1], in float32 as the pipeline has them."""
+    pixels = pixels.float()
     unit = (pixels * _by_colour(_PIXEL_STD, pixels) + _by_colour(_PIXEL_MEAN, pixels)).clamp(0, 1)
     return 2 * unit - 1
 
 
 def encode(module: Any, pixels: "torch.Tensor") -> "torch.Tensor":
-    """The parameters of the posterior of pixels in [-1, 1].
+    """The parameters of the posterior of pixels in [-1, 1]."""
+    return encode_by_class(module, _normalised(pixels, _are_levels(pixels)))
+
+
+def encode_pieces(module: Any, pixels: "torch.Tensor", each: "Each") -> "Blocks":
+    """The same clip by clip and tile by tile. *Source*: `_encode` of the class."""
+
+    def net(tile: "torch.Tensor") -> "torch.Tensor":
+        moments: torch.Tensor = module.quant_conv(module.encoder(tile))
+        return moments
+
+    levels, given = _are_levels(pixels), pixels.shape[2]
+    clip, frames = module.config.clip_length if given > 1 else 1, _frames(module).latent(given)
+    for index, start in enumerate(range(0, given, clip)):
+        part = _normalised(_frames_of(pixels, start, clip), levels)
+        first = index * module.tokens_chunk_size
+        for row, band in _bands(module, part, lambda tile: each(net, tile), 1, module.spatial_compression_ratio):
+            yield first, row, _pictures(band[:, :, : frames - first])
+
+
+def _are_levels(pixels: "torch.Tensor") -> "torch.Tensor":
+    """Whether all pixels have a value that a picture of 8 bits can have."""
+    import torch
+
+    def near(frame: "torch.Tensor") -> "torch.Tensor":
+        unit = (frame.float() + 1) / 2 * 255
+        return ((unit - unit.round()).abs() < LEVEL_ERROR).all()
+
+    return torch.stack([near(frame) for frame in pixels.unbind(2)]).all()
+
+
+def _normalised(pixels: "torch.Tensor", levels: "torch.Tensor") -> "torch.Tensor":
+    """Pixels as ImageNet's, from those in [-1, 1].
 
     The pipeline takes pictures of 8 bits. If these are such, their values come back to the last bit, because the latent
     is rounded to float16 later, where the last bit of a pixel would become a thousandth.
     """
     unit = (pixels.float() + 1) / 2
-    levels = (unit * 255).round()
-    unit = (levels / 255).where(((unit * 255 - levels).abs() < LEVEL_ERROR).all(), unit)
-    return encode_by_class(module, (unit - _by_colour(_PIXEL_MEAN, unit)) / _by_colour(_PIXEL_STD, unit))
+    unit = ((unit * 255).round() / 255).where(levels, unit)
+    return (unit - _by_colour(_PIXEL_MEAN, unit)) / _by_colour(_PIXEL_STD, unit)
+
+
+def _frames(module: Any) -> Frames:
+    """A latent frame after the first of a clip gives four frames; the encoder drops the last three latent frames."""
+    return Frames(4, rule=FrameRule.CLIPS, span=5, latents=Counts(3), dropped=3)
 
 
 def _by_colour(values: tuple[float, ...], pixels: "torch.Tensor") -> "torch.Tensor":
@@ -127,7 +243,8 @@ FAMILIES: Final = (
         convert=from_original_names,
         decode=decode,
         encode=encode,
-        # A latent frame after the first of a clip gives four frames; the encoder drops the last three latent frames.
-        frames=lambda module: Frames(4, rule=FrameRule.CLIPS, span=5, latents=Counts(3), dropped=3),
+        decode_pieces=decode_pieces,
+        encode_pieces=encode_pieces,
+        frames=_frames,
     ),
 )

@@ -1,5 +1,6 @@
 """The VAE of Stable Video Diffusion: its decoder works on all frames of a video at once, its encoder on pictures."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from remote_vae.core.recipe import Affine, Recipe
@@ -8,6 +9,8 @@ from remote_vae.models.layouts import CHANNELS_FIRST, FRAMES_FIRST_LAYOUTS
 
 if TYPE_CHECKING:
     import torch
+
+    from remote_vae.core.pieces import Blocks, Each
 
 
 def decode(module: Any, latent: "torch.Tensor") -> "torch.Tensor":
@@ -22,6 +25,13 @@ def encode(module: Any, pixels: "torch.Tensor") -> "torch.Tensor":
     """The parameters of the posterior of each frame by itself."""
     moments = encode_by_class(module, pixels.transpose(1, 2).flatten(0, 1))
     return moments.reshape(len(pixels), -1, *moments.shape[1:]).transpose(1, 2)
+
+
+def encode_pieces(module: Any, pixels: "torch.Tensor", each: "Each") -> "Blocks":
+    """The same frame by frame."""
+    net = partial(encode_by_class, module)
+    for index in range(pixels.shape[2]):
+        yield index, 0, each(net, pixels[:, :, index])
 
 
 # No layout has its channels first: four frames would be taken for four channels.
@@ -50,4 +60,6 @@ _MODELS: Final = (
     ),
 )
 
-FAMILIES: Final = (Family("AutoencoderKLTemporalDecoder", _MODELS, decode=decode, encode=encode),)
+FAMILIES: Final = (
+    Family("AutoencoderKLTemporalDecoder", _MODELS, decode=decode, encode=encode, encode_pieces=encode_pieces),
+)
