@@ -196,6 +196,8 @@ WRONG = {
     "a folder": (["decode", "folder.npy", "-o", "out.png"], "folder.npy cannot be read: Is a directory"),
     "an empty file": (["decode", "empty.npy", "-o", "out.png"], "empty.npy cannot be read"),
     "an archive": (["decode", "archive.npy", "-o", "out.png"], "archive.npy cannot be read"),
+    "a header cut short": (["decode", "cut.npy", "-o", "out.png"], "cut.npy cannot be read: its header is not one"),
+    "more than there is": (["decode", "more.npy", "-o", "out.png"], "more.npy cannot be read: its header is not one"),
     "a pickle": (["decode", "objects.npy", "-o", "out.png"], "objects.npy cannot be read: Object arrays"),
     "integers": (["decode", "integers.npy", "-o", "out.png"], "dtype 'int64' is not one that travels"),
     "broken safetensors": (["decode", "broken.safetensors", "-o", "out.png"], "broken.safetensors cannot be read"),
@@ -225,6 +227,9 @@ def test_what_is_wrong_is_one_sentence(
         np.savez(file, a=np.zeros(1))
     save_file({"a": np.zeros(1), "b": np.zeros(1)}, "two.safetensors")
     Path("broken.safetensors").write_bytes(b"\xff" * 100)
+    good = Path("good.npy").read_bytes()
+    Path("cut.npy").write_bytes(good.replace(b"False", b"(    "))
+    Path("more.npy").write_bytes(good.replace(b"(1, 4, 4, 4), }        ", b"(1, 4, 4, 99999999999) }"))
     Path("empty.npy").touch()
     Path("folder.npy").mkdir()
     Image.new("RGB", (32, 32)).save("photo.png")

@@ -125,6 +125,16 @@ def test_what_it_saves() -> None:
         assert row[1:4] == of(row[4], *units[row[0].split(",")[0]])
 
 
+def test_every_protection_has_its_tests() -> None:
+    """Each kind in SECURITY.md that names a protection's tests names files that are there, and settings that exist."""
+    text = (ROOT / "SECURITY.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []
+    settings = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text.partition("## What the worst")[2])
+    assert set(settings) - {"poison_request"} <= set(Settings.model_fields)
+
+
 def test_every_setting_has_a_row() -> None:
     """docs/operating.md has every setting with what it is without it, each has a flag, and keys have none; the other
     flags are Ray's, in docs/deploying.md, and a second name."""

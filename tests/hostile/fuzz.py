@@ -1,24 +1,42 @@
 """Coverage-guided fuzzing of what reads a stranger's bytes: `python tests/hostile/fuzz.py TARGET [libFuzzer options]`.
 
-Targets: `image` (pictures), `request` (head and body), `reply` (what a client gets). An exception that is none of the
-project's own is a finding; libFuzzer then ends with the input that caused it.
+Targets: `image` (pictures), `container` (what a picture's file is made of), `latents` (files of latents), `connection`
+(the bytes of a connection, into the whole server without a model), `request` (head and body), `reply` (what a client
+gets). An exception that is none of the project's own is a finding; libFuzzer then ends with the input that caused it.
 """
 
+import asyncio
+import contextlib
 import io
+import struct
 import sys
+import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import atheris
 import numpy as np
+import uvicorn
+from uvicorn.server import ServerState
 
 with atheris.instrument_imports(include=["remote_vae", "PIL"]):
     from PIL import Image
 
-    from remote_vae.errors import RemoteVAEError, RequestError
+    from remote_vae.cli.files import LATENTS, read_latents
+    from remote_vae.errors import ConfigurationError, InvalidImage, RemoteVAEError, RequestError
+    from remote_vae.media import jpeg, orientation, png
     from remote_vae.media.images import read_image
-    from remote_vae.protocol import replies, wire
+    from remote_vae.protocol import digest, replies, wire
+
+    if "connection" in sys.argv[1:2]:
+        from remote_vae.server.app import build_app
+        from remote_vae.server.connection import Connection
+        from remote_vae.server.settings import Settings
 
 MOST_PIXELS, MOST_SIDE = 2**18, 2048
+warnings.simplefilter("ignore")  # the imaging library's, about broken pictures
 
 
 def image(data: bytes) -> None:
@@ -33,12 +51,38 @@ def image(data: bytes) -> None:
             raise AssertionError(pixels.shape)
 
 
-def request(data: bytes) -> None:
-    """The first lines are query, content type and Accept; the rest is the body."""
-    query, media, accept, body = (*data.split(b"\n", 3), b"", b"", b"")[:4]
-    headers = {"content-type": media.decode("latin-1"), "accept": accept.decode("latin-1")}
+def container(data: bytes) -> None:
+    """The parts of a file are told apart, and no more of them are looked at than there are bytes."""
+    parts = png.read_parts(memoryview(data))
+    if len(parts.pixels) > len(data) + len(png.SIGNATURE):
+        raise AssertionError(len(parts.pixels))
+    orientation.upright(Image.new("L", (1, 2)), data)
     try:
-        head = wire.parse_head("/", query, headers)
+        jpeg.check_markers(data)
+    except InvalidImage:
+        return
+
+
+def latents(data: bytes) -> None:
+    """The first byte chooses the kind of file, and the rest is the file."""
+    path = FOLDER / f"latents{LATENTS[data[0] % len(LATENTS)] if data else '.npy'}"
+    path.write_bytes(data[1:])
+    try:
+        found = read_latents(path)
+    except ConfigurationError:
+        return
+    if len(memoryview(found.latent.buffer).cast("B")) > 2 * len(data):  # float16 becomes float32 at most
+        raise AssertionError(found.latent.shape)
+
+
+def request(data: bytes) -> None:
+    """The first lines are query, content type, Accept, and the time or the digest; the rest is the body."""
+    query, media, accept, told, body = (*data.split(b"\n", 4), b"", b"", b"", b"")[:5]
+    headers = {"content-type": media.decode("latin-1"), "accept": accept.decode("latin-1")}
+    with contextlib.suppress(RequestError):
+        digest.check_digest(told.decode("latin-1"), body)
+    try:
+        head = wire.parse_head("/", query, {**headers, "x-request-timeout-seconds": told.decode("latin-1")})
         parse = wire.parse_decode if head.decode_options is not None else wire.parse_encode
         parse(head, body)
     except RequestError as exc:
@@ -57,22 +101,129 @@ def reply(data: bytes) -> None:
         return
 
 
+class Sink(asyncio.Transport):
+    """The other end of a connection: keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("192.0.2.1", 1), "sockname": ("127.0.0.1", 8000)})
+        self.sent, self.closed = bytearray(), False
+
+    def write(self, data: Any) -> None:
+        self.sent += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Server:
+    """The server without a model, and connections to it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.settings = Settings(models=("demo",))
+        self.app = build_app(self.settings)
+        self.config = uvicorn.Config(self.app, log_config=None, access_log=False, ws="none", lifespan="off")
+        self.config.load()
+
+    def __call__(self, data: bytes) -> None:
+        """Each answer is a whole one and no 500. The first byte says where the bytes are cut, as a network does."""
+        self.loop.run_until_complete(self._connect(data[1:], data[0] if data else 0))
+
+    async def _connect(self, data: bytes, cut: int) -> None:
+        sink, state = Sink(), ServerState()
+        connection = Connection(
+            self.settings, self.app.state.metrics, config=self.config, server_state=state, app_state={}, _loop=self.loop
+        )
+        connection.connection_made(sink)
+        for part in (data[:cut], data[cut:]):
+            if part and not sink.closed:
+                connection.data_received(part)
+            for _ in range(8):
+                await asyncio.sleep(0)
+        connection.connection_lost(None)
+        await asyncio.wait([*state.tasks, asyncio.ensure_future(asyncio.sleep(0))], timeout=5)
+        if sink.sent and (not sink.sent.startswith(b"HTTP/1.1 ") or b"HTTP/1.1 500" in sink.sent):
+            raise AssertionError(bytes(sink.sent[:500]))
+        if state.tasks:
+            raise AssertionError("a request is still at work although its connection is closed")
+
+
+def pictures() -> list[bytes]:
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHxxI", 8, 1, 0x112, 3, 1, 6, 0)
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    found = []
+    for kind, modes in {
+        "PNG": ("RGB", "L", "P", "RGBA"),
+        "JPEG": ("RGB", "L", "CMYK"),
+        "WEBP": ("RGB", "RGBA"),
+    }.items():
+        for mode in modes:
+            out = io.BytesIO()
+            Image.fromarray(pixels).convert(mode).save(out, kind, exif=exif, **({} if kind == "PNG" else {"xmp": xmp}))
+            found.append(out.getvalue())
+    return found
+
+
+SHAPE = b"shape=1,1,1,1&dtype=float16"
+JSON = b'{"inputs": "AAA=", "parameters": {"shape": [1, 1, 1, 1], "dtype": "float16"}}'
+
+
+def files() -> list[bytes]:
+    """Latents as .safetensors, .npy and ComfyUI's .latent, each behind the byte that chooses its kind."""
+    from safetensors.numpy import save
+
+    out = io.BytesIO()
+    np.save(out, np.zeros((1, 1, 1, 2), np.float32))
+    tensors = {name: np.zeros((1, 1, 1, 2), np.float32) for name in ("latent_tensor", "latent_format_version_0")}
+    found = {
+        ".safetensors": save({"latents": tensors["latent_tensor"]}),
+        ".npy": out.getvalue(),
+        ".latent": save(tensors),
+    }
+    return [bytes([LATENTS.index(suffix)]) + body for suffix, body in found.items()]
+
+
+def connections() -> list[bytes]:
+    """Requests behind the byte that cuts them."""
+    heads = (
+        b"GET / HTTP/1.1\r\nhost: a\r\naccept: text/html\r\n\r\n",
+        b"GET /page/main.js HTTP/1.1\r\nhost: a\r\nrange: bytes=0-1\r\n\r\nGET /docs HTTP/1.0\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nhost: a\r\naccept: application/openmetrics-text;version=1.0.0\r\n\r\n",
+        b"POST /demo/decode?"
+        + SHAPE
+        + b" HTTP/1.1\r\nhost: a:1\r\norigin: http://a:1\r\ncontent-length: 2\r\n\r\n\0\0",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2;a=b\r\n\0\0\r\n0\r\na: b\r\n\r\n",
+        b"OPTIONS / HTTP/1.1\r\nhost: a\r\nupgrade: h2c\r\nconnection: upgrade\r\nx-forwarded-for: 1.2.3.4\r\n\r\n",
+    )
+    return [b"\x14" + head for head in heads]
+
+
 def seeds(target: str) -> list[bytes]:
     """Good inputs to begin with."""
-    if target == "image":
-        pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        found = []
-        for kind in ("PNG", "JPEG", "WEBP"):
-            for mode in ("RGB", "L"):
-                out = io.BytesIO()
-                Image.fromarray(pixels).convert(mode).save(out, kind)
-                found.append(out.getvalue())
-        return found
-    if target == "request":
-        query = b"shape=1,1,1,1&dtype=float16&scaling_factor=0.18215"
-        json = b'{"inputs": "AAA=", "parameters": {"shape": [1, 1, 1, 1], "dtype": "float16"}}'
-        return [query + b"\ntensor/binary\nimage/png\n\0\0", b"\napplication/json\n*/*\n" + json]
-    return [b"tensor/binary\n[1, 2]\nfloat16\nqueue;dur=1.5\n\0\0\0\0", b'tensor/base64\n\n\n\n{"inputs": "AAA="}']
+    return {
+        "image": pictures,
+        "container": lambda: [*pictures(), b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"],
+        "latents": files,
+        "connection": connections,
+        "request": lambda: [
+            SHAPE + b"&scaling_factor=0.18215\ntensor/binary\nimage/png\n1.5\n\0\0",
+            b"\napplication/json\n*/*\n\n" + JSON,
+        ],
+        "reply": lambda: [
+            b"tensor/binary\n[1, 2]\nfloat16\nqueue;dur=1.5\n\0\0\0\0",
+            b'tensor/base64\n\n\n\n{"inputs": "AAA="}',
+        ],
+    }[target]()
 
 
 def main() -> None:
@@ -80,9 +231,18 @@ def main() -> None:
     folders = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
     for number, seed in enumerate(seeds(name)):
         (folders[0] / f"seed-{number}").write_bytes(seed)
-    atheris.Setup(sys.argv, {"image": image, "request": request, "reply": reply}[name])
+    targets: dict[str, Callable[[bytes], None]] = {
+        "image": image,
+        "container": container,
+        "latents": latents,
+        "request": request,
+        "reply": reply,
+    }
+    atheris.Setup(sys.argv, Server() if name == "connection" else targets[name])
     atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        FOLDER = Path(folder)
+        main()

@@ -150,6 +150,17 @@ def test_an_opened_picture_lies_as_its_file(kind: str) -> None:
         assert np.array_equal(read(write_png(opened)), read(data))
 
 
+def test_colours_from_no_palette() -> None:
+    """A PNG whose pixels need a palette that it has not is broken, which the imaging library finds by an assertion."""
+    out = BytesIO()
+    PICTURE.quantize(4).save(out, "PNG")
+    data = out.getvalue()
+    start = data.index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4])
+    with pytest.raises(InvalidImage, match="broken"):
+        read(data[:start] + data[end:])
+
+
 @pytest.mark.parametrize("name", [b"abCd", b"IDAT", b"tEXt"])
 def test_millions_of_chunks(name: bytes) -> None:
     """A PNG of nothing but empty chunks is refused before it takes seconds or gigabytes; one of many chunks is read."""

@@ -69,8 +69,18 @@ def read_latents(path: Path, *, key: str | None = None) -> LatentFile:
         raise ConfigurationError(f"{path} has suffix {path.suffix!r}; latents are read from {', '.join(LATENTS)}")
     if suffix != ".npy":
         return _read_safetensors(path, key)
-    with _naming(path, "read"), path.open("rb") as file:
-        return LatentFile(tensor_of(np.lib.format.read_array(file, allow_pickle=False)))
+    with _naming(path, "read"):
+        return LatentFile(tensor_of(_read_array(path)))
+
+
+def _read_array(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise
+        except Exception as exc:  # boundary: numpy reads a header as Python code, and raises all that parsers raise
+            raise ValueError(f"its header is not one of a .npy file ({type(exc).__name__})") from exc
 
 
 def _read_safetensors(path: Path, key: str | None) -> LatentFile:

@@ -1,6 +1,5 @@
 """uint8 pixels <-> PNG, JPEG and WebP."""
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType, UnsupportedOutput
+from remote_vae.errors import InvalidImage, RemoteVAEError, TooLarge, UnsupportedMediaType, UnsupportedOutput
 from remote_vae.media.colour import to_srgb
 from remote_vae.media.jpeg import check_markers
 from remote_vae.media.orientation import metadata_of, upright
@@ -71,7 +70,9 @@ def read_image(
         turned = upright(picture, metadata_of(picture) if png is None else png.metadata)
         profile = picture.info.get("icc_profile") if png is None else png.profile
         found, note = _converted(turned, channels, profile or b"" if use_profile else b"")
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error) as exc:
+    except (RemoteVAEError, MemoryError):
+        raise
+    except Exception as exc:  # boundary: of a broken picture the imaging library raises anything, assertions among it
         raise InvalidImage(f"the {kind} picture is broken or cut short; send it again whole") from exc
     width, height = (side - side % multiple for side in found.size)
     if min(width, height) < 1:
