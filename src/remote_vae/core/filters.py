@@ -3,6 +3,7 @@
 A filter is made once for each layer; which one depends on the device and the precision.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Final, NamedTuple
@@ -26,17 +27,45 @@ class Margin(NamedTuple):
 NO_MARGIN: Final = Margin()
 
 
-def filter_for(layer: Layer, height: int, width: int) -> "Direct | Recombined":
+def filter_for(layer: Layer, height: int, width: int, frames: int = 0) -> "Direct | Recombined | Doubled":
     """A function that computes rows of a layer's output from a window: the same rows of the input and their halo.
 
     A window begins with `lead` frames that are only read. A layer of several taps in time takes frames before them as
-    zero. *Units*: height and width of the whole input. *Shapes*: [lead+f,C,rows+halo,width] with its margin ->
-    [f,K,rows,width], or twice or half the rows and width.
+    zero. *Units*: height, width and frames of the whole input; 0 if the frames are not known. *Shapes*:
+    [lead+f,C,rows+halo,width] with its margin -> [f,K,rows,width], or twice or half the frames, the rows and the width.
     """
-    form = _form(layer, height, width)
+    if _is_flat(layer, frames):
+        layer = _of_one_frame(layer)
+    if isinstance(layer, Upsample) and layer.in_time and frames != 1:
+        return Doubled(layer, height, width, frames)
+    form = _form(layer, height, width, frames)
     if form is None or isinstance(layer, Downsample):
         return Direct(layer)
     return Recombined(layer, form)
+
+
+def lead_of(layer: Layer, frames: int) -> int:
+    """How many copies of the first frame a window of all frames begins with."""
+    if _is_flat(layer, frames) or not layer.repeats:
+        return 0
+    return 1 if isinstance(layer, Upsample) and layer.in_time and frames > 1 else layer.taps - 1
+
+
+def _is_flat(layer: Layer, frames: int) -> bool:
+    """Whether one frame needs no taps in time. In 16 bits the sum of taps that are not zero would be rounded."""
+    wide = arithmetic(layer.weight.dtype, layer.weight.device).itemsize == 4
+    return frames == 1 and layer.taps > 1 and (wide or not layer.repeats)
+
+
+def _of_one_frame(layer: Layer) -> Layer:
+    """The same for a clip of one frame, without taps in time: the frames before it are equal to it, or zero."""
+    weight = layer.weight
+    return replace(layer, weight=_summed(weight.unbind(2)) if layer.repeats else weight[:, :, -1])
+
+
+def _summed(taps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of taps that read the same frame, in the precision that the device multiplies in."""
+    return torch.stack(tuple(taps)).sum(0, dtype=torch.float32).to(arithmetic(taps[0].dtype, taps[0].device))
 
 
 class Direct:
@@ -48,28 +77,34 @@ class Direct:
         self._layer = replace(layer, weight=layer.weight.to(self._dtype), bias=bias)
 
     def margin(self, rows: int, width: int) -> Margin:
+        if self._layer.repeats and self._layer.halo:
+            return Margin(left=1, right=1)
         return Margin(right=1) if isinstance(self._layer, Downsample) else NO_MARGIN
 
     def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:
         layer, given = self._layer, window.to(self._dtype)
-        if not isinstance(layer, Convolution) or layer.taps == 1:
-            return _apply(layer, given[lead:]).to(window.dtype)
-        found = _apply(replace(layer, weight=layer.weight[:, :, -1]), given[lead:])
+        step = 2 if isinstance(layer, Downsample) and layer.in_time else 1
+        if layer.taps == 1:
+            return _apply(layer, given[lead::step]).to(window.dtype)
+        if self._dtype.itemsize < 4:  # one sum of all taps, because each sum of 16 bits would be rounded
+            return _apply_in_time(layer, given, lead, step)
+        found = _apply(replace(layer, weight=layer.weight[:, :, -1]), given[lead::step])
         for late in range(1, layer.taps):  # a tap reads frames that come this many before those that are computed
             first, missing = max(0, lead - late), max(0, late - lead)
             if first < len(given) - late:
                 tap = replace(layer, weight=layer.weight[:, :, -1 - late], bias=None)
-                found[missing:] += _apply(tap, given[first : len(given) - late])
+                found[missing:] += _apply(tap, given[first : len(given) - late : step])
         return found.to(window.dtype)
 
 
 def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
+    beside = 0 if layer.repeats else 1  # columns of zeros that the window does not have
     match layer:
         case Convolution() if layer.halo == 0:
             rows = functional.linear(window.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias)
             return rows.permute(0, 3, 1, 2)
         case Convolution():
-            return functional.conv2d(window, layer.weight, layer.bias, padding=(0, 1))
+            return functional.conv2d(window, layer.weight, layer.bias, padding=(0, beside))
         case Downsample():
             return functional.conv2d(window, layer.weight, layer.bias, stride=2)
         case Upsample(folded=True):
@@ -77,7 +112,24 @@ def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
             return functional.conv_transpose2d(window, layer.weight, layer.bias, stride=2, padding=(3, 1))
         case Upsample():
             doubled = functional.interpolate(window, scale_factor=2.0)
-            return functional.conv2d(doubled[:, :, 1:-1], layer.weight, layer.bias, padding=(0, 1))
+            inner = doubled[:, :, 1:-1] if beside else doubled[:, :, 1:-1, 1:-1]
+            return functional.conv2d(inner, layer.weight, layer.bias, padding=(0, beside))
+
+
+def _apply_in_time(layer: Layer, window: torch.Tensor, lead: int, step: int) -> torch.Tensor:
+    """All taps in time at once; frames before the window are zero."""
+    before = layer.taps - 1
+    window = window[max(0, lead - before) :]
+    if lead < before:
+        window = functional.pad(window, (0, 0, 0, 0, 0, 0, before - lead, 0))
+    beside = 0 if layer.repeats or isinstance(layer, Downsample) else 1
+    if isinstance(layer, Upsample):
+        window = functional.interpolate(window, scale_factor=2.0)[:, :, 1:-1, 1 - beside : -1 if beside == 0 else None]
+    stride = (step, 2, 2) if isinstance(layer, Downsample) else (1, 1, 1)
+    padding = (0, 0, beside if layer.halo else 0)
+    clip = window.transpose(0, 1)[None].contiguous(memory_format=torch.channels_last_3d)
+    found = functional.conv3d(clip, layer.weight, layer.bias, stride, padding)
+    return found[0].transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 class Recombined:
@@ -99,7 +151,33 @@ class Recombined:
         return found if part.shape == found.shape else part.clone()  # a view would keep the whole result alive
 
 
-def _form(layer: Layer, height: int, width: int) -> Form | None:
+class Doubled:
+    """Upsampling in space and in time. Two frames that a frame becomes are computed from it and the frame before it.
+
+    With taps a, b and c the first of them sees a + b and c, and the second one a and b + c.
+    """
+
+    def __init__(self, layer: Upsample, height: int, width: int, frames: int) -> None:
+        once, (a, b, c) = replace(layer, in_time=False), layer.weight.unbind(2)
+        dtype = arithmetic(layer.weight.dtype, layer.weight.device)
+        pairs = ((_summed((a, b)), c.to(dtype)), (a.to(dtype), _summed((b, c))))
+        first, second = (filter_for(replace(once, weight=torch.stack(two, 2)), height, width, frames) for two in pairs)
+        self._first, self._second = first, second
+
+    def margin(self, rows: int, width: int) -> Margin:
+        return self._first.margin(rows, width)
+
+    def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:
+        """A clip's first frame, whose copy the window begins with, becomes one frame."""
+        second = self._second(window, rows, width, lead)
+        found = second.new_empty(2 * len(second) - 1, *second.shape[1:]).contiguous(memory_format=torch.channels_last)
+        found[::2] = second
+        del second
+        found[1::2] = self._first(window[lead:], rows, width, 1)
+        return found
+
+
+def _form(layer: Layer, height: int, width: int, frames: int = 1) -> Form | None:
     """The algorithm for a layer if one is faster than the direct form, which is so only in float32 on a CPU."""
     weight = layer.weight
     if weight.device.type != "cpu" or arithmetic(weight.dtype, weight.device) is not torch.float32:
@@ -111,27 +189,31 @@ def _form(layer: Layer, height: int, width: int) -> Form | None:
             form = winograd.FOLDED_UPSAMPLING if layer.folded else winograd.UPSAMPLING
         case _:
             return None
-    return form if winograd.pays(form, weight.shape[0], weight.shape[1], height, width) else None
+    return form if winograd.pays(form, weight.shape[0], weight.shape[1], height, width * max(1, frames)) else None
 
 
 def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1) -> int:
     """Bytes that are alive while `rows` of a layer are computed, beside the window and the result.
 
-    *Units*: height, width and rows of the input; frames of the window.
+    *Units*: height, width, rows and frames of the input.
     """
-    form, weight = _form(layer, height, width), layer.weight
+    form, weight = _form(layer, height, width, frames), layer.weight
     channels = weight.shape[0 if isinstance(layer, Upsample) and layer.folded else 1]
-    taps = layer.taps if isinstance(layer, Convolution) else 1
+    taps = 1 if _is_flat(layer, frames) else layer.taps
+    beside = 0 if taps == layer.taps else weight.nbytes // layer.taps  # of the sum of the taps
+    if isinstance(layer, Upsample) and layer.in_time and frames > 1:  # two kernels of two taps, and half of the result
+        taps, beside = 4, 4 * weight.nbytes // 3 + 4 * frames * rows * width * layer.channels * weight.element_size()
+    frames += lead_of(layer, frames)
     if form is not None:
         tiles = -(-rows // form.step) * -(-width // form.step)
         cropped = rows % form.step or width % form.step
         uncropped = frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
-        return winograd.scratch_bytes(form, channels, layer.channels, tiles, taps, frames) + uncropped
+        return winograd.scratch_bytes(form, channels, layer.channels, tiles, taps, frames) + uncropped + beside
     larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
     found = int(frames * rows * width * larger * layer.channels)
     if arithmetic(weight.dtype, weight.device) is weight.dtype:
-        return 0 if taps == 1 else found * weight.element_size()
-    return 4 * (weight.numel() + frames * rows * width * channels + found * min(taps, 2))
+        return beside + (0 if taps == 1 else found * weight.element_size())
+    return beside + 4 * (weight.numel() + frames * rows * width * channels + found * min(taps, 2))
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:

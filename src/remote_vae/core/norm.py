@@ -52,7 +52,7 @@ class Moments:
 
 
 class Kernels(Protocol):
-    """The operations that differ between devices. Strips are [1,C,rows,W], channels last."""
+    """The operations that differ between devices. Strips are [F,C,rows,W], channels last."""
 
     def moments(self, strip: torch.Tensor) -> Moments: ...
 
@@ -79,7 +79,7 @@ class Plain:
 
 
 def _rows(strip: torch.Tensor) -> int:
-    return max(1, PLAIN_BYTES // (4 * strip.shape[1] * strip.shape[3]))
+    return max(1, PLAIN_BYTES // (4 * len(strip) * strip.shape[1] * strip.shape[3]))
 
 
 def _moments(rows: torch.Tensor) -> Moments:
@@ -95,8 +95,10 @@ class Cpu:
     """
 
     def moments(self, strip: torch.Tensor) -> Moments:
+        frames = max(1, EXACT_COUNT // (strip.shape[2] * strip.shape[3]))  # whole frames lie side by side
         rows = max(1, EXACT_COUNT // strip.shape[3])
-        return reduce(Moments.merge, (_batch_moments(part) for part in torch.split(strip, rows, 2)))
+        parts = (part for some in torch.split(strip, frames) for part in torch.split(some, rows, 2))
+        return reduce(Moments.merge, map(_batch_moments, parts))
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
         mean, variance = of_groups
@@ -118,7 +120,7 @@ class Cpu:
 
 
 def _batch_moments(rows: torch.Tensor) -> Moments:
-    channels, count = rows.shape[1], rows.shape[2] * rows.shape[3]
+    channels, count = rows.shape[1], len(rows) * rows.shape[2] * rows.shape[3]
     unused = torch.zeros(channels), torch.ones(channels)  # as these are float32, so are the results
     mean, variance = torch.batch_norm_update_stats(rows, *unused, 0.0)
     return Moments(count, mean, variance * count)

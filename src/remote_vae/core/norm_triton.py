@@ -5,6 +5,7 @@ channels-last maps only by copying them. These kernels run one block for each ti
 merge by the same rule as strips do. Import this module only if Triton is installed.
 """
 
+from functools import reduce
 from typing import Final
 
 import torch
@@ -73,23 +74,32 @@ def _normalise(  # type: ignore[no-untyped-def]
 
 
 class Triton:
-    """Meets `core.norm.Kernels`."""
+    """Meets `core.norm.Kernels`, frame by frame."""
 
     def moments(self, strip: torch.Tensor) -> Moments:
-        channels, pixels, width = strip.shape[1], strip.shape[2] * strip.shape[3], strip.shape[3]
-        steps = triton.cdiv(triton.cdiv(pixels, TILE_PIXELS), MOST_PARTS)
-        parts = triton.cdiv(pixels, TILE_PIXELS * steps)
-        means, spreads = torch.empty(2, parts, channels, dtype=torch.float32, device=strip.device)
-        grid = (parts, triton.cdiv(channels, TILE_CHANNELS))
-        _partial_moments[grid](strip, means, spreads, pixels, width, channels, _row_stride(strip), steps, **TILE)
-        return _merge(means, spreads, pixels, TILE_PIXELS * steps)
+        return reduce(Moments.merge, map(_moments, torch.split(strip, 1)))
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
-        channels, pixels, width = source.shape[1], source.shape[2] * source.shape[3], source.shape[3]
-        mean, variance = of_groups
-        grid = (triton.cdiv(pixels, TILE_PIXELS), triton.cdiv(channels, TILE_CHANNELS))
-        sizes = (pixels, width, channels, _row_stride(source), _row_stride(into))
-        _normalise[grid](source, into, mean, variance, norm.weight, norm.bias, norm.eps, *sizes, silu=silu, **TILE)
+        for frame, target in zip(torch.split(source, 1), torch.split(into, 1), strict=True):
+            _normalise_frame(frame, target, norm, of_groups, silu=silu)
+
+
+def _moments(strip: torch.Tensor) -> Moments:
+    channels, pixels, width = strip.shape[1], strip.shape[2] * strip.shape[3], strip.shape[3]
+    steps = triton.cdiv(triton.cdiv(pixels, TILE_PIXELS), MOST_PARTS)
+    parts = triton.cdiv(pixels, TILE_PIXELS * steps)
+    means, spreads = torch.empty(2, parts, channels, dtype=torch.float32, device=strip.device)
+    grid = (parts, triton.cdiv(channels, TILE_CHANNELS))
+    _partial_moments[grid](strip, means, spreads, pixels, width, channels, _row_stride(strip), steps, **TILE)
+    return _merge(means, spreads, pixels, TILE_PIXELS * steps)
+
+
+def _normalise_frame(source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
+    channels, pixels, width = source.shape[1], source.shape[2] * source.shape[3], source.shape[3]
+    mean, variance = of_groups
+    grid = (triton.cdiv(pixels, TILE_PIXELS), triton.cdiv(channels, TILE_CHANNELS))
+    sizes = (pixels, width, channels, _row_stride(source), _row_stride(into))
+    _normalise[grid](source, into, mean, variance, norm.weight, norm.bias, norm.eps, *sizes, silu=silu, **TILE)
 
 
 def _row_stride(strip: torch.Tensor) -> int:

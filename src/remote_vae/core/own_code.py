@@ -85,7 +85,7 @@ class OwnCode(Rehearsed):
 
     def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int | None:
         """The peak grows with the batch, so it is predicted for one picture or video."""
-        if self._program is not None:  # a bound that is found in a fraction of the time that a small picture takes
+        if self._program is not None and len(shape) == 4:  # a bound found in a fraction of the time of a small picture
             return int(shape[0] * BESIDE_ONE_STRIP * predict_whole(self._program, shape, dtype)) + output
         each = self.peak_of_one(shape, dtype)
         return None if each is None else shape[0] * each + output

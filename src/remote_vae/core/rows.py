@@ -1,6 +1,7 @@
 """Feature maps by rows: stored as strips, or computed from other maps whenever their rows are read.
 
-A map is [1,C,H,W], channels last. `read` gives the rows from start to stop that exist, as pieces from top to bottom.
+A map is [F,C,H,W], channels last: all frames of a clip, or one picture. `read` gives the rows from start to stop that
+exist, as pieces from top to bottom.
 `drop(row)` promises that no row above `row` is read again, so strips above it are freed.
 """
 
@@ -11,13 +12,14 @@ from typing import Protocol
 
 import torch
 
-from remote_vae.core.filters import NO_MARGIN, Margin, filter_for
+from remote_vae.core.filters import NO_MARGIN, Margin, filter_for, lead_of
 from remote_vae.core.norm import Cpu, Kernels, Moments, Plain
-from remote_vae.core.stages import Convolution, Downsample, Layer, Norm, Upsample
+from remote_vae.core.stages import Convolution, Downsample, Layer, Norm, Upsample, frames_after, sides_after
 from remote_vae.core.strip_threads import Span
 
 
 class Rows(Protocol):
+    frames: int
     height: int
     width: int
     channels: int
@@ -30,8 +32,8 @@ class Rows(Protocol):
 class Stored:
     """A map that is stored as strips, which are appended from top to bottom, and the statistics of all of them."""
 
-    def __init__(self, height: int, width: int, channels: int) -> None:
-        self.height, self.width, self.channels = height, width, channels
+    def __init__(self, frames: int, height: int, width: int, channels: int) -> None:
+        self.frames, self.height, self.width, self.channels = frames, height, width, channels
         self.moments: Moments | None = None
         self._starts: list[int] = []
         self._strips: list[torch.Tensor | None] = []
@@ -41,9 +43,14 @@ class Stored:
     @classmethod
     def of(cls, image: torch.Tensor) -> "Stored":
         """A whole map as one strip."""
-        found = cls(image.shape[2], image.shape[3], image.shape[1])
+        found = cls(len(image), image.shape[2], image.shape[3], image.shape[1])
         found.append(image)
         return found
+
+    @classmethod
+    def like(cls, rows: Rows) -> "Stored":
+        """A map of the same size, without strips."""
+        return cls(rows.frames, rows.height, rows.width, rows.channels)
 
     def append(self, strip: torch.Tensor, moments: Moments | None = None) -> None:
         self._starts.append(self._filled)
@@ -80,31 +87,51 @@ class Stored:
 
 
 class Normalised:
-    """Windows of another map's rows for a convolution: zeros outside the map, norm and SiLU inside."""
+    """Windows of another map's rows for a convolution: norm and SiLU inside the map, zeros outside.
 
-    def __init__(self, source: Rows, kernels: Kernels, norm: Norm | None, moments: Moments | None) -> None:
+    If it `repeats` edges, the nearest values of the map stand outside instead; windows then begin with `lead` frames
+    that are copies of the first.
+    """
+
+    def __init__(
+        self, source: Rows, kernels: Kernels, norm: Norm | None, moments: Moments | None, *,
+        repeats: bool = False, lead: int = 0,
+    ) -> None:  # fmt: skip
         self._source, self._kernels, self._norm = source, kernels, norm
+        self._repeats, self._lead = repeats, lead
         self._of_groups = None if norm is None or moments is None else moments.of_groups(norm.groups)
 
     def window(self, start: int, stop: int, *, margin: Margin = NO_MARGIN, silu: bool = True) -> torch.Tensor:
-        """*Shapes*: [1,C,stop-start,W] and the margin around it."""
+        """*Shapes*: [lead+F,C,stop-start,W] and the margin around it."""
         pieces = self._source.read(start, stop)
         whole = start >= 0 and stop <= self._source.height and margin == NO_MARGIN
-        if self._norm is None and whole and len(pieces) == 1:
+        if self._norm is None and whole and len(pieces) == 1 and not self._lead:
             return pieces[0]
         left, right = margin.left, margin.left + self._source.width
-        size = (1, self._source.channels, stop - start + margin.below, right + margin.right)
-        found = torch.empty(size, dtype=pieces[0].dtype, device=pieces[0].device, memory_format=torch.channels_last)
+        size = (
+            self._lead + self._source.frames,
+            self._source.channels,
+            stop - start + margin.below,
+            right + margin.right,
+        )
+        window = torch.empty(size, dtype=pieces[0].dtype, device=pieces[0].device, memory_format=torch.channels_last)
+        found = window[self._lead :]
         found[..., :left] = 0
         found[..., right:] = 0
-        row = max(0, -start)
+        row = above = max(0, -start)
         found[:, :, :row] = 0
         for piece in pieces:
             into = found[:, :, row : row + piece.shape[2], left:right]
             self._fill(piece, into, silu)
             row += piece.shape[2]
         found[:, :, row:] = 0
-        return found
+        if self._repeats:
+            found[..., :left] = found[..., left : left + 1]
+            found[..., right:] = found[..., right - 1 : right]
+            found[:, :, :above] = found[:, :, above : above + 1]
+            found[:, :, row:] = found[:, :, row - 1 : row]
+            window[: self._lead] = found[0]
+        return window
 
     def _fill(self, piece: torch.Tensor, into: torch.Tensor, silu: bool) -> None:
         if self._norm is None or self._of_groups is None:
@@ -118,22 +145,26 @@ class Computed:
 
     def __init__(self, source: Rows, layer: Layer, kernels: Kernels, moments: Moments | None = None) -> None:
         self._up, self._down = 1 + isinstance(layer, Upsample), 1 + isinstance(layer, Downsample)
-        self._above, self._below = 0 if isinstance(layer, Downsample) else layer.halo, layer.halo
-        self.height, self.width = (side * self._up // self._down for side in (source.height, source.width))
+        self._above = self._below = layer.halo
+        if isinstance(layer, Downsample):
+            self._above, self._below = (layer.halo, 0) if layer.repeats else (0, layer.halo)
+        self.frames = frames_after(layer, source.frames)
+        self.height, self.width = sides_after(layer, source.height, source.width)
         self.channels = self.widest = layer.channels
         norm = None
         if isinstance(layer, Convolution):
             norm, self.widest = layer.norm, max(source.channels, layer.channels)
         self._source = source
-        self._input = Normalised(source, kernels, norm, moments)
-        self._filter = filter_for(layer, source.height, source.width)
+        self._lead = lead_of(layer, source.frames)
+        self._input = Normalised(source, kernels, norm, moments, repeats=layer.repeats, lead=self._lead)
+        self._filter = filter_for(layer, source.height, source.width, source.frames)
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
         start, stop = max(start, 0), min(stop, self.height)
         first, last = start * self._down // self._up, -(-stop * self._down // self._up)
         margin = self._filter.margin(last - first, self._source.width)
         window = self._input.window(first - self._above, last + self._below, margin=margin)
-        found = self._filter(window, last - first, self._source.width)
+        found = self._filter(window, last - first, self._source.width, self._lead)
         row = first * self._up // self._down
         if stop - start == found.shape[2]:
             return [found]

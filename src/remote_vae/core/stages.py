@@ -19,27 +19,38 @@ class Norm:
     bias: torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Convolution:
-    """A 1x1 or 3x3 convolution with zero padding, after SiLU of the norm if there is one.
+class _Kernel:
+    """What all layers know of their weights."""
 
-    With several taps in time it is causal: a frame depends on itself and on frames before it.
+    __slots__ = ()
+    weight: torch.Tensor
+    resamples: ClassVar[bool] = True
+
+    @property
+    def taps(self) -> int:
+        """How many frames a frame of the output depends on."""
+        return self.weight.shape[2] if self.weight.ndim == 5 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution(_Kernel):
+    """A 1x1 or 3x3 convolution, after SiLU of the norm if there is one.
+
+    With several taps in time it is causal: a frame depends on itself and on frames before it. Outside the map are
+    zeros, or the values at its edges if it `repeats` them: rows, columns and the first frame.
     *Shapes*: weight [out,in,k,k], or [out,in,taps,k,k].
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     norm: Norm | None = None
+    repeats: bool = False
+    resamples: ClassVar[bool] = False
 
     @property
     def halo(self) -> int:
         """How many rows above and below a row of the output depends on."""
         return self.weight.shape[-1] // 2
-
-    @property
-    def taps(self) -> int:
-        """How many frames a frame of the output depends on."""
-        return self.weight.shape[2] if self.weight.ndim == 5 else 1
 
     @property
     def channels(self) -> int:
@@ -61,13 +72,17 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """x + out(softmax(q k' / sqrt(c)) v) over all positions, one head. *Shapes*: weights [C,C]."""
+    """x + out(softmax(q k' / sqrt(c)) v) over all positions, one head. *Shapes*: weights [C,C].
+
+    If it is `causal`, a frame attends to itself and to the frames before it.
+    """
 
     norm: Norm
     query: Convolution
     key: Convolution
     value: Convolution
     out: Convolution
+    causal: bool = False
 
     @property
     def channels(self) -> int:
@@ -75,15 +90,18 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
-class Upsample:
+class Upsample(_Kernel):
     """Nearest-neighbour upsampling by 2 and a 3x3 convolution; `folded` if they are one transposed convolution.
 
-    *Shapes*: weight [in,out,4,4] if folded, otherwise [out,in,3,3].
+    If it works `in_time`, every frame after the first becomes two frames.
+    *Shapes*: weight [in,out,4,4] if folded, otherwise [out,in,3,3] or [out,in,taps,3,3].
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     folded: bool = True
+    repeats: bool = False
+    in_time: bool = False
     halo: ClassVar[int] = 1
 
     @property
@@ -92,11 +110,16 @@ class Upsample:
 
 
 @dataclass(frozen=True, slots=True)
-class Downsample:
-    """A 3x3 convolution of stride 2, after a row of zeros below and a column to the right."""
+class Downsample(_Kernel):
+    """A 3x3 convolution of stride 2, after a row of zeros below and a column to the right.
+
+    If it `repeats` the edges, it does so on every side. If it works `in_time`, it keeps every second frame.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    repeats: bool = False
+    in_time: bool = False
     halo: ClassVar[int] = 1
 
     @property
@@ -109,11 +132,49 @@ Stage = Layer | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
+class Windows:
+    """How a clip of more than `length` frames is cut: each window has `length` frames and one more, if there are any.
+
+    A window begins `stride` frames after the one before. The first frame of its output is dropped, except for the first
+    window. Its next `blended` frames are blended with the last ones of the window before, and `kept` frames are its
+    share of the output.
+    """
+
+    length: int
+    stride: int
+    kept: int
+    blended: int
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
-    """What an encoder or decoder does, as a list of stages."""
+    """What an encoder or decoder does, as a list of stages, and how clips are cut if they are."""
 
     stages: tuple[Stage, ...]
+    windows: Windows | None = None
     peaks: dict[object, int] = field(default_factory=dict, repr=False, compare=False)  # of one picture, by its shape
+
+
+def frames_after(stage: Stage, frames: int) -> int:
+    """How many frames a stage makes of this many."""
+    match stage:
+        case Upsample(in_time=True):
+            return 2 * frames - 1
+        case Downsample(in_time=True):
+            return -(-frames // 2)
+    return frames
+
+
+def sides_after(stage: Stage, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a stage's output."""
+    match stage:
+        case Upsample():
+            return 2 * height, 2 * width
+        case Downsample(repeats=True):
+            return -(-height // 2), -(-width // 2)
+        case Downsample():
+            return height // 2, width // 2
+    return height, width
 
 
 def layers_of(stage: Stage) -> tuple[Layer, ...]:

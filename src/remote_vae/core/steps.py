@@ -2,16 +2,16 @@
 
 from collections import deque
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch.nn import functional
 
 from remote_vae.core.attention import CHUNK_BYTES, attend
-from remote_vae.core.filters import arithmetic, scratch_bytes
+from remote_vae.core.filters import arithmetic, lead_of, scratch_bytes
 from remote_vae.core.norm import Moments
 from remote_vae.core.rows import Normalised, Rows, Stored
 from remote_vae.core.stages import Attention, Convolution, Layer, Residual, Upsample
+from remote_vae.core.strip_bytes import between_bytes, scratch, scratches, swept_bytes, window_bytes
 from remote_vae.core.strip_threads import Span
 from remote_vae.core.sweep import MapSize, StripPlan, Sweep
 
@@ -29,10 +29,17 @@ class Store:
         return sweep.store(sweep.layer(source, self.layer), self.measured)
 
     def live_bytes(self, plan: StripPlan) -> int:
-        found = _swept(self.before, (self.after,), plan, halo=self.layer.halo) + _scratch(self.layer, self.before, plan)
+        written = self.after if self.layer.resamples else self.after.widened(self.before.channels)
+        rows = plan.rows(written)
+        at_a_time, read = plan.at_a_time(written, rows), -(-rows * self.before.height // self.after.height)
+        window = (read + 2 * self.layer.halo) * self.before.row_bytes
+        window += window * lead_of(self.layer, self.before.frames) // self.before.frames
+        held = window + scratch_bytes(self.layer, self.before.height, self.before.width, read, self.before.frames)
         if isinstance(self.layer, Upsample) and not self.layer.folded:
-            found += replace(self.after, channels=self.before.channels).strips(plan, halo=1)
-        return found
+            held += 4 * window
+        start = self.before.map_bytes + at_a_time * rows * self.after.row_bytes
+        end = self.after.map_bytes + at_a_time * read * self.before.row_bytes
+        return max(start, end) + at_a_time * held
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,8 @@ class Give:
     def live_bytes(self, plan: StripPlan) -> int:
         rows = plan.rows(self.after.widened(self.before.channels))
         written = plan.at_a_time(self.after, rows) * rows * self.after.map_bytes // self.after.height
-        read = self.before.map_bytes + self.before.strips(plan, halo=self.layer.halo)
-        return read + 4 * written + _scratch(self.layer, self.before, plan)
+        read = self.before.map_bytes + window_bytes(self.layer, self.before, plan)
+        return read + 4 * written + scratch(self.layer, self.before, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,7 @@ class AddInPlace:
 
     def _store_both(self, sweep: Sweep, hidden: Rows, short: Rows) -> tuple[Stored, Stored]:
         """Stores the first convolution and the shortcut in one sweep, so that the map before them can go."""
-        stored, base = (Stored(hidden.height, hidden.width, hidden.channels) for _ in range(2))
+        stored, base = Stored.like(hidden), Stored.like(short)
 
         def work(span: Span) -> tuple[torch.Tensor, Moments | None, torch.Tensor]:
             strip = hidden.read(*span)[0]
@@ -119,14 +126,12 @@ class AddInPlace:
         return stored, base
 
     def live_bytes(self, plan: StripPlan) -> int:
-        first, second, shortcut = _scratches(self.block, self.before, self.after, plan)
+        first, second, shortcut = scratches(self.block, self.before, self.after, plan)
         hidden = replace(self.after, channels=self.block.first.channels)
         both = hidden.map_bytes + self.after.map_bytes
-        adding = both + hidden.strips(plan, halo=1) + self.after.strips(plan)
-        if self.block.shortcut is None:
-            storing = both + self.before.strips(plan, halo=1)
-        else:
-            storing = _swept(self.before, (hidden, self.after), plan, halo=1)
+        adding = both + window_bytes(self.block.second, hidden, plan) + self.after.strips(plan)
+        storing = both if self.block.shortcut is None else swept_bytes(self.before, (hidden, self.after), plan)
+        storing += window_bytes(self.block.first, self.before, plan)
         return max(storing, adding) + max(first, second, shortcut)
 
 
@@ -164,8 +169,8 @@ class AddLate:
         return base
 
     def live_bytes(self, plan: StripPlan) -> int:
-        first, second, shortcut = _scratches(self.block, self.size, self.size, plan)
-        computing, found, at_a_time = _between(self.block, self.size, self.size, plan)
+        first, second, shortcut = scratches(self.block, self.size, self.size, plan)
+        computing, found, at_a_time = between_bytes(self.block, self.size, self.size, plan)
         return self.size.map_bytes + computing + found // at_a_time + max(first + second, shortcut)
 
 
@@ -184,7 +189,7 @@ class AddToNew:
     def run(self, sweep: Sweep, source: Rows) -> Rows:
         branch = sweep.layer(sweep.layer(source, self.block.first), self.block.second)
         base = source if self.block.shortcut is None else sweep.layer(source, self.block.shortcut)
-        stored = Stored(branch.height, branch.width, branch.channels)
+        stored = Stored.like(branch)
 
         def work(span: Span) -> tuple[torch.Tensor, Moments | None]:
             strip = branch.read(*span)[0]
@@ -200,8 +205,8 @@ class AddToNew:
         return stored
 
     def live_bytes(self, plan: StripPlan) -> int:
-        first, second, shortcut = _scratches(self.block, self.before, self.after, plan)
-        computing, found, _ = _between(self.block, self.before, self.after, plan)
+        first, second, shortcut = scratches(self.block, self.before, self.after, plan)
+        computing, found, _ = between_bytes(self.block, self.before, self.after, plan)
         if self.before.height == self.after.height:
             maps = self.before.map_bytes + self.after.map_bytes
         else:  # the small map goes while the large one grows; strips at work still read a part of it
@@ -224,9 +229,13 @@ class Attend:
         del tokens
         query, key, value = (_linear(rows, layer) for layer in (part.query, part.key, part.value))
         del rows
-        found = _linear(attend(query, key, value), part.out)
+        each = base.height * base.width if part.causal else len(query)  # positions that see the same keys
+        for start in range(0, len(query), each):
+            seen = start + each
+            attend(query[start:seen], key[:seen], value[:seen])
+        found = _linear(query, part.out)
         del query, key, value
-        branch = found.view(1, base.height, base.width, -1).permute(0, 3, 1, 2)
+        branch = found.view(base.frames, base.height, base.width, -1).permute(0, 3, 1, 2)
         base.moments = None
 
         def work(span: Span) -> Moments | None:
@@ -240,7 +249,7 @@ class Attend:
 
         A chunk holds two rows of channels for each query, or a row of scores.
         """
-        size, positions = self.size, self.size.height * self.size.width
+        size, positions = self.size, self.size.frames * self.size.height * self.size.width
         wide = 2 * positions * size.channels * 4 if size.item_bytes < 4 else 0
         chunk = min(CHUNK_BYTES, 8 * positions * size.channels)
         return max(5 * size.map_bytes, 4 * size.map_bytes + wide + chunk)
@@ -260,36 +269,3 @@ def _linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:
     dtype = arithmetic(rows.dtype, rows.device)
     bias = None if part.bias is None else part.bias.to(dtype)
     return functional.linear(rows.to(dtype), part.weight.flatten(1).to(dtype), bias).to(rows.dtype)
-
-
-def _swept(before: MapSize, after: tuple[MapSize, ...], plan: StripPlan, *, halo: int) -> int:
-    """Bytes while maps are written: at the start the old map is whole, at the end the new ones are."""
-    start = before.map_bytes + sum(size.strips(plan) for size in after)
-    end = before.strips(plan) + sum(size.map_bytes for size in after)
-    return max(start, end) + before.strips(plan, halo=halo)
-
-
-def _between(block: Residual, before: MapSize, after: MapSize, plan: StripPlan) -> tuple[int, int, int]:
-    """Bytes between the maps of a recomputed block: while strips are computed, and of the strips that come out.
-
-    Each convolution's window lies beside what the layer before it gave. The third number counts the strips at work.
-    """
-    rows = plan.rows(after.widened(block.first.channels))
-    at_a_time = plan.at_a_time(after, rows)
-    row = at_a_time * after.width * after.item_bytes  # bytes of one row of one channel in every strip at work
-    given, hidden = (rows + 4) * row * before.channels, (rows + 2) * row * block.first.channels
-    found = rows * row * after.channels
-    return max(given + hidden, hidden + max(hidden, found)), found, at_a_time
-
-
-def _scratches(block: Residual, before: MapSize, after: MapSize, plan: StripPlan) -> tuple[int, int, int]:
-    """What the first convolution, the second one and the shortcut hold for themselves."""
-    scratch, given = partial(_scratch, plan=plan), replace(after, channels=before.channels)
-    second = scratch(block.second, replace(after, channels=block.first.channels))
-    return scratch(block.first, given), second, 0 if block.shortcut is None else scratch(block.shortcut, given)
-
-
-def _scratch(layer: Layer, given: MapSize, plan: StripPlan) -> int:
-    """What a layer holds beside the windows and the results of the strips at work."""
-    rows = plan.rows(given.widened(layer.channels))
-    return plan.at_a_time(given, rows) * scratch_bytes(layer, given.height, given.width, rows)

@@ -14,12 +14,13 @@ from typing import ClassVar, Final
 
 import torch
 
+from remote_vae.core.clips import beside_windows, frames_of, longest_window, run_windows
 from remote_vae.core.executor import NO_ARGUMENTS, RECOMPUTE, STRIPS, WHOLE, Arguments, Sink
 from remote_vae.core.filters import arithmetic
 from remote_vae.core.rows import Rows, Stored
 from remote_vae.core.stages import Attention, Convolution, Downsample, Program, Residual, Upsample, layers_of, measured
 from remote_vae.core.steps import AddInPlace, AddLate, AddToNew, Attend, Defer, Give, Step, Store
-from remote_vae.core.sweep import ROWS, MapSize, RowSink, StripPlan, Sweep
+from remote_vae.core.sweep import ROWS, MapSize, RowSink, StripPlan, Sweep, map_sizes
 
 STRIP_BYTES: Final = {"cpu": 4 * 2**20}  # fits into the cache of a core; other devices use the size below
 LARGE_STRIP_BYTES: Final = 16 * 2**20
@@ -43,11 +44,14 @@ def run(
 ) -> None:
     """Gives the output to `sink`, strip by strip from top to bottom, each with the number of its first row.
 
-    `checkpoint` is called before every strip; an exception from it ends the run. *Shapes*: one image, [1,C,H,W].
+    `checkpoint` is called before every strip; an exception from it ends the run. *Shapes*: one picture, [1,C,H,W], or
+    the frames of one window of a clip, [F,C,H,W].
     """
     sweep = Sweep(plan, image, sink, checkpoint)
     found: Rows = Stored.of(image.contiguous(memory_format=torch.channels_last))
-    for step in steps_of(program, _size_of(image.shape, image.dtype), recompute=plan.recompute):
+    frames, channels, height, width = image.shape
+    size = MapSize(height, width, channels, image.element_size(), frames)
+    for step in steps_of(program, size, recompute=plan.recompute):
         found = step.run(sweep, found)
 
 
@@ -86,20 +90,6 @@ def steps_of(program: Program, image: MapSize, *, recompute: bool) -> Iterator[S
         before, deferred = after, False
 
 
-def map_sizes(program: Program, image: MapSize) -> Iterator[MapSize]:
-    """The size of the input, and of the output of each stage."""
-    size = image
-    yield size
-    for stage in program.stages:
-        height, width = size.height, size.width
-        if isinstance(stage, Upsample):
-            height, width = 2 * height, 2 * width
-        elif isinstance(stage, Downsample):
-            height, width = height // 2, width // 2
-        size = MapSize(height, width, stage.channels, image.item_bytes)
-        yield size
-
-
 @dataclass(frozen=True, slots=True)
 class Strips:
     """An executor that runs a program in strips, or in one strip if its name is `whole`.
@@ -117,20 +107,23 @@ class Strips:
         return not is_small(self.program, shape, dtype, torch.device(self.device))
 
     def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int:
-        size = _size_of(shape, dtype)
-        return predict(self.program, size, self.plan(size)) + output
+        clip = _size_of(shape, dtype)
+        size = longest_window(self.program, clip)
+        return predict(self.program, size, self.plan(size)) + beside_windows(self.program, clip) + output
 
     def run(
         self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
     ) -> None:
         """No model whose layers are known takes arguments."""
-        plan = self.plan(_size_of(z.shape, z.dtype))
-        for index in range(len(z)):
+        size = _size_of(z.shape, z.dtype)
+        plan, frames = self.plan(longest_window(self.program, size)), frames_of(self.program, size.frames)
 
-            def give(row: int, strip: torch.Tensor, index: int = index) -> None:
-                sink(index, row, strip)
+        def window(image: torch.Tensor, give: RowSink) -> None:
+            run(self.program, image, plan, give, checkpoint=checkpoint)
 
-            run(self.program, z[index : index + 1], plan, give, checkpoint=checkpoint)
+        for index, one in enumerate(z):
+            clip = one[None] if one.ndim == 3 else one.transpose(0, 1)
+            run_windows(self.program, clip, window, sink, index * frames)
 
     def plan(self, image: MapSize) -> StripPlan:
         """How large the strips are."""
@@ -171,7 +164,8 @@ def predict_whole(program: Program, shape: tuple[int, ...], dtype: torch.dtype) 
     if key not in program.peaks:
         if len(program.peaks) == MOST_KEPT:
             program.peaks.clear()
-        program.peaks[key] = predict(program, _size_of(shape, dtype), StripPlan(WHOLE_BYTES))
+        size = longest_window(program, _size_of(shape, dtype))
+        program.peaks[key] = predict(program, size, StripPlan(WHOLE_BYTES))
     return program.peaks[key]
 
 
@@ -182,10 +176,12 @@ def is_light(program: Program, shape: tuple[int, ...], cores: int) -> bool:
     products, layers = 0, 0
     for stage, size in zip(program.stages, sizes, strict=True):
         for layer in layers_of(stage):
-            products += size.height * size.width * layer.weight.numel()
+            products += size.frames * size.height * size.width * layer.weight.numel()
             layers += 1
     return products * (1 - 1 / cores) < LIGHT * layers
 
 
 def _size_of(shape: tuple[int, ...], dtype: torch.dtype) -> MapSize:
-    return MapSize(shape[2], shape[3], shape[1], dtype.itemsize)
+    """*Shapes*: [B,C,H,W] or [B,C,F,H,W]; of one picture or clip."""
+    frames = shape[2] if len(shape) == 5 else 1
+    return MapSize(shape[-2], shape[-1], shape[1], dtype.itemsize, frames)

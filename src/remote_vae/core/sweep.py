@@ -1,6 +1,6 @@
 """A sweep over a feature map: its rows are computed strip by strip from top to bottom, several strips side by side."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Final, TypeVar
@@ -9,7 +9,7 @@ import torch
 
 from remote_vae.core.norm import Moments
 from remote_vae.core.rows import Computed, Rows, Stored, kernels_for, windows
-from remote_vae.core.stages import Convolution, Layer
+from remote_vae.core.stages import Convolution, Layer, Program, frames_after, sides_after
 from remote_vae.core.strip_threads import Span, workers
 from remote_vae.core.winograd import CONVOLUTION
 
@@ -22,25 +22,41 @@ STRIPS_PER_WORKER: Final = 2  # at least, so that no worker is idle while anothe
 
 @dataclass(frozen=True, slots=True)
 class MapSize:
-    """The size of one picture's feature map."""
+    """The size of the feature map of one picture, or of a clip's frames."""
 
     height: int
     width: int
     channels: int
     item_bytes: int
+    frames: int = 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.frames * self.width * self.channels * self.item_bytes
 
     @property
     def map_bytes(self) -> int:
-        return self.height * self.width * self.channels * self.item_bytes
+        return self.height * self.row_bytes
 
     def widened(self, channels: int) -> "MapSize":
         """The same map with at least this many channels."""
         return replace(self, channels=max(channels, self.channels))
 
-    def strips(self, plan: "StripPlan", *, halo: int = 0) -> int:
-        """Bytes of the strips that are computed at a time, with their halo rows."""
+    def strips(self, plan: "StripPlan", *, halo: int = 0, lead: int = 0) -> int:
+        """Bytes of the strips that are computed at a time, with their halo rows and with `lead` frames before them."""
         rows = plan.rows(self)
-        return plan.at_a_time(self, rows) * (rows + 2 * halo) * self.width * self.channels * self.item_bytes
+        frame_bytes = (rows + 2 * halo) * self.row_bytes // self.frames
+        return plan.at_a_time(self, rows) * (lead + self.frames) * frame_bytes
+
+
+def map_sizes(program: Program, image: MapSize) -> Iterator[MapSize]:
+    """The size of the input, and of the output of each stage."""
+    size = image
+    yield size
+    for stage in program.stages:
+        sides = sides_after(stage, size.height, size.width)
+        size = MapSize(*sides, stage.channels, image.item_bytes, frames_after(stage, size.frames))
+        yield size
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +72,7 @@ class StripPlan:
 
     def rows(self, size: MapSize) -> int:
         """Rows of a map's strip: at least one, and a multiple of four if possible, because convolutions prefer it."""
-        found = max(1, self.strip_bytes // (size.width * size.channels * size.item_bytes))
+        found = max(1, self.strip_bytes // size.row_bytes)
         if self.workers > 1:
             share = -(-size.height // (STRIPS_PER_WORKER * self.workers))
             found = min(found, share + -share % ROWS)
@@ -88,7 +104,7 @@ class Sweep:
     def spans(self, source: Rows) -> Iterable[Span]:
         """The strips of a map; their bytes count the wider of what a convolution reads and writes."""
         channels = source.widest if isinstance(source, Computed) else source.channels
-        size = MapSize(source.height, source.width, channels, self._item_bytes)
+        size = MapSize(source.height, source.width, channels, self._item_bytes, source.frames)
         return windows(source.height, self.plan.rows(size))
 
     def layer(self, source: Rows, layer: Layer) -> Rows:
@@ -117,7 +133,7 @@ class Sweep:
 
         `needed` says whether the statistics of the map are needed.
         """
-        stored = Stored(source.height, source.width, source.channels)
+        stored = Stored.like(source)
 
         def work(span: Span) -> tuple[torch.Tensor, Moments | None]:
             strip = source.read(*span)[0]

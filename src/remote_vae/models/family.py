@@ -83,13 +83,14 @@ def frames_of_causal(module: Any) -> Frames:
 class Family:
     """VAEs of one class that share their facts; `cls` is the name of the class.
 
-    `strips`: its layers can be run in exact strips. `tiles`: its own tiled methods work both ways. `deterministic`: its
-    encoder gives a latent and not a distribution. `frames_first`: the class decodes to frames before channels, which
-    its pipeline expects and `decode` undoes. `whole_groups`: its encoder takes no frames beyond the last whole
-    group. `float32` names the parts, at any depth, that keep this precision whatever the rest has. `statistics` reads
-    mean and deviation by channel from a loaded module. `convert` renames the tensors of a file that has the names of
-    the original code. `prepare` sets what the family's pipelines set on a loaded module. `decode` and `encode` run the
-    module, for classes that are not called as most are; pixels are in [-1, 1], whatever range the module itself has.
+    `strips`: the module of `remote_vae.models` that describes its layers, if exact strips can run them. `tiles`: its
+    own tiled methods work both ways. `deterministic`: its encoder gives a latent and not a distribution.
+    `frames_first`: the class decodes to frames before channels, which its pipeline expects and `decode` undoes.
+    `whole_groups`: its encoder takes no frames beyond the last whole group. `float32` names the parts, at any depth,
+    that keep this precision whatever the rest has. `statistics` reads mean and deviation by channel from a loaded
+    module. `convert` renames the tensors of a file that has the names of the original code. `prepare` sets what the
+    family's pipelines set on a loaded module. `decode` and `encode` run the module, for classes that are not called as
+    most are; pixels are in [-1, 1], whatever range the module itself has.
     Without `encode` there is no encoder.
     `decode_pieces` and `encode_pieces` do the same to one video at a time, piece by piece, with less memory.
     `takes` reads from a loaded module which options of a request go to its `decode`, by name, if they are given.
@@ -102,7 +103,7 @@ class Family:
 
     cls: str
     models: tuple[Model, ...]
-    strips: bool = False
+    strips: str = ""
     tiles: bool = False
     deterministic: bool = False
     frames_first: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 
@@ -12,7 +13,6 @@ from remote_vae.core.stages import Program
 from remote_vae.core.strip_threads import cores
 from remote_vae.core.strips import strip_executors
 from remote_vae.models.family import Family
-from remote_vae.models.stages import describe_decoder, describe_encoder
 
 
 class DiffusersVAE:
@@ -21,7 +21,7 @@ class DiffusersVAE:
     def __init__(self, module: torch.nn.Module, *, source: str, revision: str, family: Family) -> None:
         self._family = family
         self.module = module
-        self.decoder, self.encoder = _describe(module) if self._family.strips else (None, None)
+        self.decoder, self.encoder = self._described()
         self._decoding = self._own_code(family.decode, self.decoder, family.decode_pieces)
         self._encoding = (
             () if family.encode is None else self._own_code(family.encode, self.encoder, family.encode_pieces)
@@ -76,6 +76,14 @@ class DiffusersVAE:
             found.append(Apart(own))
         return (*found, Tiles(self.module, forgetting)) if self._family.tiles else tuple(found)
 
+    def _described(self) -> tuple[Program | None, Program | None]:
+        """Both or neither, so that what a model's card says holds in both directions."""
+        if not self._family.strips:
+            return None, None
+        found = import_module(f"remote_vae.models.{self._family.strips}")
+        decoder, encoder = found.describe_decoder(self.module), found.describe_encoder(self.module)
+        return (None, None) if decoder is None or encoder is None else (decoder, encoder)
+
     @contextmanager
     def upcast(self) -> Iterator[None]:
         """The weights in their own precision are kept, so that going back needs no memory and changes no bit."""
@@ -85,7 +93,7 @@ class DiffusersVAE:
         try:
             torch.nn.Module.to(self.module, torch.float32)
             if self.decoder is not None:
-                self.decoder, self.encoder = _describe(self.module)
+                self.decoder, self.encoder = self._described()
             yield
         finally:
             for weight, data in weights:
@@ -100,9 +108,3 @@ def _ordered(batch: torch.Tensor) -> torch.Tensor:
     if batch.ndim != 4 or batch.dtype is torch.float32:
         return batch
     return batch.contiguous(memory_format=torch.channels_last)
-
-
-def _describe(module: torch.nn.Module) -> tuple[Program | None, Program | None]:
-    """Both or neither, so that what a model's card says holds in both directions."""
-    decoder, encoder = describe_decoder(module), describe_encoder(module)
-    return (None, None) if decoder is None or encoder is None else (decoder, encoder)

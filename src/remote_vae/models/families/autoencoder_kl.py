@@ -220,6 +220,10 @@ _UPSCALER: Final = Model(
 )
 
 _FAMILY: Final = Family(
-    "AutoencoderKL", _MODELS, strips=True, tiles=True, convert=lambda weights, module: from_latent_diffusion(weights)
+    "AutoencoderKL",
+    _MODELS,
+    strips="stages",
+    tiles=True,
+    convert=lambda weights, module: from_latent_diffusion(weights),
 )
 FAMILIES: Final = (_FAMILY, replace(_FAMILY, models=(_UPSCALER,), prepare=with_the_upscalers_factor))

@@ -121,7 +121,7 @@ _MODELS: Final = (
 _FAMILY: Final = Family(
     "AutoencoderKLFlux2",
     _MODELS,
-    strips=True,
+    strips="stages",
     tiles=True,
     float32=("bn",),
     statistics=statistics,

@@ -1,0 +1,59 @@
+"""Parts of a module of diffusers that many families share, as parts of stages; each part is checked."""
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention as DiffusersAttention
+from torch import nn
+
+from remote_vae.core.stages import Attention, Convolution, Norm
+
+
+class Unknown(Exception):
+    """A part that the stages cannot describe."""
+
+
+def convolution_of(conv: Any, normed: Any = None) -> Convolution:
+    expect(type(conv) is nn.Conv2d)
+    size = conv.kernel_size[0]
+    usual = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    expect(usual and size in (1, 3) and conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2))
+    return Convolution(weight_of(conv.weight), bias_of(conv), None if normed is None else norm_of(normed))
+
+
+def attention_of(block: Any) -> Attention:
+    expect(type(block) is DiffusersAttention)
+    unusual = (block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
+    expect(block.heads == 1 and block.residual_connection and block.rescale_output_factor == 1)
+    expect(all(not part for part in unusual) and block.group_norm is not None)
+    query, key, value, out = map(linear_of, (block.to_q, block.to_k, block.to_v, block.to_out[0]))
+    return Attention(norm_of(block.group_norm), query, key, value, out)
+
+
+def linear_of(part: Any) -> Convolution:
+    expect(type(part) is nn.Linear)
+    return Convolution(part.weight.data[:, :, None, None], bias_of(part))
+
+
+def norm_of(norm: Any) -> Norm:
+    expect(type(norm) is nn.GroupNorm and norm.affine)
+    return Norm(norm.num_groups, norm.eps, norm.weight.data.float(), norm.bias.data.float())
+
+
+def weight_of(weight: nn.Parameter) -> torch.Tensor:
+    """The module's own tensor, so that there is one copy of it; channels last if the libraries are faster with that.
+
+    On a CPU it stays as it is: each call reorders weights anyway, and the module's own code keeps its very bits.
+    """
+    if weight.device.type != "cpu" and weight.ndim == 4:
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return weight.data
+
+
+def bias_of(part: nn.Conv2d | nn.Linear) -> torch.Tensor | None:
+    return None if part.bias is None else part.bias.data
+
+
+def expect(condition: object) -> None:
+    if not condition:
+        raise Unknown
