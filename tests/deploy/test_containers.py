@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from remote_vae.deploy.ray_serve import DEPLOYMENT
-from remote_vae.server.settings import Settings
+from remote_vae.server.settings import Settings, read_settings
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 CHART = DEPLOY / "helm" / "remote-vae"
@@ -167,6 +167,26 @@ def test_what_ray_is_given() -> None:
     assert application["deployments"][0]["name"] == DEPLOYMENT
     assert set(application["args"]) <= set(Settings.model_fields)
     assert spec["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
+
+@pytest.mark.parametrize(
+    ("values", "origins"),
+    [
+        (PLAIN, "http://demo.vae http://demo.vae.svc"),
+        (
+            {**PLAIN, "settings": {"cors_origins": "https://a.example"}},
+            "http://demo.vae http://demo.vae.svc https://a.example",
+        ),
+        (GUARDED, None),
+        ({**GUARDED, "settings": {"cors_origins": "https://a.example"}}, "https://a.example"),
+    ],
+)
+def test_the_names_of_the_service(values: dict[str, Any], origins: str | None) -> None:
+    """Without keys the server knows the names that clients in the cluster ask it by, besides what the settings name."""
+    [container] = pods(render(values))[0]["containers"]
+    found = [item["value"] for item in container["env"] if item["name"] == "REMOTE_VAE_CORS_ORIGINS"]
+    assert found == ([origins] if origins else [])
+    assert read_settings({"cors_origins": origins or ""}).cors_origins == tuple((origins or "").split())
 
 
 @pytest.mark.parametrize(

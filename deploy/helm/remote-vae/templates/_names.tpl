@@ -38,9 +38,19 @@ capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- define "remote-vae.env" -}}
-{{- range $name, $value := .Values.settings }}
+{{- range $name, $value := omit .Values.settings "cors_origins" }}
 - name: REMOTE_VAE_{{ $name | upper }}
   value: {{ $value | quote }}
+{{- end }}
+{{- $origins := .Values.settings.cors_origins | default "" }}
+{{- if not .Values.keysSecret }}
+{{- /* Without keys the server answers to the names that it knows, and the service has three. */}}
+{{- $service := printf "%s.%s" .Release.Name .Release.Namespace }}
+{{- $origins = printf "http://%s http://%s.svc %s" $service $service $origins | trim }}
+{{- end }}
+{{- with $origins }}
+- name: REMOTE_VAE_CORS_ORIGINS
+  value: {{ . | quote }}
 {{- end }}
 - name: REMOTE_VAE_SHUTDOWN_SECONDS
   value: {{ .Values.stopSeconds | quote }}
