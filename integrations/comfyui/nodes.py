@@ -13,24 +13,25 @@ from remote_vae.errors import InvalidValue, LatentMismatch, RemoteVAEError
 from .vae import RemoteComfyVAE
 
 DEFAULT_URL = os.environ.get("REMOTE_VAE_ENDPOINT", "http://127.0.0.1:8000")
+CA_FILE = ("STRING", {"default": "", "tooltip": "PEM file of the private authority of the server's certificate."})
 FIRST = "the server's first"
 FRESH_SECONDS = 5.0
 PROBE_SECONDS = 3.0
 
-_listed: dict[str, tuple[float, list[str] | RemoteVAEError]] = {}
+_listed: dict[tuple[str, str], tuple[float, list[str] | RemoteVAEError]] = {}
 
 
-def list_models(url: str) -> list[str] | RemoteVAEError:
+def list_models(url: str, ca_file: str = "") -> list[str] | RemoteVAEError:
     """The names that a server has, or why it does not say. The answer is kept for a few seconds."""
-    at, found = _listed.get(url, (float("-inf"), []))
+    at, found = _listed.get((url, ca_file), (float("-inf"), []))
     if time.monotonic() - at < FRESH_SECONDS:
         return found
     try:
-        with Client(url, timeout=PROBE_SECONDS, retries=1) as client:
+        with Client(url, timeout=PROBE_SECONDS, retries=1, ca_file=ca_file or None) as client:
             found = [card["name"] for card in client.models()]
     except RemoteVAEError as error:
         found = error
-    _listed[url] = time.monotonic(), found
+    _listed[url, ca_file] = time.monotonic(), found
     return found
 
 
@@ -45,9 +46,9 @@ def server_inputs() -> dict[str, Any]:
     }
 
 
-def check_inputs(url: str, model: str) -> bool | str:
+def check_inputs(url: str, model: str, ca_file: str = "") -> bool | str:
     """True, or what is wrong, which ComfyUI shows at the node before anything runs."""
-    found = list_models(url)
+    found = list_models(url, ca_file)
     if isinstance(found, RemoteVAEError):
         return f"{url}: {found.message}"
     if model not in (FIRST, *found):
@@ -55,8 +56,8 @@ def check_inputs(url: str, model: str) -> bool | str:
     return True
 
 
-def open_model(url: str, model: str) -> RemoteModel:
-    return RemoteModel(url) if model == FIRST else RemoteModel(url, model=model)
+def open_model(url: str, model: str, ca_file: str) -> RemoteModel:
+    return RemoteModel(url, model=None if model == FIRST else model, ca_file=ca_file or None)
 
 
 class RemoteNode:
@@ -66,9 +67,11 @@ class RemoteNode:
     FUNCTION = "run"
 
     @classmethod
-    def VALIDATE_INPUTS(cls, url: str | None = None, model: str | None = None) -> bool | str:  # noqa: N802
+    def VALIDATE_INPUTS(  # noqa: N802  # ComfyUI's name
+        cls, url: str | None = None, model: str | None = None, ca_file: str | None = None
+    ) -> bool | str:
         """What comes from another node is not known yet, and is checked when the node runs."""
-        return True if url is None or model is None else check_inputs(url, model)
+        return True if url is None or model is None else check_inputs(url, model, ca_file or "")
 
 
 class LoadRemoteVAE(RemoteNode):
@@ -79,10 +82,10 @@ class LoadRemoteVAE(RemoteNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
-        return {"required": server_inputs()}
+        return {"required": server_inputs(), "optional": {"ca_file": CA_FILE}}
 
-    def run(self, url: str, model: str) -> tuple[RemoteComfyVAE]:
-        return (RemoteComfyVAE(open_model(url, model)),)
+    def run(self, url: str, model: str, ca_file: str = "") -> tuple[RemoteComfyVAE]:
+        return (RemoteComfyVAE(open_model(url, model, ca_file)),)
 
 
 class DecodeRemotely(RemoteNode):
@@ -93,10 +96,10 @@ class DecodeRemotely(RemoteNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
-        return {"required": {"samples": ("LATENT",), **server_inputs()}}
+        return {"required": {"samples": ("LATENT",), **server_inputs()}, "optional": {"ca_file": CA_FILE}}
 
-    def run(self, samples: dict[str, Any], url: str, model: str) -> tuple[torch.Tensor]:
-        with open_model(url, model) as remote:
+    def run(self, samples: dict[str, Any], url: str, model: str, ca_file: str = "") -> tuple[torch.Tensor]:
+        with open_model(url, model, ca_file) as remote:
             pictures = RemoteComfyVAE(remote).decode(samples["samples"])
         return (pictures.reshape(-1, *pictures.shape[-3:]),)
 
@@ -109,11 +112,11 @@ class DecodeVideoRemotely(RemoteNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
-        return {"required": {"samples": ("LATENT",), **server_inputs()}}
+        return {"required": {"samples": ("LATENT",), **server_inputs()}, "optional": {"ca_file": CA_FILE}}
 
-    def run(self, samples: dict[str, Any], url: str, model: str) -> tuple[torch.Tensor]:
+    def run(self, samples: dict[str, Any], url: str, model: str, ca_file: str = "") -> tuple[torch.Tensor]:
         latent = samples["samples"]
-        with open_model(url, model) as remote:
+        with open_model(url, model, ca_file) as remote:
             stage = RemoteComfyVAE(remote).first_stage_model
             if not remote.is_video or stage.latents.as_batch:
                 raise LatentMismatch(f"model {remote.name!r} gives pictures; take Remote VAE Decode")
@@ -131,10 +134,15 @@ class EncodeRemotely(RemoteNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
         tooltip = "Frames of each video in the batch, for a video model; 0 if the batch is one video."
         frames = ("INT", {"default": 0, "min": 0, "max": 1 << 16, "tooltip": tooltip})
-        return {"required": {"pixels": ("IMAGE",), **server_inputs()}, "optional": {"frames": frames}}
+        return {
+            "required": {"pixels": ("IMAGE",), **server_inputs()},
+            "optional": {"frames": frames, "ca_file": CA_FILE},
+        }
 
-    def run(self, pixels: torch.Tensor, url: str, model: str, frames: int = 0) -> tuple[dict[str, torch.Tensor]]:
-        with open_model(url, model) as remote:
+    def run(
+        self, pixels: torch.Tensor, url: str, model: str, frames: int = 0, ca_file: str = ""
+    ) -> tuple[dict[str, torch.Tensor]]:
+        with open_model(url, model, ca_file) as remote:
             if frames and remote.is_video:
                 pixels = _videos(pixels, frames)
             return ({"samples": RemoteComfyVAE(remote).encode(pixels)},)

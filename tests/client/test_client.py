@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import socket
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -123,8 +124,9 @@ def test_encode_gives_a_latent(call, serve, answers, latent, kind):
     assert np.array_equal(np.asarray(found), latent + 1)
 
 
-def test_reply_has_its_provenance(call, serve, answers, latent):
+def test_reply_has_its_provenance(call, serve, answers, latent, monkeypatch):
     """decode_reply and encode_reply give what came, with the headers that say how it came about."""
+    monkeypatch.setattr("remote_vae.client.exchange.uuid.uuid4", lambda: SimpleNamespace(hex="r-9"))
     headers = {
         "x_request_id": "r-9",
         "x_model": "sd1",

@@ -197,10 +197,10 @@ def test_status_that_is_neither_success_nor_error(call, serve, answers, latent, 
 
 
 def test_html_error_page(call, serve, answers, latent):
-    """A proxy's HTML page costs three tries, names the status and is not printed."""
+    """A proxy's HTML page costs the tries that the caller allows, names the status and is not printed."""
     server = serve(answers.http(502, b"<html>Bad Gateway</html>", content_type="text/html"))
     with pytest.raises(ServerError, match="502") as caught:
-        call(server.url, "decode", latent)
+        call(server.url, "decode", latent, client={"retries": 3})
     assert "<html>" not in str(caught.value)
     assert len(server.seen) == 3
 

@@ -59,11 +59,17 @@ def test_the_servers_own_gateway_statuses_are_final(status):
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"null", b'{"message": "Endpoint request timed out"}', b"[" * 5000])
-def test_what_a_proxy_says_is_tried_again(body):
-    """A proxy's 502 means that nothing listens behind it, which passes; its 504 may have cost a decode: three tries."""
+def test_what_a_proxy_says_is_tried_again(body, monkeypatch):
+    """A proxy's 502 means that nothing listens behind it, which passes, and so does a 504 that comes soon.
+
+    A late 504 may have cost a decode: three tries.
+    """
     bad, late = (HttpReply(status, {"content-type": "text/html"}, bytearray(body)) for status in (502, 504))
     tries = Tries(most=10_000, budget=300)
     assert all(tries.pause_after(bad) for _ in range(20))
+    tries = Tries(most=10_000, budget=300)
+    assert all(tries.pause_after(late) for _ in range(20))
+    monkeypatch.setattr(retry, "LATE_SECONDS", -60)  # every one is late, though no time passes here
     tries = Tries(most=10_000, budget=300)
     assert [tries.pause_after(late) is not None for _ in range(3)] == [True, True, False]
 
@@ -95,3 +101,16 @@ def test_date_without_a_servers_clock():
     """Without a Date header the own clock is taken."""
     at = datetime.now(UTC) + timedelta(seconds=20)
     assert retry_after({"retry-after": format_datetime(at, usegmt=True)}) == pytest.approx(19.5, abs=1.5)
+
+
+def test_without_a_number_only_a_restart_is_waited_for():
+    """Without `retries` a refused connection and a 503 cost three tries; after a sign of a restart the time counts."""
+    refused, hung_up = (Failure(ConnectionFailed("x"), passing=True, hung_up=each) for each in (False, True))
+    for outcome in (refused, overloaded()):
+        tries = Tries(most=None, budget=300)
+        assert [tries.pause_after(outcome) is not None for _ in range(3)] == [True, True, False]
+    for sign in (hung_up, HttpReply(502, {}, bytearray(b"<html>"))):
+        tries = Tries(most=None, budget=300)
+        assert all(tries.pause_after(each) for each in (sign, refused, overloaded(), sign, refused, overloaded()))
+    tries = Tries(most=None, budget=300)
+    assert [tries.pause_after(hung_up) is not None for _ in range(10)] == [True] * 9 + [False]

@@ -21,9 +21,10 @@ from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
-from remote_vae.cli.files import array_of, check_output, read_file, write_file, write_tensor
+from remote_vae.cli.files import check_output, read_file, write_file, write_tensor
 from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
+from remote_vae.client.latents import array_of
 from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
 from remote_vae.protocol.replies import parse_reply
 from remote_vae.values import Tensor

@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from remote_vae.client.latents import tensor_of
+from remote_vae.client.latents import array_of, tensor_of
 from remote_vae.errors import ConfigurationError, InvalidValue
 from remote_vae.values import Tensor
 
@@ -112,11 +112,3 @@ def write_tensor(path: Path, tensor: np.ndarray) -> None:
         return
     with _naming(path, "written"), path.open("wb") as file:
         np.save(file, tensor)
-
-
-def array_of(frame: Tensor) -> np.ndarray:
-    """Floats and bytes as numpy sees them; bfloat16 widened to float32, which is exact."""
-    if frame.dtype == "bfloat16":
-        bits = np.frombuffer(frame.buffer, dtype="<u2").astype(np.uint32) << 16
-        return bits.view(np.float32).reshape(frame.shape)
-    return np.frombuffer(frame.buffer, dtype=np.dtype(frame.dtype)).reshape(frame.shape)

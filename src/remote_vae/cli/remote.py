@@ -8,10 +8,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from remote_vae.cli.files import TENSORS, array_of, check_output, read_file, read_latents, write_file, write_tensor
+from remote_vae.cli.files import TENSORS, check_output, read_file, read_latents, write_file, write_tensor
 from remote_vae.cli.flags import with_flags
 from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
+from remote_vae.client.latents import array_of
 from remote_vae.errors import ConfigurationError, InvalidReply
 from remote_vae.protocol.messages import Reply
 from remote_vae.protocol.options import DECODE_ROWS, ENCODE_ROWS
@@ -19,6 +20,7 @@ from remote_vae.values import FORMATS, Tensor
 
 Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server.")]
 Token = Annotated[str | None, typer.Option(envvar="REMOTE_VAE_API_KEY", show_envvar=True, help="Bearer token.")]
+Authority = Annotated[Path | None, typer.Option("--ca-file", help="PEM file of an authority to trust as well.")]
 Model = Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")]
 Timeout = Annotated[float, typer.Option(help="Seconds, for all tries together.")]
 Scaled = Annotated[
@@ -49,13 +51,14 @@ def encode(
     model: Model = None,
     scaling: Scaled = True,
     token: Token = None,
+    ca_file: Authority = None,
     timeout: Timeout = 300.0,
     **options: Any,
 ) -> None:
     """Turn a picture into a latent."""
     check_output(output, TENSORS)
     picture = read_file(image)
-    with Client(url, token=token, timeout=timeout) as client, working(f"encoding {image.name}"):
+    with Client(url, token=token, timeout=timeout, ca_file=ca_file) as client, working(f"encoding {image.name}"):
         own = scaling and options["posterior"] != "parameters"
         reply = client.encode_reply(picture, model=model, do_scaling=own, **options)
     if not isinstance(reply.payload, Tensor):
@@ -73,6 +76,7 @@ def decode(
     scaling: ScaledIfSo = None,
     key: Key = None,
     token: Token = None,
+    ca_file: Authority = None,
     timeout: Timeout = 300.0,
     **options: Any,
 ) -> None:
@@ -81,7 +85,7 @@ def decode(
     (frame, scaled), asked = _latent(latents, key, scaling), WRITTEN.get(output.suffix.lower())
     image_format = asked.name if asked is not None and asked.is_image else None
     output_type = "pt" if asked is None else "pil" if asked.is_image else asked.name
-    with Client(url, token=token, timeout=timeout) as client, working(f"decoding {list(frame.shape)}"):
+    with Client(url, token=token, timeout=timeout, ca_file=ca_file) as client, working(f"decoding {list(frame.shape)}"):
         reply = client.decode_reply(
             frame,
             model=model,
@@ -117,10 +121,11 @@ def _report(output: Path, reply: Reply, what: str) -> None:
 def models(
     url: Url = DEFAULT_URL,
     token: Token = None,
+    ca_file: Authority = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
 ) -> None:
     """List what a server has: names, layouts and factors."""
-    with Client(url, token=token) as client:
+    with Client(url, token=token, ca_file=ca_file) as client:
         cards = client.models()
     if json:
         import json as text
@@ -151,11 +156,12 @@ def verify(
     random_weights: Annotated[bool, typer.Option("--random-weights", help="The server has them too.")] = False,
     key: Key = None,
     token: Token = None,
+    ca_file: Authority = None,
     timeout: Timeout = 300.0,
 ) -> None:
     """Decode the same latent on the server and here, and say how far apart the pixels are."""
     frame, scaled = _latent(latents, key, scaling)
-    with Client(url, token=token, timeout=timeout) as client, working("decoding on the server"):
+    with Client(url, token=token, timeout=timeout, ca_file=ca_file) as client, working("decoding on the server"):
         reply = client.decode_reply(frame, model=model, do_scaling=scaled, output_type="pt", height=height, width=width)
     if not isinstance(reply.payload, Tensor):
         raise InvalidReply("the server did not send a tensor")

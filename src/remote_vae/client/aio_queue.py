@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self, Unpack
 
 from remote_vae.client.clients import AsyncClient
 from remote_vae.client.latents import AnyTensor, copy_of
+from remote_vae.client.network import PathText
+from remote_vae.client.one_process import OneProcess
 from remote_vae.errors import InvalidValue
 from remote_vae.protocol.options import DecodeArguments
 
@@ -42,7 +44,7 @@ class Progress(Protocol):
     def update(self, n: int) -> object: ...
 
 
-class AsyncDecodeQueue:
+class AsyncDecodeQueue(OneProcess):
     """Decodes latents in the background, several at a time, and returns the results in the order of the puts.
 
     At most `size` items are in the queue: they wait, are decoded, or are held back by an earlier item. `put` waits for
@@ -64,12 +66,14 @@ class AsyncDecodeQueue:
         progress: bool | Progress = False,
         token: str | None = None,
         timeout: float = 300.0,
+        ca_file: PathText | None = None,
         **options: Unpack[DecodeArguments],
     ) -> None:
         if not 1 <= in_flight <= size:
             raise InvalidValue(f"in_flight={in_flight} must be at least 1 and at most size={size}")
+        super().__init__()
         self.size = size
-        self._client = AsyncClient(endpoint, token=token, timeout=timeout, retries=TRIES)
+        self._client = AsyncClient(endpoint, token=token, timeout=timeout, ca_file=ca_file, retries=TRIES)
         self._options = options
         self._on_done = on_done
         self._bar = _bar() if progress is True else None

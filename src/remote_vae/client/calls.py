@@ -81,33 +81,28 @@ def post(endpoint: Endpoint, request: DecodeRequest | EncodeRequest) -> HttpRequ
     return endpoint.request("POST", path, query=query, headers=headers, body=bytes(body))
 
 
-def read_decoded(request: DecodeRequest, reply: HttpReply, *, like: object) -> Answer:
-    """The picture, tensor or video, checked; *raises* InvalidReply, and what the server raised."""
-    found = _read(request, reply)
-    payload = found.payload
-    if isinstance(payload, Tensor):
-        check_decoded(request, payload)
-        return Answer(found, tensor_like(payload, like))
-    if found.format.is_image:
-        return Answer(found, read_picture(payload, found.format, most_pixels=most_pixels(request)))
-    check_mp4(payload)
-    return Answer(found, payload)
-
-
-def read_encoded(request: EncodeRequest, reply: HttpReply, *, like: object) -> Answer:
-    """The latent, checked; *raises* InvalidReply, and what the server raised."""
-    found = _read(request, reply)
-    if not isinstance(found.payload, Tensor):
-        raise InvalidReply(f"the reply is {found.format.media_type}; expected a tensor")
-    check_encoded(request, found.payload)
-    return Answer(found, tensor_like(found.payload, like))
-
-
-def _read(request: DecodeRequest | EncodeRequest, reply: HttpReply) -> Reply:
+def read_reply(request: DecodeRequest | EncodeRequest, reply: HttpReply) -> Reply:
+    """The reply, its tensor checked; *raises* InvalidReply, and what the server raised."""
     found = parse_reply(reply.status, reply.headers, reply.body)
     if found.format is not request.format:
         raise InvalidReply(f"the reply is {found.format.media_type}; {request.format.media_type} was asked for")
+    if isinstance(found.payload, Tensor):
+        if isinstance(request, DecodeRequest):
+            check_decoded(request, found.payload)
+        else:
+            check_encoded(request, found.payload)
     return found
+
+
+def answer(request: DecodeRequest | EncodeRequest, found: Reply, *, like: object) -> Answer:
+    """The picture, the tensor, or the video's bytes; *raises* InvalidReply."""
+    payload = found.payload
+    if isinstance(payload, Tensor):
+        return Answer(found, tensor_like(payload, like))
+    if found.format.is_image and isinstance(request, DecodeRequest):
+        return Answer(found, read_picture(payload, found.format, most_pixels=most_pixels(request)))
+    check_mp4(payload)
+    return Answer(found, payload)
 
 
 def read_models(reply: HttpReply) -> dict[str, Any]:
@@ -126,6 +121,16 @@ def read_models(reply: HttpReply) -> dict[str, Any]:
         raise InvalidReply("the list of models has no models with names; is this a remote-vae server?")
     found: dict[str, Any] = document
     return found
+
+
+def find_card(listed: Mapping[str, Any], name: str | None) -> dict[str, Any] | None:
+    """The card of a name or alias, in any case; None is the server's default model."""
+    wanted = name or listed.get("default")
+    for card in listed["models"]:
+        if wanted is None or wanted == card["name"] or wanted.lower() in card.get("aliases", ()):
+            found: dict[str, Any] = card
+            return found
+    return None
 
 
 def read_ready(reply: HttpReply) -> bool:

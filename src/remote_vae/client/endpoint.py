@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,7 @@ from remote_vae.client.exchange import HttpRequest
 from remote_vae.errors import ConfigurationError, InvalidValue
 
 TOKEN_VARIABLE: Final = "REMOTE_VAE_API_KEY"
+ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,16 @@ def read_endpoint(endpoint: str, *, token: str | None = None) -> Endpoint:
         return Endpoint(url, {"authorization": _basic(parts.username or "", parts.password or "")})
     token = os.environ.get(TOKEN_VARIABLE) if token is None else token
     return Endpoint(url, {"authorization": f"Bearer {_checked(token)}"} if token else {})
+
+
+def split_endpoint(endpoint: str, model: str | None) -> tuple[str, str | None]:
+    """The server's address, and the model that the path names unless `model` does."""
+    if model is not None:
+        return endpoint, model
+    parts = urlsplit(endpoint)
+    path = ROUTES.sub("", parts.path.rstrip("/"))
+    before, _, name = path.rpartition("/")
+    return urlunsplit((parts.scheme, parts.netloc, before, parts.query, "")), name or None
 
 
 def _basic(username: str, password: str) -> str:

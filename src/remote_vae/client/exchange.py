@@ -1,8 +1,9 @@
 """One HTTP exchange as values: the request, the reply, and the error if there is no reply."""
 
 import time
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from remote_vae.errors import ClientError, ClientTimeout, ConnectionFailed, Inva
 from remote_vae.values import clip
 
 CONNECT_SECONDS: Final = 10.0
+ID_HEADERS: Final = ("x-request-id", "x-call-id")  # the second one is for proxies, some of which write the first anew
 CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"  # in the text of an error of TLS
 
 
@@ -23,6 +25,11 @@ class HttpRequest:
     url: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(default=b"", repr=False)
+    request_id: str = ""  # of which a reply must be, if there is one
+
+    def numbered(self) -> "HttpRequest":
+        """The same request with an id that no other request has."""
+        return replace(self, request_id=uuid.uuid4().hex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +43,11 @@ class HttpReply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No reply; `passing` if another try may succeed."""
+    """No reply; `passing` if another try may succeed. If `hung_up`, something listened there and hung up."""
 
     error: ClientError
     passing: bool
+    hung_up: bool = False
 
 
 Outcome = HttpReply | Failure
@@ -67,17 +75,23 @@ class Deadline:
 
 
 class ReplyReader:
-    """Collects a reply within the limit on its bytes and the deadline."""
+    """Collects the reply to the request with an id, within the limit on its bytes and the deadline.
 
-    def __init__(self, *, limit: int, deadline: Deadline) -> None:
+    `foreign` if the reply was one to another request.
+    """
+
+    def __init__(self, *, limit: int, deadline: Deadline, request_id: str = "") -> None:
         self.deadline = deadline
         self.reply: HttpReply | None = None  # from the head on
+        self.foreign = False
         self._limit = limit
+        self._request_id = request_id
 
     def begin(self, response: httpx2.Response) -> None:
-        """*Raises* InvalidReply if the body is compressed, or announced as longer than the limit."""
+        """*Raises* InvalidReply if the body is compressed, too long by its announcement, or for another request."""
         headers = {name.lower(): value for name, value in response.headers.items()}
         self.reply = HttpReply(response.status_code, headers, bytearray())
+        self._check_id(self.reply)
         coding, length = headers.get("content-encoding", "").strip().lower(), headers.get("content-length", "")
         if coding not in ("", "identity"):
             raise InvalidReply(
@@ -92,6 +106,17 @@ class ReplyReader:
         if self.deadline.left <= 0:
             raise ClientTimeout(f"the reply was not complete in time; {len(self.reply.body)} bytes had come")
         self.reply.body.extend(chunk)
+
+    def _check_id(self, reply: HttpReply) -> None:
+        """One id that is right will do: a proxy may write the other one, or an error, of its own."""
+        found = [reply.headers[name] for name in ID_HEADERS if name in reply.headers]
+        self.foreign = bool(reply.status == 200 and self._request_id and found and self._request_id not in found)
+        if self.foreign:
+            raise InvalidReply(
+                f"the reply is to request {clip(found[0])!r} and not to {self._request_id!r}; does another process use "
+                "the connection too?",
+                status=reply.status,
+            )
 
     def _check(self, length: int, reply: HttpReply) -> None:
         if length > self._limit:
@@ -117,12 +142,15 @@ def failure_of(error: httpx2.HTTPError | TimeoutError, *, url: str, in_body: boo
         case httpx2.LocalProtocolError() | httpx2.UnsupportedProtocol():
             return Failure(ConnectionFailed(f"the request to {host} cannot be sent: {text}", host=host), passing=False)
         case httpx2.ConnectError() if CERTIFICATE in text:
-            advice = "set SSL_CERT_FILE to the PEM file of its authority, if you trust it"
+            advice = "set SSL_CERT_FILE or ca_file to the PEM file of its authority, if you trust it"
             problem = f"{host} has a certificate that is not trusted here: {text}; {advice}"
             return Failure(ConnectionFailed(problem, host=host), passing=False)
         case _:
             what, hint = ("broke off", "") if in_body else ("failed", "; does the server run, and is that its address?")
-            return Failure(ConnectionFailed(f"the connection to {host} {what}: {text}{hint}", host=host), passing=True)
+            problem = f"the connection to {host} {what}: {text}{hint}"
+            # A connection that ends during the upload may do so because of the body, and then always does.
+            hung_up = not in_body and isinstance(error, (httpx2.ReadError, httpx2.RemoteProtocolError))
+            return Failure(ConnectionFailed(problem, host=host), passing=True, hung_up=hung_up)
 
 
 def settle(outcome: Outcome) -> HttpReply:

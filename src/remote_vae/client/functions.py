@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from remote_vae.client.calls import Answer, decode_request, encode_request, read_decoded, read_encoded
-from remote_vae.client.endpoint import read_endpoint
-from remote_vae.client.exchange import HttpReply
+from remote_vae.client.calls import Answer, answer, decode_request, encode_request, read_reply
+from remote_vae.client.clients import Client
+from remote_vae.client.endpoint import Endpoint, read_endpoint, split_endpoint
+from remote_vae.client.exchange import HttpRequest
 from remote_vae.client.latents import AnyTensor, is_torch
-from remote_vae.client.network import BlockingNetwork, run
+from remote_vae.client.network import BlockingNetwork, PathText, run
+from remote_vae.client.parts import joined, parts_of
 from remote_vae.client.retry import Bounds, send
-from remote_vae.errors import InvalidValue
-from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
+from remote_vae.errors import InvalidValue, TooLarge
+from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
 from remote_vae.protocol.options import DecodeArguments
 from remote_vae.protocol.wire import render_request
 from remote_vae.values import FORMATS
@@ -44,6 +46,7 @@ def remote_decode(
     *,
     timeout: float = 300.0,
     token: str | None = None,
+    ca_file: PathText | None = None,
 ) -> Any:
     """A latent, decoded at `endpoint`: a PIL image, a list of them, a tensor, or an MP4's bytes.
 
@@ -61,8 +64,8 @@ def remote_decode(
     if height is not None and width is not None:
         what |= {"height": height, "width": width}
     request = _decode_request(tensor, what, processor)
-    answer = read_decoded(request, _send(endpoint, request, timeout=timeout, token=token), like=tensor)
-    return _returned(answer, request, processor, return_type)
+    reply = _ask(endpoint, request, timeout=timeout, token=token, ca_file=ca_file)
+    return _returned(answer(request, reply, like=tensor), request, processor, return_type)
 
 
 def _check_types(output_type: str, return_type: str, processor: Any, partial_postprocess: bool) -> None:
@@ -100,21 +103,21 @@ def _decode_request(tensor: AnyTensor, what: DecodeArguments, processor: Any) ->
     return request
 
 
-def _returned(answer: Answer, request: DecodeRequest, processor: Any, return_type: str) -> Any:
+def _returned(found: Answer, request: DecodeRequest, processor: Any, return_type: str) -> Any:
     if not request.format.is_tensor:
-        if isinstance(answer.value, Image.Image):
-            answer.value.format = str(answer.value.format).lower()
-        return answer.value
+        if isinstance(found.value, Image.Image):
+            found.value.format = str(found.value.format).lower()
+        return found.value
     if return_type == "pt":
-        return answer.value
+        return found.value
     if request.options["output_type"] == "pil":
-        return [Image.fromarray(pixels) for pixels in _pixels_of_unit(answer.value)]
+        return [Image.fromarray(pixels) for pixels in _pixels_of_unit(found.value)]
     if request.options["partial_postprocess"]:
-        pictures = [Image.fromarray(np.asarray(pixels)) for pixels in answer.value]
+        pictures = [Image.fromarray(np.asarray(pixels)) for pixels in found.value]
         return pictures[0] if len(pictures) == 1 else pictures
     if hasattr(processor, "postprocess_video"):
-        return processor.postprocess_video(answer.value, output_type="pil")[0]
-    return processor.postprocess(answer.value, output_type="pil")[0]
+        return processor.postprocess_video(found.value, output_type="pil")[0]
+    return processor.postprocess(found.value, output_type="pil")[0]
 
 
 def _pixels_of_unit(unit: AnyTensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
@@ -134,6 +137,7 @@ def remote_encode(
     seed: int | None = None,
     timeout: float = 300.0,
     token: str | None = None,
+    ca_file: PathText | None = None,
 ) -> AnyTensor:
     """The latent of a PIL image or a tensor, encoded at `endpoint`; numpy for numpy, else a torch tensor.
 
@@ -144,19 +148,44 @@ def remote_encode(
     like = image if isinstance(image, np.ndarray) or is_torch(image) else importlib.import_module("torch").empty(0)
     arguments = {"scaling_factor": scaling_factor, "shift_factor": shift_factor, "posterior": posterior, "seed": seed}
     request = encode_request(image, arguments)
-    return read_encoded(request, _send(endpoint, request, timeout=timeout, token=token), like=like).value
+    reply = _ask(endpoint, request, timeout=timeout, token=token, ca_file=ca_file)
+    return answer(request, reply, like=like).value
 
 
-def _send(endpoint: str, request: DecodeRequest | EncodeRequest, *, timeout: float, token: str | None) -> HttpReply:
+def _ask(
+    endpoint: str,
+    request: DecodeRequest | EncodeRequest,
+    *,
+    timeout: float,
+    token: str | None,
+    ca_file: PathText | None,
+) -> Reply:
+    """The reply; a batch that is too large for a server that tells its limits goes in parts."""
     target = read_endpoint(endpoint, token=token)
+    network = BlockingNetwork(target.url, ca_file=ca_file)
+    bounds = Bounds(timeout=timeout)
+
+    def ask(part: DecodeRequest | EncodeRequest) -> Reply:
+        return read_reply(part, run(send(network, _post(target, part), bounds)))
+
+    try:
+        return ask(request)
+    except TooLarge:
+        base, model = split_endpoint(endpoint, None)
+        with Client(base, token=token, timeout=timeout, ca_file=ca_file) as client:
+            card = run(client.card(model))
+        parts = [request] if card is None else parts_of(request, card)
+        if parts[0] is request:
+            raise
+        return joined([ask(part) for part in parts])
+    finally:
+        run(network.close())
+
+
+def _post(target: Endpoint, request: DecodeRequest | EncodeRequest) -> HttpRequest:
     _, query, headers, body = render_request(request)
     if isinstance(request, EncodeRequest):
         del headers["content-type"]
     elif request.format.accepts[:1] == ("text/plain",):
         headers["accept"] = "text/plain"  # as diffusers' own client asks for a video
-    network = BlockingNetwork(target.url)
-    try:
-        call = target.request("POST", "", query=query, headers=headers, body=bytes(body))
-        return run(send(network, call, Bounds(timeout=timeout)))
-    finally:
-        run(network.close())
+    return target.request("POST", "", query=query, headers=headers, body=bytes(body))

@@ -67,3 +67,11 @@ def as_numpy(tensor: Tensor) -> AnyTensor:
     dtype = np.dtype(check_dtype(tensor.dtype, allowed=("float16", "float32", "uint8"))).newbyteorder("<")
     buffer = tensor.buffer if isinstance(tensor.buffer, bytearray) else bytearray(tensor.buffer)
     return np.frombuffer(buffer, dtype=dtype).reshape(tensor.shape)
+
+
+def array_of(tensor: Tensor) -> "np.ndarray[Any, Any]":
+    """Floats and bytes as numpy sees them; bfloat16 widened to float32, which is exact."""
+    if tensor.dtype == "bfloat16":
+        bits = np.frombuffer(tensor.buffer, dtype="<u2").astype(np.uint32) << 16
+        return bits.view(np.float32).reshape(tensor.shape)
+    return np.frombuffer(tensor.buffer, dtype=np.dtype(tensor.dtype)).reshape(tensor.shape)

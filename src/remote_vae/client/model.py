@@ -1,22 +1,18 @@
 """One model of a server, with the facts on its card, for the VAE objects of pipelines and workflows."""
 
-import math
-import re
 import weakref
-from collections.abc import Callable
 from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
+from remote_vae.client.calls import find_card
 from remote_vae.client.clients import Client
+from remote_vae.client.endpoint import split_endpoint
 from remote_vae.client.latents import AnyTensor
-from remote_vae.client.network import run
+from remote_vae.client.network import PathText, run
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotReady, UnknownModel
 from remote_vae.values import RGB, Frames
 
 FRAMES_AXES: Final = 4  # of the frames of one video, which some pipelines hand over as a batch
-ROUTES: Final = re.compile(r"/(decode|encode|predict)$")
-FLOAT_BYTES: Final = 4
-MOST_CHANNELS: Final = 4  # of pixels
 FRAMES_FIRST: Final = "b f c h w"
 NEEDED: Final = (
     "latent_channels",
@@ -43,18 +39,32 @@ class RemoteModel:
         model: str | None = None,
         token: str | None = None,
         timeout: float = 300.0,
+        retries: int | None = None,
+        ca_file: PathText | None = None,
     ) -> None:
         base, name = split_endpoint(endpoint, model)
-        self._client = Client(base, token=token, timeout=timeout)
-        # Users do not close a pipeline's VAE, so the connection is closed when this object is collected.
-        self.close = weakref.finalize(self, self._client.close)
+        self._client = Client(base, token=token, timeout=timeout, retries=retries, ca_file=ca_file)
         self.place = _without_credentials(base)
         try:
             self.card = _find(run(self._client.model_list()), name, self.place)
         except BaseException:
-            self.close()
+            self._client.close()
             raise
+        self._begin()
+
+    def _begin(self) -> None:
+        # Users do not close a pipeline's VAE, so the connection is closed when this object is collected.
+        self.close = weakref.finalize(self, self._client.close)
         self.name = str(self.card["name"])
+        self._client.know(self.card)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._client, self.place, self.card
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """A pickle or copy has the address and the card, and opens a connection of its own."""
+        self._client, self.place, self.card = state
+        self._begin()
 
     def __enter__(self) -> Self:
         return self
@@ -120,18 +130,8 @@ class RemoteModel:
         if self.takes_frames and len(latent.shape) == FRAMES_AXES:
             [video] = self._client.decode(latent, model=self.name, do_scaling=do_scaling, output_type="pt")
             return video.swapaxes(0, 1)
-        return self._in_parts(
-            latent,
-            lambda part: self._client.decode(
-                self._turned(part),
-                model=self.name,
-                do_scaling=do_scaling,
-                output_type="pt",
-                seed=seed,
-                **_at(timestep),
-            ),
-            item_bytes=FLOAT_BYTES * self._pixel_values(latent),
-            limit="max_reply_bytes",
+        return self._client.decode(
+            self._turned(latent), model=self.name, do_scaling=do_scaling, output_type="pt", seed=seed, **_at(timestep)
         )
 
     def decode_levels(self, latent: AnyTensor, *, timestep: float | None = None) -> AnyTensor:
@@ -140,13 +140,8 @@ class RemoteModel:
         *Shapes*: [B,C,h,w] -> uint8 [B,H,W,P], or [1,C,f,h,w] -> [F,H,W,P].
         """
         self._check_latent(tuple(latent.shape))
-        return self._in_parts(
-            latent,
-            lambda part: self._client.decode(
-                self._turned(part), model=self.name, output_type="pt", partial_postprocess=True, **_at(timestep)
-            ),
-            item_bytes=self._pixel_values(latent),
-            limit="max_reply_bytes",
+        return self._client.decode(
+            self._turned(latent), model=self.name, output_type="pt", partial_postprocess=True, **_at(timestep)
         )
 
     def encode(self, pixels: AnyTensor, *, posterior: str, do_scaling: bool = False) -> AnyTensor:
@@ -157,12 +152,7 @@ class RemoteModel:
         """
         shape = tuple(pixels.shape)
         self._check_pixels(shape)
-        latent = self._in_parts(
-            _as_sent(pixels),
-            lambda part: self._client.encode(part, model=self.name, posterior=posterior, do_scaling=do_scaling),
-            item_bytes=FLOAT_BYTES * math.prod(shape[1:]),
-            limit="max_body_bytes",
-        )
+        latent = self._client.encode(_as_sent(pixels), model=self.name, posterior=posterior, do_scaling=do_scaling)
         if posterior != "parameters":  # which have the order of the VAE itself
             latent = self._turned(latent)
         sides = tuple(side // self.ratio for side in shape[-2:])
@@ -174,27 +164,6 @@ class RemoteModel:
                 shape=list(shape),
             )
         return latent
-
-    def _in_parts(
-        self, batch: AnyTensor, run: Callable[[AnyTensor], AnyTensor], *, item_bytes: int, limit: str
-    ) -> AnyTensor:
-        """What `run` makes of a batch, which is sent in parts if it is larger than the server's limits."""
-        limits = self.card.get("limits", {})
-        most = min(limits.get("max_batch", len(batch)), limits.get(limit, item_bytes * len(batch)) // item_bytes)
-        parts = batch.split(max(1, most))
-        if len(parts) == 1:
-            return run(batch)
-        done = [run(part) for part in parts]
-        joined = done[0].new_empty((sum(map(len, done)), *done[0].shape[1:]))
-        for place, part in zip(joined.split([len(part) for part in done]), done, strict=True):
-            place.copy_(part)
-        return joined
-
-    def _pixel_values(self, latent: AnyTensor) -> int:
-        """Values that the pixels of one latent have, at most."""
-        frames = self.frames.of_latent(latent.shape[2]) if self.is_video else 1
-        height, width = (side * self.ratio for side in latent.shape[-2:])
-        return int(MOST_CHANNELS * frames * height * width)
 
     def _turned(self, latent: AnyTensor) -> AnyTensor:
         """[B,C,f,h,w] as [B,f,C,h,w], or the reverse, if the model's latents travel with frames before channels."""
@@ -232,32 +201,19 @@ def _at(timestep: float | None) -> dict[str, Any]:
     return {} if timestep is None else {"decode_timestep": timestep, "decode_noise_scale": 0.0}
 
 
-def split_endpoint(endpoint: str, model: str | None) -> tuple[str, str | None]:
-    """The server's address, and the model that the path names unless `model` does."""
-    if model is not None:
-        return endpoint, model
-    parts = urlsplit(endpoint)
-    path = ROUTES.sub("", parts.path.rstrip("/"))
-    before, _, name = path.rpartition("/")
-    return urlunsplit((parts.scheme, parts.netloc, before, parts.query, "")), name or None
-
-
 def _without_credentials(endpoint: str) -> str:
     parts = urlsplit(endpoint)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _find(listed: dict[str, Any], name: str | None, place: str) -> dict[str, Any]:
-    """The card of a name or alias, in any case; None is the server's default model."""
-    cards: list[dict[str, Any]] = listed["models"]
-    wanted = name or listed.get("default")
-    for card in cards:
-        if wanted is None or wanted == card["name"] or wanted.lower() in card.get("aliases", ()):
-            break
-    else:
+    """The card of a name or alias, with all that is needed; *raises* NotReady, UnknownModel, InvalidReply."""
+    card = find_card(listed, name)
+    if card is None:
+        wanted = name or listed.get("default")
         if wanted in listed.get("loading", ()):
             raise NotReady(f"model {wanted!r} at {place} is still loading; try again in a moment", model=wanted)
-        served = ", ".join(card["name"] for card in cards) or "none"
+        served = ", ".join(card["name"] for card in listed["models"]) or "none"
         raise UnknownModel(f"model {name!r} is not served at {place}; served are {served}", model=name)
     missing = [key for key in NEEDED if card.get(key) is None or card[key] in ([], {})]
     if missing:

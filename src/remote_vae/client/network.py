@@ -4,26 +4,30 @@ The client is written once, as coroutines over a `Network`. Over a `BlockingNetw
 so `run` finishes them in the caller's thread without an event loop. A thread with an event loop behind the blocking
 client was measured: twice the time for a call, and twice the time for a large reply.
 
-No proxy and no netrc are taken from the environment, so that credentials and latents go only where the caller sends
-them: a proxy is an argument. SSL_CERT_FILE and SSL_CERT_DIR add to the certificates that are trusted, as a private
-authority's must be. Redirects are never followed.
+A proxy is an argument, otherwise that of the environment, as other programs read it; a server on this machine is asked
+without one. SSL_CERT_FILE, SSL_CERT_DIR and the argument `ca_file` add to the certificates that are trusted, as a
+private authority's must be. A netrc is never read, and redirects are never followed.
 """
 
 import asyncio
 import os
 import ssl
 import time
+import urllib.request
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from importlib.util import find_spec
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 
 from remote_vae.client.deadline import DeadlineTransport
-from remote_vae.client.exchange import HttpRequest, ReplyReader
+from remote_vae.client.exchange import ID_HEADERS, HttpRequest, ReplyReader
 from remote_vae.errors import ConfigurationError
 
 T = TypeVar("T")
+PathText: TypeAlias = str | os.PathLike[str]
 
 TRUSTED: Final = {"SSL_CERT_FILE": "cafile", "SSL_CERT_DIR": "capath"}
 AGENT: Final = {"user-agent": "remote-vae"}
@@ -43,14 +47,48 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a blocking call was suspended")
 
 
-class BlockingNetwork:
+H = TypeVar("H", httpx2.Client, httpx2.AsyncClient)
+
+
+class Way(Generic[H]):
+    """What both networks share: an injected client, or the proxy and the certificates for clients of this module."""
+
+    def __init__(
+        self, url: str, *, http: H | None = None, proxy: str | None = None, ca_file: PathText | None = None
+    ) -> None:
+        if http is not None and (proxy is not None or ca_file is not None):
+            raise ConfigurationError("http excludes proxy and ca_file; give them to the injected client")
+        self.injected: H | None = http
+        self._used_in: int | None = None  # the process
+        if http is None:
+            self._proxy = _read_proxy(_proxy_of_environment(url) if proxy is None else proxy)
+            self._verify = _verify(url, self._proxy, ca_file)
+
+    def _given(self) -> H | None:
+        """The injected client; *raises* ConfigurationError if another process has used its connections."""
+        if self.injected is not None:
+            if self._used_in not in (None, os.getpid()):
+                raise ConfigurationError(
+                    "the injected http client has connections of the process that this one was forked from; make "
+                    "another client in each process, or leave http out"
+                )
+            self._used_in = os.getpid()
+        return self.injected
+
+
+class BlockingNetwork(Way[httpx2.Client]):
     """Blocks the calling thread; threads may share it, and a forked process opens other connections."""
 
-    def __init__(self, url: str, *, http: httpx2.Client | None = None, proxy: str | None = None) -> None:
-        self._proxy = _read_proxy(proxy, http)
-        self._injected = http
+    def __init__(
+        self,
+        url: str,
+        *,
+        http: httpx2.Client | None = None,
+        proxy: str | None = None,
+        ca_file: PathText | None = None,
+    ) -> None:
+        super().__init__(url, http=http, proxy=proxy, ca_file=ca_file)
         if http is None:
-            self._verify = _verify(url, proxy)
             self._connect()
 
     def _connect(self) -> None:
@@ -58,8 +96,9 @@ class BlockingNetwork:
         self._own, self._pid = httpx2.Client(transport=transport, trust_env=False, headers=AGENT), os.getpid()
 
     def _http(self) -> httpx2.Client:
-        if self._injected is not None:
-            return self._injected
+        given = self._given()
+        if given is not None:
+            return given
         if self._pid != os.getpid():
             # The parent uses the inherited connections too: each process would read the other's replies.
             self._connect()
@@ -78,30 +117,36 @@ class BlockingNetwork:
 
     async def close(self) -> None:
         """Closes the connections, except those of an injected client."""
-        if self._injected is None and self._pid == os.getpid():
+        if self.injected is None and self._pid == os.getpid():
             self._own.close()
 
 
-class AsyncNetwork:
-    """Needs asyncio; each event loop has its own connections, which end with it."""
+class AsyncNetwork(Way[httpx2.AsyncClient]):
+    """Needs asyncio; each event loop of each process has its own connections, which end with the loop."""
 
-    def __init__(self, url: str, *, http: httpx2.AsyncClient | None = None, proxy: str | None = None) -> None:
-        self._proxy = _read_proxy(proxy, http)
-        self._injected = http
-        self._verify = True if http is not None else _verify(url, proxy)
-        self._own: dict[asyncio.AbstractEventLoop, tuple[httpx2.AsyncClient, AsyncGenerator[None]]] = {}
+    def __init__(
+        self,
+        url: str,
+        *,
+        http: httpx2.AsyncClient | None = None,
+        proxy: str | None = None,
+        ca_file: PathText | None = None,
+    ) -> None:
+        super().__init__(url, http=http, proxy=proxy, ca_file=ca_file)
+        self._own: dict[tuple[int, asyncio.AbstractEventLoop], tuple[httpx2.AsyncClient, AsyncGenerator[None]]] = {}
 
     async def _http(self) -> httpx2.AsyncClient:
-        if self._injected is not None:
-            return self._injected
-        loop = asyncio.get_running_loop()
-        if loop not in self._own:
-            self._own = {each: own for each, own in self._own.items() if not each.is_closed()}
+        given = self._given()
+        if given is not None:
+            return given
+        key = os.getpid(), asyncio.get_running_loop()
+        if key not in self._own:
+            self._own = {each: own for each, own in self._own.items() if not each[1].is_closed()}
             http = httpx2.AsyncClient(verify=self._verify, trust_env=False, headers=AGENT, proxy=self._proxy)
             closing = _close_at_the_end(http)
             await anext(closing)
-            self._own[loop] = http, closing
-        return self._own[loop][0]
+            self._own[key] = http, closing
+        return self._own[key][0]
 
     async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
         http = await self._http()
@@ -119,7 +164,7 @@ class AsyncNetwork:
 
     async def close(self) -> None:
         """Closes the running loop's connections; those of another loop end with that loop."""
-        own = self._own.get(asyncio.get_running_loop())
+        own = self._own.get((os.getpid(), asyncio.get_running_loop()))
         if own is not None:
             await own[1].aclose()
 
@@ -135,25 +180,46 @@ async def _close_at_the_end(http: httpx2.AsyncClient) -> AsyncGenerator[None]:
         await http.aclose()
 
 
-def _read_proxy(proxy: str | None, http: object) -> httpx2.Proxy | None:
-    if http is not None and proxy is not None:
-        raise ConfigurationError("proxy and http exclude each other; give the proxy to the injected client")
-    return None if proxy is None else httpx2.Proxy(proxy)
+def _proxy_of_environment(url: str) -> str | None:
+    """HTTP_PROXY, HTTPS_PROXY or ALL_PROXY for the server's address, unless NO_PROXY names it or it is this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1":
+        return None
+    if urllib.request.proxy_bypass(parts.netloc):
+        return None
+    found = urllib.request.getproxies()
+    return found.get(parts.scheme) or found.get("all")
 
 
-def _verify(url: str, proxy: str | None) -> ssl.SSLContext:
+def _read_proxy(proxy: str | None) -> httpx2.Proxy | None:
+    """*Raises* ConfigurationError; the address is not shown, because it can hold a password."""
+    if proxy is None:
+        return None
+    try:
+        found = httpx2.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+    except (ValueError, httpx2.InvalidURL) as exc:
+        raise ConfigurationError(
+            "the proxy is no http, https or socks5 URL; expected one like http://host:3128"
+        ) from exc
+    if found.url.scheme.startswith("socks") and find_spec("socksio") is None:
+        raise ConfigurationError("a socks5 proxy needs a package; run: pip install socksio")
+    return found
+
+
+def _verify(url: str, proxy: httpx2.Proxy | None, ca_file: PathText | None) -> ssl.SSLContext:
     """If no TLS is used, a context that trusts nobody, because reading all certificates takes 20 ms.
 
-    *Raises* ConfigurationError for certificates in the environment that cannot be read.
+    *Raises* ConfigurationError for certificates that cannot be read.
     """
-    if url.startswith("http:") and proxy is None:
+    if url.startswith("http:") and (proxy is None or proxy.url.scheme != "https"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context = httpx2.create_ssl_context(trust_env=False)
-    for name, kind in TRUSTED.items():
-        place = os.environ.get(name)
+    places = [(name, kind, os.environ.get(name)) for name, kind in TRUSTED.items()]
+    for name, kind, place in (*places, ("ca_file", "cafile", ca_file)):
         if place:
             try:
-                context.load_verify_locations(**{kind: place})
+                context.load_verify_locations(**{kind: os.fspath(place)})
             except (OSError, ssl.SSLError) as exc:
                 raise ConfigurationError(f"{name}={place} holds no certificates that can be read: {exc}") from exc
     return context
@@ -164,10 +230,14 @@ def _arguments(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest, r
         "method": request.method,
         "url": request.url,
         # Identity: what is not compressed cannot unfold to more bytes than the limit.
-        "headers": {**request.headers, "accept-encoding": "identity"},
+        "headers": {**request.headers, **_ids(request), "accept-encoding": "identity"},
         "content": request.body or None,
         "timeout": reader.deadline.timeouts(),
         "follow_redirects": False,
         # An injected client's own credential gives way to the request's.
         "auth": None if "authorization" in request.headers else http.auth,
     }
+
+
+def _ids(request: HttpRequest) -> dict[str, str]:
+    return dict.fromkeys(ID_HEADERS, request.request_id) if request.request_id else {}

@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn, Self, TypeVar
 
 import torch
@@ -22,7 +23,9 @@ from remote_vae.client.decoder_arguments import Arguments, arguments_of
 from remote_vae.client.endpoint import read_endpoint
 from remote_vae.client.fallback import check_fallback, decode_here, encode_here, ratios_of
 from remote_vae.client.model import FRAMES_AXES, RemoteModel
+from remote_vae.client.network import PathText
 from remote_vae.client.pixel_range import of_the_server, of_the_vae
+from remote_vae.client.retry import FEW
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, InvalidValue
 
 T = TypeVar("T")
@@ -61,14 +64,15 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         model: str | None = None,
         token: str | None = None,
         timeout: float = 300.0,
+        ca_file: PathText | None = None,
         fallback: Any = None,
     ) -> None:
         super().__init__()
         # Without elements: it follows `.to()` and offload hooks as weights do, and so gives device and precision.
         self.place = torch.nn.Parameter(torch.empty(0), requires_grad=False)
-        self._connect: Callable[[], RemoteModel] = lambda: RemoteModel(
-            endpoint, model=model, token=token, timeout=timeout
-        )
+        how: Any = {"model": model, "token": token, "timeout": timeout, "ca_file": ca_file}
+        # A fallback does not wait for a server that restarts.
+        self._connect = partial(RemoteModel, endpoint, retries=None if fallback is None else FEW, **how)
         self._remote: RemoteModel | None = None
         # Not by assignment, because the module would count the fallback's weights among its own.
         object.__setattr__(self, "_fallback", fallback)
@@ -142,9 +146,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         given = {"temb": temb, "generator": generator, "force_not_quantize": force_not_quantize}
         how = {name: value for name, value in given.items() if value is not None}
         pixels = self._ask(
-            lambda remote: of_the_vae(
-                remote.card, _decode_there(remote, z, arguments_of(remote.card, temb, generator))
-            ),
+            lambda remote: _decode_there(remote, z, arguments_of(remote.card, temb, generator)),
             lambda local: decode_here(local, z, how),
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
@@ -163,7 +165,8 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
             latent = found.to(x)
             return LatentOutput(latent=latent, latents=latent) if return_dict else (latent,)
         # In the memory layout that the VAE's convolutions give, because another one changes a network's rounding.
-        layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+        is_last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
         posterior = DiagonalGaussianDistribution(found.to(x).contiguous(memory_format=layout))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -190,8 +193,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     def disable_tiling(self) -> None:
         """There is nothing to disable."""
 
-    def disable_slicing(self) -> None:
-        """There is nothing to disable."""
+    disable_slicing = disable_tiling
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **_: Any) -> None:
         """Writes config.json, with the address and without credentials; there are no weights to write."""
@@ -207,6 +209,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         torch_dtype: torch.dtype | None = None,
         token: str | None = None,
         timeout: float = 300.0,
+        ca_file: PathText | None = None,
         fallback: Any = None,
         **_: Any,
     ) -> Self:
@@ -217,7 +220,8 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
                 f"{str(path)!r} holds a {config.get('_class_name')}; expected the folder of a RemoteVAE. Serve the "
                 "weights with remote-vae serve, and give RemoteVAE the server's URL"
             )
-        found = cls(config["endpoint"], model=config["model"], token=token, timeout=timeout, fallback=fallback)
+        how: Any = {"timeout": timeout, "ca_file": ca_file, "fallback": fallback}
+        found = cls(config["endpoint"], model=config["model"], token=token, **how)
         found.to(dtype or torch_dtype or found.dtype)
         return found
 
@@ -255,7 +259,8 @@ def _decode_there(remote: RemoteModel, z: torch.Tensor, arguments: list[Argument
         return _decode_there(remote, z[:, :, 0], arguments).unsqueeze(2)
     if any(each != arguments[0] for each in arguments):
         return torch.cat([_decode_there(remote, one[None], [each]) for one, each in zip(z, arguments, strict=True)])
-    pixels: torch.Tensor = remote.decode(z, do_scaling=remote.is_normalised, **(arguments[0] if arguments else {}))
+    sent = remote.decode(z, do_scaling=remote.is_normalised, **(arguments[0] if arguments else {}))
+    pixels: torch.Tensor = of_the_vae(remote.card, sent)
     return pixels.transpose(1, 2) if remote.card.get("frames_first") else pixels
 
 
@@ -280,10 +285,6 @@ def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:
     for name, value in list(found.named_buffers()):
         found.register_buffer(name, value, persistent=False)
     return found
-
-
-def _is_channels_last(x: torch.Tensor) -> bool:
-    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _refuse_gradient(tensor: torch.Tensor) -> None:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from remote_vae.client.clients import Client
 from remote_vae.client.latents import AnyTensor, copy_of, is_torch
+from remote_vae.client.network import PathText
+from remote_vae.client.one_process import OneProcess
 from remote_vae.protocol.options import DecodeArguments
 
 SHARE: Final = 0.02  # of one core at most, so that previews hardly slow the pipeline down
@@ -18,7 +20,7 @@ SECONDS: Final = 10.0  # a preview that takes longer is useless
 _log = logging.getLogger(__name__)
 
 
-class Previews:
+class Previews(OneProcess):
     """A `callback_on_step_end` for diffusers' pipelines; see `preview_callback`.
 
     `shown` and `dropped` count steps; `error` is the last error because of which a preview is missing.
@@ -27,6 +29,7 @@ class Previews:
     def __init__(
         self, client: Client, show: Callable[[int, Image.Image], object], options: DecodeArguments, *, share: float
     ) -> None:
+        super().__init__()
         self.shown = self.dropped = 0
         self.error: Exception | None = None
         self._client, self._show, self._options, self._share = client, show, options, share
@@ -40,6 +43,7 @@ class Previews:
         self, pipeline: object, step: int, timestep: object, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Leaves the step's latents for the thread, and drops an earlier step's latents that still wait."""
+        self.check_process()
         latents = callback_kwargs["latents"]
         # A copy on the latents' device, so that the pipeline does not wait for a GPU.
         held = latents.detach().clone() if is_torch(latents) else copy_of(latents)
@@ -92,6 +96,7 @@ def preview_callback(
     show: Callable[[int, Image.Image], object],
     *,
     token: str | None = None,
+    ca_file: PathText | None = None,
     share: float = SHARE,
     **options: Unpack[DecodeArguments],
 ) -> Previews:
@@ -104,4 +109,5 @@ def preview_callback(
     *Raises* InvalidValue, ConfigurationError.
     """
     given: DecodeArguments = {"do_scaling": True, "image_format": "jpg", **options}
-    return Previews(Client(endpoint, token=token, timeout=SECONDS, retries=1), show, given, share=share)
+    client = Client(endpoint, token=token, timeout=SECONDS, retries=1, ca_file=ca_file)
+    return Previews(client, show, given, share=share)

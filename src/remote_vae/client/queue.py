@@ -11,12 +11,14 @@ from typing import Any, Self, TypeVar, Unpack
 
 from remote_vae.client.aio_queue import AsyncDecodeQueue, Item, Progress
 from remote_vae.client.latents import AnyTensor
+from remote_vae.client.network import PathText
+from remote_vae.client.one_process import OneProcess
 from remote_vae.protocol.options import DecodeArguments
 
 T = TypeVar("T")
 
 
-class DecodeQueue:
+class DecodeQueue(OneProcess):
     """Decodes latents in the background, several at a time, and returns the results in the order of the puts.
 
     `AsyncDecodeQueue` for code that blocks, with the same arguments; `on_done` is called in a thread. A forked process
@@ -33,8 +35,10 @@ class DecodeQueue:
         progress: bool | Progress = False,
         token: str | None = None,
         timeout: float = 300.0,
+        ca_file: PathText | None = None,
         **options: Unpack[DecodeArguments],
     ) -> None:
+        super().__init__()
         self._queue = AsyncDecodeQueue(
             endpoint,
             in_flight=in_flight,
@@ -43,6 +47,7 @@ class DecodeQueue:
             progress=progress,
             token=token,
             timeout=timeout,
+            ca_file=ca_file,
             **options,
         )
         started: Future[asyncio.AbstractEventLoop] = Future()
@@ -102,6 +107,7 @@ class DecodeQueue:
 
     def _put(self, latent: AnyTensor, options: DecodeArguments) -> tuple[int, Future[Any]]:
         if not self._thread.is_alive():
+            self.check_process()
             raise RuntimeError("the queue is closed; nothing more can be put into it")
         index, task = self._call(self._queue.enqueue(latent, options))
         return index, asyncio.run_coroutine_threadsafe(_result(task), self._loop)

@@ -4,6 +4,7 @@ Decoding and encoding change nothing on the server, so sending a request twice d
 """
 
 import json
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,24 +35,28 @@ LONGEST_PAUSE: Final = 8.0
 LONGEST_RETRY_AFTER: Final = 60.0
 REFUSED: Final = (429, 503)  # the server says that a later try may succeed
 BAD_GATEWAY, GATEWAY_TIMEOUT = 502, 504
-MOST_GATEWAY_TIMEOUTS: Final = 3  # each may have cost the server a whole decode
+LATE_SECONDS: Final = 5.0  # a proxy that waited so long may have waited for a whole decode
+MOST_GATEWAY_TIMEOUTS: Final = 3  # of late ones
+FEW: Final = 3  # tries of a call, if nothing says that the server only restarts
+MOST_HANG_UPS: Final = 10  # within some 40 seconds: what always hangs up is not restarting
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """The most that one call may take: seconds over all its tries, tries, and bytes of the reply.
 
+    `tries` None stands for a few, and for any number within the time while the server restarts.
     *Raises* InvalidValue for bounds that cannot be kept.
     """
 
     timeout: float = 300.0
-    tries: int = 3
+    tries: int | None = None
     max_reply_bytes: int = GIB
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout <= LONGEST_TIMEOUT:
             raise InvalidValue(f"timeout={self.timeout} must be above 0 and at most {LONGEST_TIMEOUT:.0f} seconds")
-        if self.tries < 1:
+        if self.tries is not None and self.tries < 1:
             raise InvalidValue(f"retries={self.tries} must be at least 1: the first try counts")
         if self.max_reply_bytes < 1:
             raise InvalidValue(f"max_reply_bytes={self.max_reply_bytes} must be at least 1")
@@ -65,7 +70,8 @@ async def send(network: Network, request: HttpRequest, bounds: Bounds) -> HttpRe
     """The reply, which has status 200 or that of an error; *raises* ConnectionFailed, ClientTimeout, InvalidReply."""
     tries = Tries(most=bounds.tries, budget=bounds.timeout)
     while True:
-        outcome = await _attempt(network, request, ReplyReader(limit=bounds.max_reply_bytes, deadline=tries.deadline))
+        reader = ReplyReader(limit=bounds.max_reply_bytes, deadline=tries.deadline, request_id=request.request_id)
+        outcome = await _attempt(network, request, reader)
         pause = tries.pause_after(outcome)
         if pause is None:
             return settle(outcome)
@@ -76,7 +82,7 @@ async def _attempt(network: Network, request: HttpRequest, reader: ReplyReader) 
     try:
         await network.exchange(request, reader)
     except ClientError as exc:
-        return Failure(exc, passing=False)
+        return Failure(exc, passing=reader.foreign)
     except (httpx2.HTTPError, TimeoutError) as exc:
         return failure_of(exc, url=request.url, in_body=reader.reply is not None)
     assert reader.reply is not None, "an exchange without an error has a reply"
@@ -86,31 +92,46 @@ async def _attempt(network: Network, request: HttpRequest, reader: ReplyReader) 
 class Tries:
     """The tries of one call, all within one budget of time; *units*: seconds."""
 
-    def __init__(self, *, most: int, budget: float) -> None:
+    def __init__(self, *, most: int | None, budget: float) -> None:
         self.deadline = Deadline.after(budget)
         self._most = most
         self._done = 0
-        self._gateway_timeouts = 0
+        self._late = 0  # gateway time-outs
+        self._hang_ups = 0
+        self._restarts = False
+        self._began = self.deadline.left
 
     def pause_after(self, outcome: Outcome) -> float | None:
         """How long to wait before the next try; None if the outcome is final."""
         self._done += 1
-        if self._done >= self._most or not self._may_pass(outcome):
+        if not self._may_pass(outcome) or self._done >= self._limit():
             return None
         asked = None if isinstance(outcome, Failure) else retry_after(outcome.headers)
         if asked is not None and asked > LONGEST_RETRY_AFTER:
             return None
         # The longer of the two, so that a server that always says "in a second" is asked less and less often.
         pause = max(asked or 0.0, self._backoff())
-        return pause if pause < self.deadline.left else None
+        self._began = self.deadline.left - pause
+        return pause if self._began > 0 else None
+
+    def _limit(self) -> float:
+        if self._most is not None:
+            return self._most
+        return math.inf if self._restarts and self._hang_ups < MOST_HANG_UPS else FEW
 
     def _may_pass(self, outcome: Outcome) -> bool:
         if isinstance(outcome, Failure):
+            self._restarts |= outcome.hung_up
+            self._hang_ups += outcome.hung_up
             return outcome.passing
         if outcome.status not in (BAD_GATEWAY, GATEWAY_TIMEOUT):
             return outcome.status in REFUSED
-        self._gateway_timeouts += outcome.status == GATEWAY_TIMEOUT
-        return not _is_from_server(outcome) and self._gateway_timeouts < MOST_GATEWAY_TIMEOUTS
+        if _is_from_server(outcome):
+            return False
+        self._restarts = True
+        late = outcome.status == GATEWAY_TIMEOUT and self._began - self.deadline.left >= LATE_SECONDS
+        self._late += late
+        return not late or self._late < MOST_GATEWAY_TIMEOUTS
 
     def _backoff(self) -> float:
         longest: float = min(FIRST_PAUSE * 2 ** (self._done - 1), LONGEST_PAUSE)

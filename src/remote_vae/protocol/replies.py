@@ -50,9 +50,9 @@ def render_error(error: RemoteVAEError) -> tuple[int, Headers, bytes]:
     return error.status or 500, headers, json.dumps(to_json(error), ensure_ascii=True).encode()
 
 
-def request_id_of(headers: Mapping[str, str]) -> str | None:
+def request_id_of(headers: Mapping[str, str], name: str = "x-request-id") -> str | None:
     """The caller's own request id when it is harmless."""
-    given = headers.get("x-request-id", "")
+    given = headers.get(name, "")
     return given if REQUEST_ID.fullmatch(given) else None
 
 

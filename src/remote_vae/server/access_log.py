@@ -61,7 +61,9 @@ class RequestRecorder:
         record = record_of(scope)
         try:
             self._metrics.begin()
-            record.request_id = request_id_of(Headers(scope=scope)) or record.request_id
+            headers = Headers(scope=scope)
+            record.request_id = request_id_of(headers) or record.request_id
+            record.call_id = request_id_of(headers, "x-call-id") or ""
             await self._app(scope, receive, send)
         except Exception as exc:  # boundary: a fault of any route or layer
             if record.status:
@@ -94,6 +96,8 @@ def _add_headers(start: Message, record: Record) -> None:
     """Adds the request's id and time to the head of its reply, keeps it out of caches and harmless in browsers."""
     headers = MutableHeaders(scope=start)
     headers["x-request-id"] = record.request_id
+    if record.call_id:
+        headers["x-call-id"] = record.call_id
     for name, value in {"cache-control": "no-store", **HARMLESS}.items():
         headers.setdefault(name, value)
     stages = headers.get("server-timing")

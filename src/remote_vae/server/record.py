@@ -16,6 +16,7 @@ class Record:
 
     method: str
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    call_id: str = ""  # of our clients, which a proxy does not replace as it may replace `request_id`
     route: str = "other"
     model: str = ""
     plan: str = ""
