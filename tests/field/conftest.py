@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cli.conftest import command  # noqa: F401  # a fixture
 from client.conftest import answers, serve  # noqa: F401  # fixtures
 
 
@@ -21,7 +22,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Of this machine, signed by itself."""
     folder = tmp_path_factory.mktemp("authority")
     files = (folder / "certificate.pem", folder / "key.pem")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-out", str(files[0]), "-keyout", str(files[1])]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    subprocess.run([*request.split(), *names], check=True, capture_output=True)
     return files

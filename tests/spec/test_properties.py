@@ -126,7 +126,9 @@ def test_json_bodies(body: bytes) -> None:
         inputs, _ = read_json_body(body)
     except MalformedRequest:
         return
-    assert base64.b64encode(inputs).decode() == json.loads(body)["inputs"]
+    text = json.loads(body, strict=False)["inputs"].rstrip("\r\n").removeprefix("data:;base64,")
+    text = text.replace("-", "+").replace("_", "/")
+    assert base64.b64encode(inputs).decode().rstrip("=") == text.rstrip("=")
 
 
 @given(

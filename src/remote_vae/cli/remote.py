@@ -31,12 +31,12 @@ ScaledIfSo = Annotated[
     typer.Option(
         "--scaling/--no-scaling",
         help="The latent is normalised, as diffusers' pipelines have it.",
-        show_default="--scaling, unless the file says that its latent is raw, as ComfyUI's do",
+        show_default="--scaling, unless the file says that its latent is raw, as ComfyUI's and trainers' do",
     ),
 ]
 Side = Annotated[int | None, typer.Option(help="Of the picture in pixels; packed latents need it.")]
 Key = Annotated[str | None, typer.Option(help="Name of the tensor in a .safetensors file.")]
-LATENT_FILE = ".safetensors, .npy, or ComfyUI's .latent"
+LATENT_FILE = ".safetensors, .npy, .npz, or ComfyUI's .latent"
 DEFAULT_URL = "http://127.0.0.1:8000"
 WRITTEN = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
 PICTURES = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_image)
@@ -104,9 +104,16 @@ def decode(
 def _latent(path: Path, key: str | None, scaling: bool | None) -> tuple[Tensor, bool]:
     """The latent of a file, and whether it is to be scaled; says so if the file decides that."""
     found = read_latents(path, key=key)
-    if found.raw and scaling is None:
-        console.print(f"[yellow]note[/] the latent in {escape(str(path))} is ComfyUI's, which is raw: it is not scaled")
-    return found.latent, not found.raw if scaling is None else scaling
+    if scaling is not None:
+        return found.latent, scaling
+    if found.raw is None:
+        raise ConfigurationError(
+            f"{path} does not say whether its latent is raw, as the VAE gave it, or normalised, as pipelines have it; "
+            "say --no-scaling for raw or --scaling for normalised"
+        )
+    if found.raw:
+        console.print(f"[yellow]note[/] by its file the latent in {escape(str(path))} is raw: it is not scaled")
+    return found.latent, not found.raw
 
 
 def _report(output: Path, reply: Reply, what: str) -> None:

@@ -1,12 +1,21 @@
 """The caller's tensors <-> values.Tensor. Torch is not imported: a caller that has a torch tensor has imported it."""
 
 import sys
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from remote_vae.errors import InvalidValue
 from remote_vae.values import Tensor, check_dtype, tensor_bytes
 
+ADVICE: Final = {
+    "bool": "of a mask, send float32 of 0 and 1",
+    "uint16": "of pixels in 16 bits, send float32 of the values divided by 65535",
+    "int16": "of pixels, send uint8, or float32 in [0, 1]",
+    "int32": "of pixels, send uint8, or float32 in [0, 1]",
+    "int64": "of pixels, send uint8, or float32 in [0, 1]",
+    "float64": "send it as float32",
+}
 AnyTensor: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray or a values.Tensor; its type decides what comes back
 
 
@@ -29,14 +38,22 @@ def tensor_of(tensor: AnyTensor) -> Tensor:
     raise TypeError(f"expected a torch tensor, a numpy array or a values.Tensor, not {type(tensor).__name__}")
 
 
+def _check_dtype(dtype: str) -> None:
+    """*Raises* InvalidValue for types whose scale only the caller knows, or whose precision."""
+    if dtype in ADVICE:
+        raise InvalidValue(f"dtype {dtype!r} is not one that travels here; {ADVICE[dtype]}", name="dtype")
+
+
 def _tensor_of_torch(tensor: AnyTensor) -> Tensor:
     dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+    _check_dtype(dtype)
     tensor_bytes(dtype, shape)
     raw = tensor.detach().to("cpu").contiguous().reshape(-1).view(sys.modules["torch"].uint8)
     return Tensor(dtype, shape, raw.numpy().data)
 
 
 def _tensor_of_numpy(array: np.ndarray) -> Tensor:
+    _check_dtype(array.dtype.name)
     tensor_bytes(array.dtype.name, array.shape)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return Tensor(array.dtype.name, array.shape, little.reshape(-1).view(np.uint8).data)

@@ -3,15 +3,18 @@
 import io
 import struct
 import zlib
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from remote_vae.errors import InvalidReply
+from remote_vae.errors import InvalidReply, InvalidValue
 from remote_vae.values import Buffer, Format
 
 PNG_MODES: Final = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")
-NEAREST_MODE: Final = {"I": "I;16", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # else RGB
+NEAREST_MODE: Final = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # otherwise RGB
+LEVELS, DEEP = 255, 65535  # the largest value in 8 and in 16 bits
 READ_BY_SERVERS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # PNG, JPEG and WebP
 BROKEN: Final = (
     OSError,
@@ -28,17 +31,33 @@ BROKEN: Final = (
 def write_png(image: Image.Image) -> bytes:
     """A picture of any mode as PNG; a mode that PNG does not have becomes the nearest one, mostly RGB.
 
-    Its EXIF goes with it, by which the server turns it, as it does a file's.
+    Its EXIF and XMP go with it, by which the server turns it, as it does a file's. Integers up to 255 and floats up to
+    1 or 255 are levels of grey, and larger integers are levels of 16 bits. *Raises* InvalidValue for other values.
     """
-    buffer = io.BytesIO()
-    exif = image.info.get("exif") or None
-    if image.mode in PNG_MODES:
-        image.save(buffer, format="PNG", compress_level=1, exif=exif)
-    else:
-        converted = image.convert(NEAREST_MODE.get(image.mode, "RGB"))
-        # The colour profile belongs to the mode that has just been left.
-        converted.save(buffer, format="PNG", compress_level=1, icc_profile=None, exif=exif)
+    buffer, about = io.BytesIO(), PngInfo()
+    if image.info.get("xmp"):
+        about.add_itxt("XML:com.adobe.xmp", image.info["xmp"])
+    how: dict[str, Any] = {"exif": image.info.get("exif") or None, "pnginfo": about}
+    if image.mode not in PNG_MODES:
+        # The colour profile belongs to the mode that is left.
+        how["icc_profile"] = None
+        image = _grey(image) if image.mode in ("I", "F") else image.convert(NEAREST_MODE.get(image.mode, "RGB"))
+    image.save(buffer, format="PNG", compress_level=1, **how)
     return buffer.getvalue()
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """A picture of numbers that have no largest one; *raises* InvalidValue if it cannot be told which that is."""
+    values = np.asarray(image)
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most <= (DEEP if image.mode == "I" else LEVELS)):  # also false for NaN
+        raise InvalidValue(
+            f"a picture of mode {image.mode!r} has values from {least:g} to {most:g}; expected 0 to 255, or "
+            f"{'0 to 65535' if image.mode == 'I' else '0 to 1'}; scale it, or convert it to mode L"
+        )
+    if image.mode == "F":
+        return Image.fromarray((values * (LEVELS if most <= 1 else 1) + 0.5).astype(np.uint8))
+    return Image.fromarray(values.astype(np.uint8 if most <= LEVELS else np.uint16))
 
 
 def readable(data: Buffer) -> Buffer:

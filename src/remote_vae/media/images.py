@@ -19,6 +19,8 @@ from remote_vae.values import RGB, RGBA, Buffer, Format
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
 
 OPAQUE: Final = 255
+LEVELS: Final = 255  # the largest value in 8 bits
+BLACK: Final = "the picture has 16 bits and no value above 255, so it is black in the 8 bits that were encoded"
 TRANSPARENCY_DROPPED: Final = "transparency was dropped, and the colours beneath it were encoded"
 FULL_COLOUR_QUALITY: Final = 90  # from this JPEG quality on, colour is kept at full resolution
 AVIF_SPEED: Final = 10  # of 10: a reply should not wait for a somewhat smaller file
@@ -118,9 +120,13 @@ def _check_size(picture: Image.Image, *, max_pixels: int, max_side: int) -> None
 
 def _converted(picture: Image.Image, channels: int, profile: bytes) -> tuple[Image.Image, str]:
     """The picture in RGB or RGBA, and what that lost."""
+    dark = ""
     if picture.mode.startswith("I"):  # 16 bits a pixel, which the imaging library would clip to white
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        deep = np.asarray(picture)
+        dark = BLACK if 0 < deep.max() <= LEVELS else ""
+        picture = Image.fromarray((deep >> 8).astype(np.uint8))
     found, note = to_srgb(picture, profile)
+    note = note or dark
     if channels == RGB and found.mode == "RGBA" and found.getchannel("A").getextrema()[0] != OPAQUE:
         note = "; ".join(filter(None, (note, TRANSPARENCY_DROPPED)))
     return found.convert("RGBA" if channels == RGBA else "RGB"), note

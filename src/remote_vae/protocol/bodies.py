@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final
@@ -11,6 +12,8 @@ from remote_vae.errors import InvalidReply, MalformedRequest, RequestError
 from remote_vae.values import Buffer, Tensor
 
 MAX_JSON_VALUES: Final = 1000
+SHORTEST_LINE: Final = 60  # characters of base64 between the line breaks of any tool
+URI: Final = re.compile(r"data:[^,]{0,200};base64,")
 SLICE: Final = 3 * 2**18  # bytes that are made base64, or taken from it, at once; no other thread runs meanwhile
 
 
@@ -24,7 +27,8 @@ def read_json_body(body: Buffer) -> tuple[bytes, object | None]:
     if sum(text.count(mark) for mark in (b",", b"{", b"[")) > MAX_JSON_VALUES:
         raise MalformedRequest(f"the JSON body has more than {MAX_JSON_VALUES} values; expected inputs and parameters")
     try:
-        document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins)
+        # Not strict: shells put line breaks into the text as they are.
+        document = json.loads(text, strict=False, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins)
     except (ValueError, RecursionError) as exc:
         raise MalformedRequest('the body is not valid JSON; expected {"inputs": "<base64>"}') from exc
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), str):
@@ -32,17 +36,45 @@ def read_json_body(body: Buffer) -> tuple[bytes, object | None]:
     try:
         inputs = _from_base64(document["inputs"])
     except (ValueError, binascii.Error) as exc:
-        raise MalformedRequest('"inputs" is not valid base64 (standard alphabet, with padding)') from exc
+        raise MalformedRequest(
+            '"inputs" is not valid base64: the standard alphabet with padding, or that of URLs, with line breaks after '
+            "equal lines or none; it may be a data: URI"
+        ) from exc
     return inputs, document.get("parameters")
 
 
 def _from_base64(text: str) -> bytes:
-    """*Raises* ValueError for what is not base64, with padding, from end to end."""
+    """The bytes of base64 as tools write it: in lines, as a data: URI, or in the alphabet that URLs can hold.
+
+    *Raises* ValueError for what is not base64 from end to end, with the padding that its alphabet has.
+    """
+    uri = URI.match(text)
+    text = _joined(text if uri is None else text[uri.end() :])
+    altchars = None
+    if "-" in text or "_" in text:
+        if "+" in text or "/" in text:
+            raise ValueError("two alphabets are mixed")
+        altchars, text = b"-_", text + "=" * (-len(text) % 4)
     length = len(text.rstrip("="))
     if text.find("=", 0, length) >= 0:
         raise ValueError("there is padding before the end")
     ends = [*range(SLICE // 3 * 4, length, SLICE // 3 * 4), len(text)]  # padding is never alone in a slice
-    return b"".join([base64.b64decode(text[a:b], validate=True) for a, b in pairwise((0, *ends))])
+    return b"".join([base64.b64decode(text[a:b], altchars, validate=True) for a, b in pairwise((0, *ends))])
+
+
+def _joined(text: str) -> str:
+    """The text without line breaks, which are at its end or after lines of one length, as tools break them.
+
+    *Raises* ValueError. Nothing is split, because millions of empty lines would take gigabytes.
+    """
+    text = text.replace("\r\n", "\n").rstrip("\n")
+    width = text.find("\n")
+    if width < 0:
+        return text
+    breaks = text[width :: width + 1]
+    if width < SHORTEST_LINE or breaks.strip("\n") or len(breaks) != text.count("\n"):
+        raise ValueError("there is white space that no tool writes")
+    return text.replace("\n", "")
 
 
 def _refuse_constant(name: str) -> object:

@@ -44,7 +44,14 @@ def from_json(parameters: object) -> Pairs:
         raise MalformedRequest("'parameters' must be a JSON object, like {\"shape\": [1, 4, 64, 64]}")
     if len(parameters) > MAX_PAIRS:
         raise MalformedRequest(f"'parameters' has {len(parameters)} entries; at most {MAX_PAIRS} are read")
-    return [(str(name), v if isinstance(v, str) else json.dumps(v)) for name, v in parameters.items()]
+    return [(str(name), _text(value)) for name, value in parameters.items()]
+
+
+def _text(value: object) -> str:
+    """A value of JSON as a query spells it. Numbers may be texts, in lists too, as clients in shells have them."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read(pairs: Pairs, rows: Rows, *, ignore_unknown: bool = False) -> dict[str, object]:

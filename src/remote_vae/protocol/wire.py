@@ -50,7 +50,9 @@ MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TIMEOUT_HEADER: Final = "x-request-timeout-seconds"
 TIMEOUT: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
 JSON_TYPES: Final = ("tensor/base64", "application/json")
-RAW_TYPES: Final = ("", "tensor/binary", "application/octet-stream", "image/png", "image/jpeg", "image/webp")
+RAW_TYPES: Final = ("", "tensor/binary", "application/octet-stream", "binary/octet-stream")
+CURL: Final = "--data-binary @FILE -H 'content-type: application/octet-stream'"
+FORM_TYPES: Final = {"application/x-www-form-urlencoded": "--data-binary", "multipart/form-data": "-F"}  # of curl
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,13 @@ def parse_head(path: str, query: bytes, headers: Mapping[str, str], *, ignore_un
     pairs = parameters.split_query(query)
     if operation is None:
         operation = _operation_of(media, pairs)
-    if media not in JSON_TYPES and media not in RAW_TYPES:
+    # Pictures are known by their bytes: many programs name them wrongly, or as they were named once.
+    if media not in JSON_TYPES and media not in RAW_TYPES and not media.startswith("image/"):
+        flag = FORM_TYPES.get(media)
+        advice = "" if flag is None else f"; it is what curl sends with {flag}: send {CURL}"
         raise UnsupportedMediaType(
-            f"content-type {clip(media)!r} is not read; expected tensor/binary, tensor/base64, application/json or none"
+            f"content-type {clip(media)!r} is not read; expected tensor/binary, tensor/base64, application/json, a "
+            f"picture's or none{advice}"
         )
     if operation is Operation.DECODE and media.startswith("image/"):
         raise UnsupportedMediaType(f"content-type {media!r} is a picture; decoding takes a latent as tensor/binary")
