@@ -20,11 +20,14 @@ class Norm:
 
 
 class _Kernel:
-    """What all layers know of their weights."""
+    """What all layers know of their weights.
+
+    `reads` is how many pixels of the input the size of a strip counts for each pixel of the output.
+    """
 
     __slots__ = ()
     weight: torch.Tensor
-    resamples: ClassVar[bool] = True
+    reads: ClassVar[int] = 0
 
     @property
     def taps(self) -> int:
@@ -45,7 +48,7 @@ class Convolution(_Kernel):
     bias: torch.Tensor | None
     norm: Norm | None = None
     repeats: bool = False
-    resamples: ClassVar[bool] = False
+    reads: ClassVar[int] = 1
 
     @property
     def halo(self) -> int:
@@ -127,8 +130,38 @@ class Downsample(_Kernel):
         return self.weight.shape[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """A convolution and, beside it, a shortcut of its input; then channels become pixels, or pixels become channels.
+
+    `up` and `down` are factors for both sides. Of 2x2 pixels that become channels, or came from them, the channels of
+    the first one come first. Where the input has fewer channels than the output, each is repeated; where it has more,
+    neighbours are averaged.
+    """
+
+    convolution: Convolution
+    up: int = 1
+    down: int = 1
+
+    @property
+    def channels(self) -> int:
+        return self.convolution.channels * self.down**2 // self.up**2
+
+    @property
+    def reads(self) -> int:
+        return self.down**2
+
+    @property
+    def halo(self) -> int:
+        return self.convolution.halo
+
+    @property
+    def norm(self) -> Norm | None:
+        return self.convolution.norm
+
+
 Layer = Convolution | Upsample | Downsample
-Stage = Layer | Residual | Attention
+Stage = Layer | Shuffle | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +207,8 @@ def sides_after(stage: Stage, height: int, width: int) -> tuple[int, int]:
             return -(-height // 2), -(-width // 2)
         case Downsample():
             return height // 2, width // 2
+        case Shuffle():
+            return height * stage.up // stage.down, width * stage.up // stage.down
     return height, width
 
 
@@ -185,6 +220,8 @@ def layers_of(stage: Stage) -> tuple[Layer, ...]:
             return (stage.first, stage.second, *shortcut)
         case Attention():
             return (stage.query, stage.key, stage.value, stage.out)
+        case Shuffle():
+            return (stage.convolution,)
         case Convolution() | Upsample() | Downsample():
             return (stage,)
 
@@ -195,5 +232,5 @@ def measured(program: Program, index: int) -> bool:
         return False
     following = program.stages[index + 1]
     return isinstance(following, Residual | Attention) or (
-        isinstance(following, Convolution) and following.norm is not None
+        isinstance(following, Convolution | Shuffle) and following.norm is not None
     )

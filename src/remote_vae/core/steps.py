@@ -10,7 +10,8 @@ from remote_vae.core.attention import CHUNK_BYTES, attend
 from remote_vae.core.filters import arithmetic, lead_of, scratch_bytes
 from remote_vae.core.norm import Moments
 from remote_vae.core.rows import Normalised, Rows, Stored
-from remote_vae.core.stages import Attention, Convolution, Layer, Residual, Upsample
+from remote_vae.core.shuffle import shortcut_bytes
+from remote_vae.core.stages import Attention, Convolution, Layer, Residual, Shuffle, Upsample
 from remote_vae.core.strip_bytes import between_bytes, scratch, scratches, swept_bytes, window_bytes
 from remote_vae.core.strip_threads import Span
 from remote_vae.core.sweep import MapSize, StripPlan, Sweep
@@ -20,7 +21,7 @@ from remote_vae.core.sweep import MapSize, StripPlan, Sweep
 class Store:
     """Stores the output of a layer, while the map before it goes."""
 
-    layer: Layer
+    layer: Layer | Shuffle
     before: MapSize
     after: MapSize
     measured: bool  # the next stage needs the statistics of the output
@@ -29,14 +30,17 @@ class Store:
         return sweep.store(sweep.layer(source, self.layer), self.measured)
 
     def live_bytes(self, plan: StripPlan) -> int:
-        written = self.after if self.layer.resamples else self.after.widened(self.before.channels)
+        written = self.after.widened(self.layer.reads * self.before.channels)
         rows = plan.rows(written)
         at_a_time, read = plan.at_a_time(written, rows), -(-rows * self.before.height // self.after.height)
-        window = (read + 2 * self.layer.halo) * self.before.row_bytes
-        window += window * lead_of(self.layer, self.before.frames) // self.before.frames
-        held = window + scratch_bytes(self.layer, self.before.height, self.before.width, read, self.before.frames)
-        if isinstance(self.layer, Upsample) and not self.layer.folded:
+        layer = self.layer.convolution if isinstance(self.layer, Shuffle) else self.layer
+        window = (read + 2 * layer.halo) * self.before.row_bytes
+        window += window * lead_of(layer, self.before.frames) // self.before.frames
+        held = window + scratch_bytes(layer, self.before.height, self.before.width, read, self.before.frames)
+        if isinstance(layer, Upsample) and not layer.folded:
             held += 4 * window
+        if isinstance(self.layer, Shuffle):
+            held = max(held, shortcut_bytes(read * self.before.row_bytes, rows * self.after.row_bytes))
         start = self.before.map_bytes + at_a_time * rows * self.after.row_bytes
         end = self.after.map_bytes + at_a_time * read * self.before.row_bytes
         return max(start, end) + at_a_time * held
@@ -59,7 +63,7 @@ class Defer:
 class Give:
     """Gives the output of the last convolution to the sink, while the map before it goes."""
 
-    layer: Convolution
+    layer: Convolution | Shuffle
     before: MapSize
     after: MapSize
 
@@ -76,8 +80,9 @@ class Give:
     def live_bytes(self, plan: StripPlan) -> int:
         rows = plan.rows(self.after.widened(self.before.channels))
         written = plan.at_a_time(self.after, rows) * rows * self.after.map_bytes // self.after.height
-        read = self.before.map_bytes + window_bytes(self.layer, self.before, plan)
-        return read + 4 * written + scratch(self.layer, self.before, plan)
+        layer = self.layer.convolution if isinstance(self.layer, Shuffle) else self.layer
+        read = self.before.map_bytes + window_bytes(layer, self.before, plan)
+        return read + 4 * written + scratch(layer, self.before, plan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,17 @@ from remote_vae.core.clips import beside_windows, frames_of, longest_window, run
 from remote_vae.core.executor import NO_ARGUMENTS, RECOMPUTE, STRIPS, WHOLE, Arguments, Sink
 from remote_vae.core.filters import arithmetic
 from remote_vae.core.rows import Rows, Stored
-from remote_vae.core.stages import Attention, Convolution, Downsample, Program, Residual, Upsample, layers_of, measured
+from remote_vae.core.stages import (
+    Attention,
+    Convolution,
+    Downsample,
+    Program,
+    Residual,
+    Shuffle,
+    Upsample,
+    layers_of,
+    measured,
+)
 from remote_vae.core.steps import AddInPlace, AddLate, AddToNew, Attend, Defer, Give, Step, Store
 from remote_vae.core.sweep import ROWS, MapSize, RowSink, StripPlan, Sweep, map_sizes
 
@@ -68,7 +78,7 @@ def steps_of(program: Program, image: MapSize, *, recompute: bool) -> Iterator[S
     for index, (stage, after) in enumerate(zip(program.stages, sizes[1:], strict=True)):
         needed, again = measured(program, index), recompute and after.height == full
         if index + 1 == len(program.stages):
-            if not isinstance(stage, Convolution):
+            if not isinstance(stage, Convolution | Shuffle):
                 raise TypeError("a program ends with a convolution")
             yield Give(stage, before, after)
             return
@@ -85,7 +95,7 @@ def steps_of(program: Program, image: MapSize, *, recompute: bool) -> Iterator[S
                 yield AddInPlace(stage, before, after, needed)
             case Attention():
                 yield Attend(stage, after, needed)
-            case Convolution() | Upsample() | Downsample():
+            case Convolution() | Upsample() | Downsample() | Shuffle():
                 yield Store(stage, before, after, needed)
         before, deferred = after, False
 

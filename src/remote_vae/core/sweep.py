@@ -9,7 +9,8 @@ import torch
 
 from remote_vae.core.norm import Moments
 from remote_vae.core.rows import Computed, Rows, Stored, kernels_for, windows
-from remote_vae.core.stages import Convolution, Layer, Program, frames_after, sides_after
+from remote_vae.core.shuffle import Shuffled
+from remote_vae.core.stages import Convolution, Layer, Program, Shuffle, frames_after, sides_after
 from remote_vae.core.strip_threads import Span, workers
 from remote_vae.core.winograd import CONVOLUTION
 
@@ -103,12 +104,14 @@ class Sweep:
 
     def spans(self, source: Rows) -> Iterable[Span]:
         """The strips of a map; their bytes count the wider of what a convolution reads and writes."""
-        channels = source.widest if isinstance(source, Computed) else source.channels
+        channels = source.widest if isinstance(source, Computed | Shuffled) else source.channels
         size = MapSize(source.height, source.width, channels, self._item_bytes, source.frames)
         return windows(source.height, self.plan.rows(size))
 
-    def layer(self, source: Rows, layer: Layer) -> Rows:
+    def layer(self, source: Rows, layer: Layer | Shuffle) -> Rows:
         """The output of a layer, computed when its rows are read."""
+        if isinstance(layer, Shuffle):
+            return Shuffled(source, self.layer(source, layer.convolution), layer)
         moments = self.moments(source) if isinstance(layer, Convolution) and layer.norm else None
         return Computed(source, layer, self.kernels, moments)
 

@@ -55,7 +55,10 @@ _REFINERS: Final = (
 
 FAMILIES: Final = (
     Family(
-        "AutoencoderKLHunyuanImage", _MODELS, convert=lambda weights, module: from_latent_diffusion_in_one_row(weights)
+        "AutoencoderKLHunyuanImage",
+        _MODELS,
+        strips="hunyuan_image_stages",
+        convert=lambda weights, module: from_latent_diffusion_in_one_row(weights),
     ),
     # Its config states a ratio of 4 in time, but no layer of it works in time.
     Family(
