@@ -226,17 +226,25 @@ def test_the_whole_on_request() -> None:
 
 
 @torch.inference_mode()
-def test_a_net_is_rehearsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prediction runs the net once for each size of its pieces, however long the video is."""
-    ran: list[torch.Size] = []
-    vae = served(H3)
+def test_what_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prediction runs the net once for each size of its pieces, and of a long video no more than its first clips."""
+    vae, ran, split = served(H3), [], 0
+    own = vae.module._split_tiles
 
-    def seen(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        ran.append(args[0].shape)
+    def counted(*sides: int) -> Any:
+        nonlocal split
+        split += 1
+        return own(*sides)
 
-    vae.module.decoder.register_forward_pre_hook(seen)
-    executor_of(vae, decoding=True).peak_bytes((1, 24, 102, 40, 40), torch.float32, 0)
-    assert ran == [torch.Size((1, 24, 7, 16, 16))]
+    monkeypatch.setattr(vae.module, "_split_tiles", counted)
+    vae.module.decoder.register_forward_pre_hook(lambda module, args: ran.append(args[0].shape))
+    executor = executor_of(vae, decoding=True)
+    long, short = (executor.peak_bytes((1, 24, frames, 40, 40), torch.float32, 0) for frames in (102, 12))
+    assert ran == [torch.Size((1, 24, 7, 16, 16))] * 2
+    assert split == 2 * (3 + 2)  # sides, clips
+    assert long is not None
+    assert short is not None
+    assert long - short == 4 * 24 * 90 * 40 * 40
 
 
 @torch.inference_mode()

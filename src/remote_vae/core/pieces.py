@@ -18,6 +18,7 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.own_code import Rehearsed, between_layers
 
 COPIES: Final = 2  # of a finished block, which the job makes on the way to its output
+STEADY: Final = 2  # runs of frames after which a longer video takes no more memory
 
 Net = Callable[[torch.Tensor], torch.Tensor]
 Each = Callable[[Net, torch.Tensor], torch.Tensor]
@@ -59,8 +60,13 @@ class Pieces(Rehearsed):
             live.passing(peak)
             return piece.new_empty(shape, dtype=dtype)
 
-        for _, _, block in self._piecewise(module, one, each):
-            live.passing(COPIES * block.nbytes)
+        starts: set[int] = set()
+        with closing(self._piecewise(module, one, each)) as blocks:
+            for first, _, block in blocks:
+                live.passing(COPIES * block.nbytes)
+                starts.add(first)
+                if len(starts) > STEADY:
+                    return
 
     def run(
         self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
