@@ -36,6 +36,13 @@ def assert_repeatable(reply: httpx2.Response) -> None:
     assert "retry-after" in reply.headers
     assert reply.headers["x-request-id"] == reply.json()["request_id"] == "mine-7"
     assert int(reply.headers["content-length"]) == len(reply.content)
+    assert_harmless(reply)
+
+
+def assert_harmless(reply: httpx2.Response) -> None:
+    """A browser takes the reply for what it is and loads nothing."""
+    assert reply.headers.get_list("x-content-type-options") == ["nosniff"]
+    assert reply.headers.get_list("content-security-policy")[0].startswith("default-src 'none'")
 
 
 async def test_a_replica_that_is_gone() -> None:
@@ -57,3 +64,4 @@ async def test_every_other_answer_stays(status: int, media: str) -> None:
     """An unknown path is a 404 once there is an application, and what a replica has answered stays as it is."""
     reply = await ask(answering(status, media))
     assert (reply.status_code, reply.headers["content-type"], json.loads(reply.content)) == (status, media, {})
+    assert_harmless(reply)

@@ -7,7 +7,7 @@ RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names, and `middlewares` is that funct
 
 from typing import Final
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -46,6 +46,7 @@ class Repeatable:
             nonlocal started, replaced
             if message["type"] == "http.response.start":
                 started = True
+                _make_harmless(message)
                 replaced = _is_not_found_of_ray(message) and not await self._knows_applications(scope)
                 if replaced:
                     await _send_unavailable(scope, receive, send)
@@ -77,6 +78,13 @@ def _is_not_found_of_ray(message: Message) -> bool:
     """Our own errors are JSON; Ray's are plain text."""
     media = next((value for name, value in message["headers"] if name.lower() == b"content-type"), b"")
     return bool(message["status"] == 404 and media.startswith(b"text/plain"))
+
+
+def _make_harmless(start: Message) -> None:
+    """Adds to Ray's own answers what every reply of ours says to browsers."""
+    headers = MutableHeaders(scope=start)
+    for name, value in HARMLESS.items():
+        headers.setdefault(name, value)
 
 
 async def _send_unavailable(scope: Scope, receive: Receive, send: Send) -> None:

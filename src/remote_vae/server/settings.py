@@ -31,8 +31,8 @@ def _origins(value: object) -> object:
         raise ValueError("it is not text with one or more origins")
     origins = tuple(origin for text in texts for origin in text.split())
     for origin in origins:
-        parts = urlsplit(origin)
-        if origin != "*" and (parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"):
+        parts = urlsplit(origin)  # a browser's extension has a scheme of the browser's
+        if origin != "*" and not (parts.scheme and parts.netloc and origin == f"{parts.scheme}://{parts.netloc}"):
             raise ValueError(f"{origin!r} is not an origin; expected *, or scheme and host as in https://host:8443")
     return origins
 
