@@ -1,0 +1,43 @@
+"""Predictions at true widths: on the meta device nothing is computed, but all is counted."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLHunyuanImage, AutoencoderKLHunyuanVideo
+
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.strips import strip_executors
+from remote_vae.models import hunyuan_image_stages, hunyuan_video_stages
+from remote_vae.models.families import find_model
+
+from .test_exact import cast
+
+MODULES: dict[str, tuple[type, Any, tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]] = {
+    "hunyuanvideo": (
+        AutoencoderKLHunyuanVideo, hunyuan_video_stages,
+        ((1, 16, 5, 20, 32), (1, 16, 3, 30, 16)), ((1, 3, 17, 160, 256), (1, 3, 9, 240, 128)),
+    ),
+    "hunyuan-image-2.1": (
+        AutoencoderKLHunyuanImage, hunyuan_image_stages,
+        ((1, 64, 16, 16), (1, 64, 32, 24)), ((1, 3, 512, 512), (1, 3, 1024, 768)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MODULES)
+def test_prediction(name: str, dtype: torch.dtype) -> None:
+    """With the true architecture, every predicted peak is within 15 % of what is counted, in both directions."""
+    kind, stages, latents, pixels = MODULES[name]
+    row = find_model(name)
+    assert row is not None
+    with torch.device("meta"):
+        model = cast(kind(**(row.config or {})).eval().requires_grad_(False), dtype)
+    for program, shapes in ((stages.describe_decoder(model), latents), (stages.describe_encoder(model), pixels)):
+        for shape in shapes:
+            for executor in strip_executors(program, "cuda", 1):
+                given = torch.empty(shape, dtype=dtype, device="meta")
+                with LiveBytes() as live:
+                    executor.run(given.clone(), lambda *block: None, lambda: None)
+                assert abs(executor.peak_bytes(shape, dtype, 0) / live.peak - 1) < 0.15
