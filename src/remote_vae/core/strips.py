@@ -39,6 +39,7 @@ FEWEST_EACH: Final = 12  # of the widest map for each worker, for the same reaso
 FEWEST_EACH_ON_CPU: Final = 6  # for each worker of the fastest plan, because strips below a megabyte are slower
 LIGHT: Final = 4e7  # products that one core computes in about the time that it takes to wake another one
 WHOLE_BYTES: Final = 2**62
+MOST_VALUES: Final = 2**30  # of a strip: from 2**31 on, the fast convolutions of GPUs are not used or not safe
 MOST_KEPT: Final = 64  # predictions of a program, one for each shape
 SMALL_BYTES: Final = 24 * 2**20  # below this, strips would save no memory that matters
 
@@ -138,7 +139,7 @@ class Strips:
     def plan(self, image: MapSize) -> StripPlan:
         """How large the strips are."""
         if self.name == WHOLE:
-            return StripPlan(WHOLE_BYTES)
+            return StripPlan(MOST_VALUES * image.item_bytes)
         sizes = list(map_sizes(self.program, image))
         widest = max(size.map_bytes for size in sizes)
         least = ROWS * max(size.map_bytes // size.height for size in sizes)
