@@ -21,14 +21,16 @@ from remote_vae.values import Output, Scaling, ScalingMode
 
 from .cases import CASES
 
-H3, ALLEGRO, SVD = "minimax-h3", "allegro", "svd"
+H3, ALLEGRO, SVD, KVAE = "minimax-h3", "allegro", "svd", "kvae-3d"
 LATENTS = {  # one clip or tile, several, and numbers of frames and cells that leave the last ones overlapping more
     H3: ((1, 24, 3, 2, 3), (1, 24, 9, 17, 20), (2, 24, 12, 2, 17), (1, 24, 4, 29, 1)),
     ALLEGRO: ((1, 4, 6, 16, 16), (1, 4, 10, 17, 22), (2, 4, 6, 16, 16), (1, 4, 14, 17, 16)),
+    KVAE: ((1, 16, 1, 4, 6), (1, 16, 10, 3, 5), (2, 16, 6, 4, 6), (1, 16, 15, 2, 3)),
 }
 PIXELS = {
     H3: ((1, 3, 1, 32, 48), (1, 3, 5, 272, 32), (2, 3, 22, 32, 48), (1, 3, 22, 32, 272)),
     ALLEGRO: ((1, 3, 24, 128, 128), (2, 3, 40, 136, 128)),
+    KVAE: ((1, 3, 1, 32, 48), (2, 3, 21, 32, 48), (1, 3, 37, 16, 24)),
     SVD: ((1, 3, 1, 32, 48), (2, 3, 3, 32, 48)),
 }
 CALLS = [(name, shape, True) for name in LATENTS for shape in LATENTS[name]] + [
@@ -139,6 +141,8 @@ def test_planted_errors(name: str, plant: Callable[..., None], monkeypatch: pyte
         (H3, (1, 3, 39, 32, 48), 17, False),
         (ALLEGRO, (1, 4, 14, 16, 16), 4, True),
         (SVD, (1, 3, 3, 32, 48), 1, False),
+        (KVAE, (1, 16, 17, 2, 3), 4, True),
+        (KVAE, (1, 3, 49, 16, 24), 16, False),
     ],
 )
 @torch.inference_mode()
