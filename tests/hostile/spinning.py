@@ -18,7 +18,7 @@ def read_image(data: memoryview, *, max_pixels: int, **_: Any) -> ReadPicture:
     if order == b"sleep":
         time.sleep(60)
     if order == b"eat  ":
-        np.zeros(2**36, np.uint8)
+        np.zeros(2**31, np.uint8)
     if order == b"die  ":
         os._exit(1)
     if order == b"raise":
