@@ -5,6 +5,7 @@ import contextlib
 import io
 import struct
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from PIL import Image
 
 from remote_vae.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
 from remote_vae.media.images import ReadPicture
-from remote_vae.server import pictures as room
-from remote_vae.server.pictures import QUICK_BYTES, Pictures, Terms
+from remote_vae.server import readers as room
+from remote_vae.server.readers import QUICK_BYTES, Readers, Terms
 from remote_vae.server.turns import MOST_WAITING
+
+from .test_patience import peak_bytes, resident_bytes
 
 TERMS = Terms(channels=3, multiple=8, max_pixels=2**24, max_side=8192, use_profile=True)
 BUSY = 30  # seconds, for a machine that has other work
@@ -79,24 +82,24 @@ def test_an_ordinary_number_of_scans(live: Any) -> None:
 
 
 @pytest.fixture
-async def pictures(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pictures]:
+async def pictures(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Readers]:
     """Processes that misbehave if a picture says so, and a second of CPU time for each picture."""
     monkeypatch.setattr(room, "COMMAND", (sys.executable, str(Path(__file__).with_name("spinning.py"))))
     monkeypatch.setattr(room, "CPU_SECONDS", 1.0)
     monkeypatch.setattr(room, "available_cores", lambda: 2)
-    found = Pictures(share=0.5, most_bytes=2**30)
+    found = Readers(share=0.5, most_bytes=2**30)
     yield found
     found.close()
 
 
 def ask(
-    pictures: Pictures, order: bytes, *, client: str = "a", seconds: float = 60, size: int = 6
+    pictures: Readers, order: bytes, *, client: str = "a", seconds: float = 60, size: int = 6
 ) -> "asyncio.Task[ReadPicture]":
     data = (order.ljust(5) + b"\x07").ljust(size, b"\0")
-    return asyncio.ensure_future(pictures.read(data, TERMS, client=client, seconds=seconds))
+    return asyncio.ensure_future(pictures.picture(data, TERMS, client=client, seconds=seconds))
 
 
-async def works(pictures: Pictures, **words: Any) -> int:
+async def works(pictures: Readers, **words: Any) -> int:
     """Reads a good picture; the id of the process that did."""
     found = await asyncio.wait_for(ask(pictures, b"good", **words), BUSY)
     assert found.pixels.shape == (8, 8, 3)
@@ -111,14 +114,14 @@ async def ended(pid: int) -> None:
 
 
 @pytest.mark.parametrize("size", [6, QUICK_BYTES + 1])
-async def test_cpu_time_is_limited(pictures: Pictures, size: int) -> None:
+async def test_cpu_time_is_limited(pictures: Readers, size: int) -> None:
     """A picture that takes more CPU time than it may is refused, and its process is replaced."""
     with pytest.raises(InvalidImage, match="CPU time"):
         await asyncio.wait_for(ask(pictures, b"spin", size=size), BUSY)
     await works(pictures)
 
 
-async def test_memory_is_limited(pictures: Pictures) -> None:
+async def test_memory_is_limited(pictures: Readers) -> None:
     """A picture that takes more memory than it may is refused, and its process reads the next one."""
     pid = await works(pictures)
     with pytest.raises(InvalidImage, match="memory"):
@@ -126,14 +129,14 @@ async def test_memory_is_limited(pictures: Pictures) -> None:
     assert await works(pictures) == pid
 
 
-async def test_a_process_that_dies(pictures: Pictures) -> None:
+async def test_a_process_that_dies(pictures: Readers) -> None:
     """A picture that ends its process is refused, and the next one is read."""
     with pytest.raises(InvalidImage):
         await asyncio.wait_for(ask(pictures, b"die"), BUSY)
     await works(pictures)
 
 
-async def test_a_fault_of_the_library(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_of_the_library(pictures: Readers, caplog: pytest.LogCaptureFixture) -> None:
     """An error that nobody expected is an internal one; the log says where it was raised and nothing of the picture."""
     with pytest.raises(InternalError):
         await asyncio.wait_for(ask(pictures, b"raise"), BUSY)
@@ -143,7 +146,7 @@ async def test_a_fault_of_the_library(pictures: Pictures, caplog: pytest.LogCapt
     await works(pictures)
 
 
-async def test_the_deadline_ends_a_picture(pictures: Pictures) -> None:
+async def test_the_deadline_ends_a_picture(pictures: Readers) -> None:
     """At the request's deadline the process that reads its picture is ended."""
     pid = await works(pictures)
     with pytest.raises(DeadlineExceeded):
@@ -152,7 +155,7 @@ async def test_the_deadline_ends_a_picture(pictures: Pictures) -> None:
     await works(pictures)
 
 
-async def test_a_gone_client_ends_its_picture(pictures: Pictures) -> None:
+async def test_a_gone_client_ends_its_picture(pictures: Readers) -> None:
     """The process that reads the picture of a client that has gone is ended, and its turn passes on."""
     pid = await works(pictures)
     sleeping = [ask(pictures, b"sleep") for _ in range(5)]
@@ -165,7 +168,7 @@ async def test_a_gone_client_ends_its_picture(pictures: Pictures) -> None:
 
 
 @pytest.mark.parametrize("size", [6, QUICK_BYTES + 1])
-async def test_one_clients_pictures_hold_up_no_other_client(pictures: Pictures, size: int) -> None:
+async def test_one_clients_pictures_hold_up_no_other_client(pictures: Readers, size: int) -> None:
     """While one client's pictures take all the time that they may, another client's of the same size is read."""
     sleeping = [ask(pictures, b"sleep", size=size) for _ in range(20)]
     await asyncio.sleep(0.2)
@@ -175,7 +178,7 @@ async def test_one_clients_pictures_hold_up_no_other_client(pictures: Pictures, 
     await asyncio.gather(*sleeping, return_exceptions=True)
 
 
-async def test_small_pictures_do_not_wait_for_large_ones(pictures: Pictures) -> None:
+async def test_small_pictures_do_not_wait_for_large_ones(pictures: Readers) -> None:
     """A client's large pictures, known by their bytes or their pixels, do not hold up its small ones."""
     sleeping = [ask(pictures, b"sleep", size=QUICK_BYTES + 1) for _ in range(10)]
     await asyncio.sleep(0.2)
@@ -188,7 +191,7 @@ async def test_small_pictures_do_not_wait_for_large_ones(pictures: Pictures) -> 
     await asyncio.gather(*sleeping, large, return_exceptions=True)
 
 
-async def test_few_pictures_wait(pictures: Pictures) -> None:
+async def test_few_pictures_wait(pictures: Readers) -> None:
     """Too many pictures, of one client or in all, are refused at once; so are too many bytes of them."""
     sleeping = [ask(pictures, b"sleep") for _ in range(MOST_WAITING // 2 + 1)]
     await asyncio.sleep(0.1)
@@ -225,3 +228,41 @@ def test_nothing_waits_for_gone_clients(patient: Any) -> None:
             stack.enter_context(patient.raw.connect()).sendall(head.encode() + body)
         assert small() < 2
     assert small() < 2
+
+
+def wide_json(kind: str, size: int) -> bytes:
+    """A body of about so many bytes of JSON, which is refused."""
+    return {
+        "base64 of no latent": b'{"inputs": "'
+        + b"A" * size
+        + b'", "parameters": {"shape": [1, 4, 8, 8], "dtype": "float16"}}',
+        "escapes": b'{"inputs": "' + rb"\u0041" * (size // 6) + b'"}',
+        "a name": b'{"inputs": "AAAA", "parameters": {"' + b"n" * size + b'": 1}}',
+        "no ASCII": b'{"inputs": "' + "\U0001f600".encode() * (size // 4) + b'"}',
+        "UTF-16": ('{"inputs": "' + "A" * (size // 2) + '"}').encode("utf-16"),
+    }[kind]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["base64 of no latent", "escapes", "a name", "no ASCII", "UTF-16"])
+def test_large_json_holds_up_nobody(patient: Any, kind: str) -> None:
+    """While JSON of 60 MiB is read, other clients are answered, and the server holds it at most three times."""
+    server, body = patient.server, wide_json(kind, 60 * 2**20)
+    before, slowest, over = resident_bytes(server.process.pid), [0.0], threading.Event()
+    small = requests.Session()
+
+    def probe() -> None:
+        while not over.is_set():
+            asked = time.monotonic()
+            assert small.get(server.url + "/live", timeout=60).status_code == 200
+            slowest.append(time.monotonic() - asked)
+
+    prober = threading.Thread(target=probe)
+    prober.start()
+    headers = {"content-type": "application/json"}
+    statuses = [requests.post(server.url + "/decode", body, headers=headers, timeout=120).status_code for _ in range(3)]
+    over.set()
+    prober.join()
+    assert statuses == [400] * 3
+    assert peak_bytes(server.process.pid) - before < 3 * len(body)
+    assert sorted(slowest)[-3] < 0.5

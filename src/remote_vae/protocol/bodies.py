@@ -17,7 +17,7 @@ URI: Final = re.compile(r"data:[^,]{0,200};base64,")
 SLICE: Final = 3 * 2**18  # bytes that are made base64, or taken from it, at once; no other thread runs meanwhile
 
 
-def read_json_body(body: Buffer) -> tuple[bytes, object | None]:
+def read_json_body(body: Buffer) -> tuple[Buffer, object | None]:
     """The parts of `{"inputs": "<base64>", "parameters": {...}}`, decoded; None if there are no parameters.
 
     *Raises* MalformedRequest for anything but an object with base64 text under "inputs".
@@ -31,6 +31,7 @@ def read_json_body(body: Buffer) -> tuple[bytes, object | None]:
         document = json.loads(text, strict=False, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins)
     except (ValueError, RecursionError) as exc:
         raise MalformedRequest('the body is not valid JSON; expected {"inputs": "<base64>"}') from exc
+    del text  # perhaps a copy of the body, beside which its values have no room
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), str):
         raise MalformedRequest('the JSON body needs base64 text under "inputs"')
     try:

@@ -227,11 +227,16 @@ def _join(head: Head, body: Buffer) -> tuple[Head, Buffer]:
     if not head.body_is_json:
         return head, body
     inputs, given = read_json_body(body)
-    if given is None:
-        return head, inputs
-    pairs = head.pairs + parameters.from_json(given)
-    # Parameters inside the body are the oldest dialect, whose clients leave the scaling to the server.
-    return _with_pairs(head, pairs, default=ScalingMode.MODEL), inputs
+    return join_json(head, given), inputs
+
+
+def join_json(head: Head, given: object | None) -> Head:
+    """The head completed by a JSON body's parameters, as if the body had been its inputs alone."""
+    whole = head
+    if given is not None:
+        # Parameters inside the body are the oldest dialect, whose clients leave the scaling to the server.
+        whole = _with_pairs(head, head.pairs + parameters.from_json(given), default=ScalingMode.MODEL)
+    return replace(whole, body_is_json=False)
 
 
 def render_request(request: DecodeRequest | EncodeRequest) -> tuple[str, str, dict[str, str], Buffer]:

@@ -19,7 +19,7 @@ from remote_vae.media.images import ReadPicture, write_image
 from remote_vae.media.video import write_mp4
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
 from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
-from remote_vae.server.pictures import Terms
+from remote_vae.server.readers import Terms
 from remote_vae.server.settings import Settings
 from remote_vae.values import (
     RGB,

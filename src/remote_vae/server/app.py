@@ -28,7 +28,7 @@ from remote_vae.server.error_responses import on_error
 from remote_vae.server.keys import read_keys
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.metrics_listener import MetricsListener
-from remote_vae.server.pictures import Pictures
+from remote_vae.server.readers import Readers
 from remote_vae.server.settings import Settings
 from remote_vae.server.tracing import tracing_from_environment
 from remote_vae.server.web_pages import WebPages, own_names
@@ -50,9 +50,9 @@ def build_app(
     """
     metrics, tracing = Metrics(), tracing_from_environment()
     engine = _engine(settings, loader, metrics)
-    pictures = Pictures(share=_client_share(settings), most_bytes=settings.max_arriving_bytes)
+    readers = Readers(share=_client_share(settings), most_bytes=settings.max_arriving_bytes)
     metrics.watch(engine.state)
-    endpoints = Endpoints(engine, settings, metrics, pictures)
+    endpoints = Endpoints(engine, settings, metrics, readers)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -63,7 +63,7 @@ def build_app(
         finally:
             loading.cancel()
             await engine.stop()
-            pictures.close()
+            readers.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 

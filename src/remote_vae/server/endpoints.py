@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Final, ParamSpec, TypeVar
 
@@ -24,7 +25,7 @@ from remote_vae.server.body import Bodies, check_length, while_wanted
 from remote_vae.server.browser import page_part, wants_page
 from remote_vae.server.card import model_info
 from remote_vae.server.metrics import Metrics
-from remote_vae.server.pictures import Pictures
+from remote_vae.server.readers import Readers
 from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
 from remote_vae.server.threads import Threads, Work
@@ -32,6 +33,7 @@ from remote_vae.server.tracked_response import TrackedResponse
 from remote_vae.values import Buffer, Format, Tensor, clip
 
 NO_OPTIONS: Final[DecodeOptions] = complete({}, DECODE_ROWS)  # an encode gives a tensor, which takes none
+MOST_JSON_HERE: Final = 1 << 20  # bytes
 CLIENT = "remote_vae.client"  # the name in the scope of an opaque id of the client
 VERSION = version("remote-vae")
 
@@ -88,8 +90,8 @@ def _wrong_method(request: Request, allowed: list[str]) -> MethodNotAllowed:
 class Endpoints:
     """The functions of the routes, for one engine."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, pictures: Pictures) -> None:
-        self._engine, self._pictures = engine, pictures
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, readers: Readers) -> None:
+        self._engine, self._readers = engine, readers
         self._metrics = metrics
         self._settings = settings
         self._threads = Threads()
@@ -135,16 +137,16 @@ class Endpoints:
 
     async def _decode(self, call: Call, body: Buffer) -> Response:
         transparent = call.info.transparent
-        message = await self._parsed(call, wire.parse_decode, call.head, body, transparent=transparent)
+        message = await self._parsed(call, body, partial(wire.parse_decode, transparent=transparent))
         job = decode_job(call.model, call.info, message, self._settings)
         return await self._run(call, job, message.format, message.options)
 
     async def _encode(self, call: Call, body: Buffer) -> Response:
-        message = await self._parsed(call, wire.parse_encode, call.head, body)
+        message = await self._parsed(call, body, wire.parse_encode)
         picture = None
         if not isinstance(message.image, Tensor):
             terms = picture_terms(call.model, call.info, message, self._settings)
-            picture = await self._pictures.read(message.image, terms, client=call.client, seconds=call.seconds)
+            picture = await self._readers.picture(message.image, terms, client=call.client, seconds=call.seconds)
         job = encode_job(call.model, call.info, message, self._settings, picture)
         return await self._run(call, job, message.format, NO_OPTIONS)
 
@@ -154,11 +156,15 @@ class Endpoints:
             status, headers, body = await self._rendered(asked, _render, call, job, outcome, asked, options)
             return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
 
-    async def _parsed(self, call: Call, parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The message of a body; JSON is taken apart in a thread."""
-        if call.head.body_is_json:
-            return await self._threads.run(Work.READ, parse, *args, **kwargs)
-        return parse(*args, **kwargs)
+    async def _parsed(self, call: Call, body: Buffer, parse: Callable[[wire.Head, Buffer], T]) -> T:
+        """The message of a body. JSON is taken apart in a thread, and in a process if that would hold up the others."""
+        head = call.head
+        if not head.body_is_json:
+            return parse(head, body)
+        if len(body) <= MOST_JSON_HERE:
+            return await self._threads.run(Work.READ, parse, head, body)
+        inputs, given = await self._readers.json(body, client=call.client, seconds=call.seconds)
+        return parse(wire.join_json(head, given), inputs)
 
     async def _rendered(self, asked: Format, render: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `render` gives, written in a thread unless it is a tensor as it is."""

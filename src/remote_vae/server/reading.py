@@ -1,7 +1,8 @@
-"""The program that reads pictures in a process of its own, so that a picture can be given up by ending the process.
+"""The program that reads pictures and large JSON: whatever a body makes it do, ending the process ends that.
 
-A request on stdin is the length of its head, the head as JSON, and the picture's file. A reply on stdout is the length
-of its head, the head as JSON, and the pixels. The process ends when stdin does.
+A request on stdin is the length of its head, the head as JSON, and the body. The head of a picture has the words of
+`read_image` under "terms". A reply on stdout is the length of its head, the head as JSON, and pixels or inputs. The
+process ends when stdin does.
 """
 
 import io
@@ -18,16 +19,24 @@ from typing import Any, Final
 import numpy as np
 
 from remote_vae.engine import malloc
-from remote_vae.errors import InternalError, InvalidImage, RemoteVAEError, TooLarge, to_json
+from remote_vae.errors import (
+    InternalError,
+    InvalidImage,
+    MalformedRequest,
+    RemoteVAEError,
+    RequestError,
+    TooLarge,
+    to_json,
+)
 from remote_vae.media.images import read_image
+from remote_vae.protocol.bodies import read_json_body
 
 LENGTH: Final = 4  # bytes of a head's length
 FRAMES: Final = 8  # of an exception, in the log
+MOST_PARAMETERS: Final = 65_536  # characters of JSON
 KEPT_BYTES: Final = 256 << 20  # a picture that may take more leaves none of it to the next one
 NOTHING: Final = memoryview(b"")
-NEEDS_TOO_MUCH: Final = (
-    "the picture takes more {} to read than a picture of the largest size; save it again and send that"
-)
+NEEDS_TOO_MUCH: Final = "the body takes more {} to read than an ordinary picture or JSON; write it again and send that"
 
 Message = dict[str, Any]
 
@@ -83,26 +92,41 @@ def main() -> None:
 
 
 def _read(data: memoryview, head: Message) -> tuple[Message, memoryview]:
-    """The reply. A picture of more than `quick_pixels` is only looked at, and the reply is that it is large."""
-    terms = head["terms"]
+    """The reply."""
+    refusal: type[RequestError] = InvalidImage if "terms" in head else MalformedRequest
     try:
-        found = read_image(data, **{**terms, "max_pixels": min(terms["max_pixels"], head["quick_pixels"])})
-        return {"shape": found.pixels.shape, "note": found.note}, found.pixels.data.cast("B")
-    except TooLarge as exc:
-        if head["quick_pixels"] < terms["max_pixels"]:
-            return {"large": True}, NOTHING
-        return {"error": to_json(exc)}, NOTHING
+        return _read_picture(data, head) if "terms" in head else _read_json(data)
     except RemoteVAEError as exc:
-        return {"error": to_json(exc)}, NOTHING
+        return {"error": to_json(exc), "bytes": 0}, NOTHING
     except MemoryError:
-        return {"error": to_json(InvalidImage(NEEDS_TOO_MUCH.format("memory")))}, NOTHING
-    except Exception as exc:  # noqa: BLE001  # boundary: whatever the imaging library raises becomes one answer
+        return {"error": to_json(refusal(NEEDS_TOO_MUCH.format("memory"))), "bytes": 0}, NOTHING
+    except Exception as exc:  # noqa: BLE001  # boundary: whatever a library raises becomes one answer
         frames = traceback.extract_tb(exc.__traceback__)[-FRAMES:]
         return {
-            "error": to_json(InternalError("the picture could not be read")),
+            "error": to_json(InternalError("the body could not be read")),
+            "bytes": 0,
             "exception": type(exc).__name__,
             "frames": [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
         }, NOTHING
+
+
+def _read_picture(data: memoryview, head: Message) -> tuple[Message, memoryview]:
+    """The pixels. A picture of more than `quick_pixels` is only looked at, and the reply is that it is large."""
+    terms = head["terms"]
+    try:
+        found = read_image(data, **{**terms, "max_pixels": min(terms["max_pixels"], head["quick_pixels"])})
+    except TooLarge:
+        if head["quick_pixels"] < terms["max_pixels"]:
+            return {"large": True, "bytes": 0}, NOTHING
+        raise
+    return {"shape": found.pixels.shape, "note": found.note, "bytes": found.pixels.nbytes}, found.pixels.data.cast("B")
+
+
+def _read_json(data: memoryview) -> tuple[Message, memoryview]:
+    inputs, parameters = read_json_body(data)
+    if len(json.dumps(parameters)) > MOST_PARAMETERS:
+        raise MalformedRequest(f"the parameters have over {MOST_PARAMETERS} characters; expected names and numbers")
+    return {"parameters": parameters, "bytes": len(inputs)}, memoryview(inputs)
 
 
 def _cpu_seconds() -> float:

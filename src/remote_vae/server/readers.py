@@ -1,23 +1,26 @@
-"""Reads pictures in processes that can be ended: by the limits on a picture, at its deadline, or if its client goes."""
+"""Reads pictures and large JSON in processes, which hold no interpreter up but their own and can be ended.
+
+They are ended by the limits on a body, at the request's deadline, or if its client goes.
+"""
 
 import asyncio
 import fcntl
 import io
 import logging
-import math
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, TypedDict
 
 import numpy as np
 
 from remote_vae.engine.container import available_cores
-from remote_vae.errors import DeadlineExceeded, InvalidImage, Overloaded, from_json
+from remote_vae.errors import DeadlineExceeded, InvalidImage, MalformedRequest, Overloaded, from_json
 from remote_vae.media.images import ReadPicture
 from remote_vae.server.reading import NEEDS_TOO_MUCH, Message, read_exactly, read_head, write_all
 from remote_vae.server.turns import Turns
@@ -30,7 +33,7 @@ CPU_SECONDS: Final = 4.0  # for 4096x4096 pixels; the slowest ordinary picture o
 CPU_PIXELS: Final = 4096 * 4096
 MEMORY_BYTES: Final = 64 << 20  # whatever the picture
 BYTES_PER_PIXEL: Final = 48  # of memory: the pixels several times over
-BYTES_PER_BYTE: Final = 4  # of memory: the file and parts of it
+BYTES_PER_BYTE: Final = 6  # of memory: the file and parts of it
 MOST_IDLE: Final = 2  # processes
 PIPE_BYTES: Final = 1 << 20
 COMMAND: Final = (sys.executable, "-m", "remote_vae.server.reading")
@@ -77,21 +80,22 @@ class Reader:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def read(self, data: Buffer, head: Message) -> ReadPicture | None:
-        """The picture; None if it is large and `head` asks for quick ones. *Raises* what is wrong with the picture."""
+    def read(self, data: Buffer, head: Message) -> tuple[Message, memoryview]:
+        """The process's answer, and the bytes that belong to it. *Raises* what is wrong with the data."""
         try:
             write_all(self._stdin, head, memoryview(data).cast("B"))
             answer = read_head(self._stdout)
-            if "shape" not in answer:
-                _check_answer(answer)
-                return None
-            pixels = read_exactly(self._stdout, math.prod(answer["shape"]))
+            body = read_exactly(self._stdout, answer["bytes"])
         except (EOFError, OSError, ValueError) as exc:
             self.end()
             ended = self._process.returncode
             what = "CPU time" if ended == -signal.SIGXCPU else "memory or time"
-            raise InvalidImage(NEEDS_TOO_MUCH.format(what)) from exc
-        return ReadPicture(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["note"])
+            raise (InvalidImage if "terms" in head else MalformedRequest)(NEEDS_TOO_MUCH.format(what)) from exc
+        if "exception" in answer:
+            LOG.error("a body could not be read", extra={name: answer[name] for name in ("exception", "frames")})
+        if "error" in answer:
+            raise from_json(answer["error"], status=0)
+        return answer, body
 
     def kill(self) -> None:
         """Ends the process; `read` raises in its thread."""
@@ -105,65 +109,66 @@ class Reader:
             pipe.close()
 
 
-def _check_answer(answer: Message) -> None:
-    """*Raises* what the process says is wrong."""
-    if "exception" in answer:
-        LOG.error("a picture could not be read", extra={name: answer[name] for name in ("exception", "frames")})
-    if "error" in answer:
-        raise from_json(answer["error"], status=0)
-
-
-def _end(reader: Reader, reading: asyncio.Future[ReadPicture | None]) -> None:
+def _end(reader: Reader, reading: asyncio.Future[tuple[Message, memoryview]]) -> None:
     reading.exception()  # nobody else asks for it
     reader.end()
 
 
-class Pictures:
-    """The processes that read pictures, of which two or more are for quick pictures and as many for all others.
+class Readers:
+    """The processes that read: two or more are for quick pictures, as many for other pictures, as many for JSON.
 
-    So small pictures never wait for large ones, and one client's never for another's. A process starts when a picture
-    needs one, and one more that waits for the next picture.
+    So small pictures never wait for large ones, and one client's never for another's. A process starts when a body
+    needs one, and one more that waits for the next body.
     """
 
     def __init__(self, *, share: float, most_bytes: int) -> None:
         count = max(2, available_cores() // 2)
-        self._quick, self._slow = Turns(count, share=share), Turns(count, share=share)
-        self._threads = ThreadPoolExecutor(2 * count, "remote-vae-pictures")
-        self._held, self._most_bytes = 0, most_bytes  # of the files that are being read or wait for it
+        self._quick, self._slow, self._json = (Turns(count, share=share) for _ in range(3))
+        self._threads = ThreadPoolExecutor(3 * count, "remote-vae-readers")
+        self._held, self._most_bytes = 0, most_bytes  # of the bodies that are being read or wait for it
         self._idle: list[Reader] = []
         self._closed = False
 
-    async def read(self, data: Buffer, terms: Terms, *, client: str | None, seconds: float) -> ReadPicture:
-        """*Raises* what `read_image` raises, InvalidImage for a picture that takes too much, and DeadlineExceeded.
+    async def picture(self, data: Buffer, terms: Terms, *, client: str | None, seconds: float) -> ReadPicture:
+        """*Raises* what `read_image` and `_held_for` raise, and InvalidImage for a picture that takes too much."""
+        async with self._held_for(data, seconds):
+            if len(data) <= QUICK_BYTES:
+                async with self._quick.turn(client):
+                    answer, pixels = await self._read_picture(data, terms, min(QUICK_PIXELS, terms["max_pixels"]))
+            if len(data) > QUICK_BYTES or "large" in answer:
+                async with self._slow.turn(client):
+                    answer, pixels = await self._read_picture(data, terms, terms["max_pixels"])
+        return ReadPicture(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["note"])
 
-        Also Overloaded, if too many pictures wait or their files would take over `most_bytes`; one always may.
-        """
+    async def json(self, data: Buffer, *, client: str | None, seconds: float) -> tuple[Buffer, object | None]:
+        """Inputs and parameters. *Raises* what `read_json_body` and `_held_for` raise, also if it takes too much."""
+        async with self._held_for(data, seconds), self._json.turn(client):
+            answer, inputs = await self._read(data, {}, pixels=0)
+        return inputs, answer["parameters"]
+
+    @asynccontextmanager
+    async def _held_for(self, data: Buffer, seconds: float) -> AsyncIterator[None]:
+        """*Raises* DeadlineExceeded, and Overloaded if these bodies take over `most_bytes`; a single one always may."""
         if self._held and self._held + len(data) > self._most_bytes:
-            raise Overloaded(f"the pictures that are read now take {self._held} bytes; try again later")
+            raise Overloaded(f"the bodies that are read now take {self._held} bytes; try again later")
         self._held += len(data)
         try:
             async with asyncio.timeout(seconds):
-                if len(data) <= QUICK_BYTES:
-                    async with self._quick.turn(client):
-                        found = await self._read(data, terms, min(QUICK_PIXELS, terms["max_pixels"]))
-                    if found is not None:
-                        return found
-                async with self._slow.turn(client):
-                    found = await self._read(data, terms, terms["max_pixels"])
+                yield
         except TimeoutError:
-            raise DeadlineExceeded(f"the picture was not read within {seconds:.1f} s") from None
+            raise DeadlineExceeded(f"the body was not read within {seconds:.1f} s") from None
         finally:
             self._held -= len(data)
-        assert found is not None  # nothing is larger than the largest
-        return found
 
-    async def _read(self, data: Buffer, terms: Terms, pixels: int) -> ReadPicture | None:
+    async def _read_picture(self, data: Buffer, terms: Terms, pixels: int) -> tuple[Message, memoryview]:
+        return await self._read(data, {"terms": terms, "quick_pixels": pixels}, pixels=pixels)
+
+    async def _read(self, data: Buffer, task: Message, *, pixels: int) -> tuple[Message, memoryview]:
         head = {
+            **task,
             "bytes": len(data),
-            "quick_pixels": pixels,
             "cpu_seconds": CPU_SECONDS * max(1.0, pixels / CPU_PIXELS),
             "memory_bytes": MEMORY_BYTES + BYTES_PER_PIXEL * pixels + BYTES_PER_BYTE * len(data),
-            "terms": terms,
         }
         reader = self._reader()
         reading = asyncio.get_running_loop().run_in_executor(self._threads, reader.read, data, head)
