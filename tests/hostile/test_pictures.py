@@ -7,6 +7,8 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import requests
 from PIL import Image
 
 from remote_vae.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
-from remote_vae.media.images import ReadPicture
+from remote_vae.media.images import ReadPicture, read_image
+from remote_vae.media.png import SIGNATURE, read_parts
 from remote_vae.server import readers as room
 from remote_vae.server.readers import QUICK_BYTES, Readers, Terms
 from remote_vae.server.turns import MOST_WAITING
@@ -71,6 +74,30 @@ def test_a_jpeg_of_many_parts(live: Any, data: bytes, why: str) -> None:
     assert (reply.status_code, reply.json()["error_type"]) == (422, "invalid_image")
     assert why in reply.json()["error"]
     assert time.monotonic() - asked < 5
+
+
+def test_a_webp_of_many_chunks() -> None:
+    """A WebP of millions of empty chunks is refused before an object is made of each of them."""
+    out = io.BytesIO()
+    Image.new("RGBA", (64, 64), (1, 2, 3, 4)).save(out, "WEBP", exif=b"Exif\0\0II*\0")
+    rest = out.getvalue()[12:] + b"prVt\0\0\0\0" * 1_000_000
+    data = b"RIFF" + struct.pack("<I", 4 + len(rest)) + b"WEBP" + rest
+    with pytest.raises(InvalidImage, match="more than 20000 chunks"):
+        read_image(data, **TERMS)
+
+
+def test_a_text_of_many_words() -> None:
+    """Metadata that is compressed text of a million short words takes no more memory than the text a few times over."""
+    text = zlib.compress(b"\nexif\n 3\n" + b"41 " * (1 << 20))
+    data = b"Raw profile type exif\0\0" + text
+    chunk = struct.pack(">I", len(data)) + b"zTXt" + data + bytes(4)
+    tracemalloc.start()
+    try:
+        found = read_parts(memoryview(SIGNATURE + chunk))
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert found.metadata == b"A" * (1 << 20)
 
 
 def test_an_ordinary_number_of_scans(live: Any) -> None:

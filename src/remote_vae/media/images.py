@@ -14,6 +14,7 @@ from remote_vae.media.colour import to_srgb
 from remote_vae.media.jpeg import check_markers
 from remote_vae.media.orientation import metadata_of, upright
 from remote_vae.media.png import read_parts, write_png
+from remote_vae.media.webp import check_chunks
 from remote_vae.values import RGB, RGBA, Buffer, Format
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
@@ -64,6 +65,8 @@ def read_image(
     png = read_parts(memoryview(data).cast("B")) if kind == "PNG" else None
     if kind == "JPEG":
         check_markers(data)
+    if kind == "WEBP":
+        check_chunks(data)
     try:
         picture: Image.Image = Image.open(BytesIO(data if png is None else png.pixels), formats=[kind])
         _check_size(picture, max_pixels=max_pixels, max_side=max_side)

@@ -100,6 +100,7 @@ def _readable(body: bytes, name: bytes) -> bytes:
         text = zlib.decompressobj().decompress(packed, LONGEST_METADATA)
         if name == b"iCCP":
             return text
-        return bytes.fromhex(b"".join(text.split()[2:]).decode("latin-1"))
-    except (zlib.error, ValueError):
+        # The name and the length come first. Splitting all of it could make an object of every two bytes.
+        return bytes.fromhex(text.split(None, 2)[2].decode("latin-1"))
+    except (zlib.error, ValueError, IndexError):
         return b""
