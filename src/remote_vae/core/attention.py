@@ -5,6 +5,9 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+from remote_vae.core.filters import arithmetic
+from remote_vae.core.stages import Convolution
+
 CHUNK_BYTES: Final = 64 * 2**20  # the most that a chunk of queries holds for itself
 
 
@@ -24,6 +27,13 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
         chunk = query[start : start + rows]
         chunk.copy_(_attention(chunk.to(dtype), key, value))
     return query
+
+
+def linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:
+    """A 1x1 convolution of positions. *Shapes*: [N,C] -> [N,K]."""
+    dtype = arithmetic(rows.dtype, rows.device)
+    bias = None if part.bias is None else part.bias.to(dtype)
+    return functional.linear(rows.to(dtype), part.weight.flatten(1).to(dtype), bias).to(rows.dtype)
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

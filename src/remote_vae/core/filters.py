@@ -38,7 +38,7 @@ def filter_for(layer: Layer, height: int, width: int, frames: int = 0) -> "Direc
         layer = _of_one_frame(layer)
     if isinstance(layer, Upsample) and layer.in_time and frames != 1:
         return Doubled(layer, height, width, frames)
-    form = _form(layer, height, width, frames)
+    form = form_of(layer, height, width, frames)
     if form is None or isinstance(layer, Downsample):
         return Direct(layer)
     return Recombined(layer, form)
@@ -177,10 +177,13 @@ class Doubled:
         return found
 
 
-def _form(layer: Layer, height: int, width: int, frames: int = 1) -> Form | None:
+def form_of(
+    layer: Layer, height: int, width: int, frames: int = 1, device: torch.device | None = None
+) -> Form | None:
     """The algorithm for a layer if one is faster than the direct form, which is so only in float32 on a CPU."""
     weight = layer.weight
-    if weight.device.type != "cpu" or arithmetic(weight.dtype, weight.device) is not torch.float32:
+    device = device or weight.device
+    if device.type != "cpu" or arithmetic(weight.dtype, device) is not torch.float32:
         return None
     match layer:
         case Convolution() if layer.halo == 1:
@@ -197,7 +200,7 @@ def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int 
 
     *Units*: height, width, rows and frames of the input.
     """
-    form, weight = _form(layer, height, width, frames), layer.weight
+    form, weight = form_of(layer, height, width, frames), layer.weight
     channels = weight.shape[0 if isinstance(layer, Upsample) and layer.folded else 1]
     taps = 1 if _is_flat(layer, frames) else layer.taps
     beside = 0 if taps == layer.taps else weight.nbytes // layer.taps  # of the sum of the taps

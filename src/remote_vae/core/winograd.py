@@ -44,6 +44,10 @@ class Form:
     def outputs(self) -> int:
         return self.found.shape[0]
 
+    def margin(self, rows: int, width: int) -> tuple[int, int, int]:
+        """Zero columns to the left and to the right of a window, and zero rows below it."""
+        return 1, 1 + -width % self.step, -rows % self.step
+
 
 _TILE = (
     (1.0, -1.5, -2.0, 1.5, 1.0, 0.0),
@@ -144,11 +148,18 @@ def pays(form: Form, channels: int, after: int, height: int, width: int) -> bool
 
 
 def scratch_bytes(form: Form, channels: int, after: int, tiles: int, taps: int = 1, frames: int = 1) -> int:
-    """Bytes beside the window and the result: the recombined kernel and the two largest steps of a block.
+    """Bytes beside the window and the result. *Units*: tiles of each frame, and frames of the window."""
+    return kernel_bytes(form, after, channels, taps) + block_bytes(form, channels, after, tiles, frames)
 
-    *Units*: tiles of each frame, and frames of the window.
-    """
+
+def kernel_bytes(form: Form, after: int, channels: int, taps: int = 1) -> int:
+    """Bytes of a recombined kernel."""
+    return 4 * taps * form.products**2 * channels * after
+
+
+def block_bytes(form: Form, channels: int, after: int, tiles: int, frames: int = 1) -> int:
+    """Bytes of the two largest steps of a block."""
     block = frames * min(tiles, block_tiles(form, channels, after, frames))
     mixed, multiplied = form.products**2 * channels, form.products**2 * after
     steps = (form.inputs**2 * channels + mixed, mixed + multiplied, multiplied + form.outputs**2 * after)
-    return 4 * (taps * form.products**2 * channels * after + block * max(steps))
+    return 4 * block * max(steps)

@@ -1,13 +1,17 @@
 """A diffusers module behind the narrow waist of the core."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 
 import torch
 
+from remote_vae.core.blocks import block_executors
 from remote_vae.core.executor import Executor
-from remote_vae.core.own_code import Call, OwnCode, Tiles
+from remote_vae.core.local import Local
+from remote_vae.core.own_code import Call, OwnCode, Tiles, meta_copy
 from remote_vae.core.pieces import Apart, Pieces, Piecewise
 from remote_vae.core.stages import Program
 from remote_vae.core.strip_threads import cores
@@ -22,6 +26,9 @@ class DiffusersVAE:
         self._family = family
         self.module = module
         self.decoder, self.encoder = self._described()
+        self._local = self._described_as_local(module)
+        self._meta: dict[torch.dtype, tuple[Local, Local] | None] = {}
+        self._peaks: tuple[OrderedDict[object, int], OrderedDict[object, int]] = OrderedDict(), OrderedDict()
         self._decoding = self._own_code(family.decode, self.decoder, family.decode_pieces)
         self._encoding = (
             () if family.encode is None else self._own_code(family.encode, self.encoder, family.encode_pieces)
@@ -29,7 +36,7 @@ class DiffusersVAE:
         self.info = self._family.read_info(
             module,
             plans=tuple(dict.fromkeys(executor.name for executor in (*self.decoders, *self.encoders))),
-            executor="diffusers" if self.decoder is None else "strips",
+            executor="diffusers" if self.decoder is None and self._local is None else "strips",
             source=source,
             revision=revision,
         )
@@ -53,14 +60,36 @@ class DiffusersVAE:
 
     @property
     def decoders(self) -> tuple[Executor, ...]:
-        return (*self._strips(self.decoder), *self._decoding)
+        return (*self._strips(self.decoder), *self._blocks(0), *self._decoding)
 
     @property
     def encoders(self) -> tuple[Executor, ...]:
-        return (*self._strips(self.encoder), *self._encoding)
+        return (*self._strips(self.encoder), *self._blocks(1), *self._encoding)
 
     def _strips(self, program: Program | None) -> tuple[Executor, ...]:
         return () if program is None else strip_executors(program, self.device.type, cores(self.device))
+
+    def _blocks(self, direction: int) -> tuple[Executor, ...]:
+        """Ways to decode, or to encode, a local network."""
+        if self._local is None:
+            return ()
+        program, meta = self._local[direction], partial(self._on_meta, direction)
+        return block_executors(program, meta, self.device, self._peaks[direction])
+
+    def _on_meta(self, direction: int) -> Local:
+        """The stages with tensors that have no values."""
+        if self.dtype not in self._meta:
+            self._meta[self.dtype] = self._described_as_local(meta_copy(self.module))
+        found = self._meta[self.dtype]
+        assert found is not None
+        return found[direction]
+
+    def _described_as_local(self, module: torch.nn.Module) -> tuple[Local, Local] | None:
+        """The decoder and the encoder of a network whose norms see one position at a time."""
+        if not self._family.local:
+            return None
+        found: tuple[Local, Local] | None = import_module(f"remote_vae.models.{self._family.local}").describe(module)
+        return found
 
     def _own_code(self, call: Call, program: Program | None, piecewise: Piecewise | None) -> tuple[Executor, ...]:
         def forgetting(module: torch.nn.Module, batch: torch.Tensor, **arguments: object) -> torch.Tensor:
@@ -87,20 +116,21 @@ class DiffusersVAE:
     @contextmanager
     def upcast(self) -> Iterator[None]:
         """The weights in their own precision are kept, so that going back needs no memory and changes no bit."""
-        programs = self.decoder, self.encoder
+        programs, local = (self.decoder, self.encoder), self._local
         weights = [(weight, weight.data) for weight in self.module.parameters()]
         buffers = [(part._buffers, dict(part._buffers)) for part in self.module.modules()]
         try:
             torch.nn.Module.to(self.module, torch.float32)
             if self.decoder is not None:
                 self.decoder, self.encoder = self._described()
+            self._local = self._described_as_local(self.module)
             yield
         finally:
             for weight, data in weights:
                 weight.data = data
             for holder, kept in buffers:
                 holder.update(kept)
-            self.decoder, self.encoder = programs
+            (self.decoder, self.encoder), self._local = programs, local
 
 
 def _ordered(batch: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLQwenImage",
         _MODELS,
+        local="causal",
         pixel_channels=lambda config: int(config.get("input_channels", RGB)),  # configs of the first weights lack it
         convert=from_original_names,
         forget=lambda module: module.clear_cache(),

@@ -1,0 +1,60 @@
+"""What a filter holds, without its values: for runs on meta tensors, which tell how much memory a run will take."""
+
+import torch
+
+from remote_vae.core import winograd
+from remote_vae.core.filters import NO_MARGIN, Direct, Margin, Recombined, arithmetic, filter_for, form_of
+from remote_vae.core.stages import Downsample, Layer, Upsample
+
+
+class Account:
+    """Stands for the filter of a layer on another device, and allocates as many bytes."""
+
+    def __init__(self, layer: Layer, height: int, width: int, device: torch.device) -> None:
+        self._layer, self._form = layer, form_of(layer, height, width, device=device)
+        weight = layer.weight
+        self._wide = arithmetic(weight.dtype, device) is not weight.dtype
+        kernel = 4 * weight.numel() if self._wide else 0
+        if self._form is not None:
+            kernel = winograd.kernel_bytes(self._form, *weight.shape[:2], layer.taps)
+        self._kernel = weight.new_empty(kernel, dtype=torch.uint8)
+
+    def margin(self, rows: int, width: int) -> Margin:
+        if self._form is not None:
+            return Margin(*self._form.margin(rows, width))
+        return Margin(right=1) if isinstance(self._layer, Downsample) else NO_MARGIN
+
+    def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:
+        times = 2 if isinstance(self._layer, Upsample) else 1
+        columns = width // 2 if isinstance(self._layer, Downsample) else times * width
+        shape = (len(window) - lead, self._layer.channels, times * rows, columns)
+        beside = window.new_empty(self._beside(window, rows, width), dtype=torch.uint8)
+        found = window.new_empty(shape)
+        del beside
+        return found
+
+    def _beside(self, window: torch.Tensor, rows: int, width: int) -> int:
+        layer, form, given = self._layer, self._form, window.element_size()
+        frames, channels = window.shape[:2]
+        if form is not None:
+            tiles = -(-rows // form.step) * -(-width // form.step)
+            cropped = rows % form.step or width % form.step
+            whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
+            return winograd.block_bytes(form, channels, layer.channels, tiles, frames) + whole
+        larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
+        found = int(frames * rows * width * larger * layer.channels)
+        if not self._wide:
+            return 0 if layer.taps == 1 else found * given
+        return 4 * (frames * rows * width * channels + found * min(layer.taps, 2))
+
+
+def filter_on(layer: Layer, height: int, width: int, device: torch.device) -> "Direct | Recombined | Account":
+    """What computes a layer on a device, or stands for that if the layer is on meta.
+
+    *Units*: height and width of the whole input.
+    """
+    if layer.weight.is_meta and device.type != "meta":
+        return Account(layer, height, width, device)
+    found = filter_for(layer, height, width)
+    assert isinstance(found, Direct | Recombined)
+    return found

@@ -1,0 +1,161 @@
+"""The executors of local networks: `frames` takes a few frames at a time, `rows` a few rows of all frames."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+import torch
+
+from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.local import Local, Size, Stage, has_attention
+from remote_vae.core.strip_threads import cores
+from remote_vae.core.strips import MOST_KEPT
+from remote_vae.core.stream import Block, Chain, Moment, Run
+
+FRAMES: Final = "frames"
+ROWS: Final = "rows"
+BLOCK_BYTES: Final = {"cpu": 8 * 2**20}
+LARGE_BLOCK_BYTES: Final = 64 * 2**20
+SMALLER: Final = 8  # of the blocks for a device with little free memory
+STEADY: Final = 3  # runs of frames after which the memory that is held no longer grows
+
+Span = tuple[int, int]
+
+
+class Maps:
+    """A clip, or a feature map of all its frames, that is stored as one tensor or several. *Shapes*: [f,C,H,W]."""
+
+    def __init__(self, parts: list[torch.Tensor]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def size(self, frames: int) -> Size:
+        return Size(frames, *self._parts[0].shape[1:])
+
+    def blocks(self, span: Span, most: int) -> Iterator[Block]:
+        """The rows of some frames."""
+        parts, first = [], 0
+        for part in self._parts:
+            parts.append(part[max(0, span[0] - first) : max(0, span[1] - first)])
+            first += len(part)
+        parts = [part for part in parts if len(part)]
+        height = parts[0].shape[2]
+        for start in range(0, height, most):
+            rows = [part[:, :, start : start + most] for part in parts]
+            yield Block(rows[0] if len(rows) == 1 else torch.cat(rows), start + most >= height)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Runs a local network: a few frames at a time, or, with `together`, a few rows of all frames.
+
+    `meta` gives the same network on the meta device. `peaks` keeps predictions.
+    """
+
+    name: str
+    together: bool
+    program: Local = field(repr=False, compare=False)
+    meta: Callable[[], Local] = field(repr=False, compare=False)
+    device: torch.device
+    block_bytes: int
+    peaks: OrderedDict[object, int] = field(repr=False, compare=False)
+    exact: ClassVar[bool] = True
+
+    def suits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        return True
+
+    def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int:
+        """Found by a run on meta tensors."""
+        key = self.together, self.block_bytes, dtype, tuple(shape[1:])
+        if key not in self.peaks:
+            self.peaks[key] = self._predict((1, *shape[1:]), dtype)
+            if len(self.peaks) > MOST_KEPT:
+                self.peaks.popitem(last=False)
+        return self.peaks[key] + output
+
+    def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        if not self.together and len(shape) == 5:
+            shape = (*shape[:2], min(shape[2], 1 + (STEADY - 1) * self.program.group), *shape[3:])
+        program, item = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
+        with torch.inference_mode(), LiveBytes() as live:
+            self._run(program, item, lambda first, row, block: None, lambda: None)
+        return live.peak
+
+    def run(
+        self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
+    ) -> None:
+        """A local network takes no arguments."""
+        done = 0
+        for item in z.split(1):
+
+            def give(first: int, row: int, block: torch.Tensor, done: int = done) -> None:
+                sink(done + first, row, block)
+
+            done += self._run(self.program, item, give, checkpoint)
+
+    def _run(self, program: Local, item: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> int:
+        """Gives the frames of one clip or picture to the sink, and returns how many there are."""
+        frames = item[0].transpose(0, 1) if item.ndim == 5 else item
+        frames = frames[: self._whole(len(frames))].contiguous(memory_format=torch.channels_last)
+        maps = Maps([frames])
+        run = Run(self.device, item.element_size(), self.block_bytes, cores(self.device), checkpoint)
+        sections = [program.stages] if not self.together else list(program.sections)
+        for stages in sections[:-1]:
+            maps = Maps(list(_stored(self._section(stages, maps, run))))
+        return _given(self._section(sections[-1], maps, run), sink)
+
+    def _whole(self, frames: int) -> int:
+        """How many frames make whole groups after the first one."""
+        return frames - (frames - 1) % self.program.group
+
+    def _section(self, stages: tuple[Stage, ...], maps: Maps, run: Run) -> Iterator[Iterator[Block]]:
+        """The blocks of each run of frames."""
+        together = self.together and not has_attention(stages)
+        first, group, count = 1, self.program.group, len(maps)
+        if together:
+            spans = [(0, count)]
+        else:
+            spans = [(0, first), *((start, start + group) for start in range(first, count, group))]
+        size = maps.size(count if together else group)
+        chain = Chain(stages, size, run)
+        most = run.rows(size, size.channels, size.frames)
+        for span in spans:
+            yield chain.through(maps.blocks(span, most), Moment(last=span[1] == count))
+
+
+def _stored(section: Iterator[Iterator[Block]]) -> Iterator[torch.Tensor]:
+    for blocks in section:
+        parts = [block.rows for block in blocks]
+        if parts:
+            found = parts.pop() if len(parts) == 1 else torch.cat(parts, 2)
+            parts.clear()
+            yield found
+
+
+def _given(section: Iterator[Iterator[Block]], sink: Sink) -> int:
+    """Gives the blocks of a section to the sink; returns how many frames there are."""
+    done = 0
+    for blocks in section:
+        row, frames = 0, 0
+        for block in blocks:
+            sink(done, row, block.rows)
+            row, frames = row + block.rows.shape[2], len(block.rows)
+            del block
+        done += frames
+    return done
+
+
+def block_executors(
+    program: Local, meta: Callable[[], Local], device: torch.device, peaks: OrderedDict[object, int]
+) -> tuple[Blocks, ...]:
+    """Few frames at a time come first, because larger blocks are faster; rows of all frames need the least memory."""
+    most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)
+    return tuple(
+        Blocks(name, name == ROWS, program, meta, device, block_bytes, peaks)
+        for name in (FRAMES, ROWS)
+        for block_bytes in (most, most // SMALLER)
+    )

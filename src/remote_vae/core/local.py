@@ -1,0 +1,178 @@
+"""An encoder or decoder whose norms see one position at a time, as data: the stages that `core.stream` runs.
+
+Apart from attention, an output value depends only on input values nearby, so blocks of frames and rows can go through
+all stages one after another. Weights are the tensors of the loaded module if possible.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
+from typing import Final
+
+import torch
+
+from remote_vae.core.stages import Convolution, Downsample, Upsample
+
+ONE: Final = Fraction(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The size of a feature map, and the most frames of it that are computed at a time."""
+
+    frames: int
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Divides the channels of a position by their root mean square. *Shapes*: weight [C] in float32."""
+
+    weight: torch.Tensor | None
+    eps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Which frames a convolution in time reads beside the frame that it computes.
+
+    Frames that do not exist are zero, or, if `repeats` is set, copies of the first or the last frame.
+    """
+
+    before: int = 0
+    after: int = 0
+    repeats: bool = False
+
+    @property
+    def reach(self) -> int:
+        return self.before + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution, after the norm and SiLU if it has them. `frames` says what its taps in time read."""
+
+    layer: Convolution | Upsample | Downsample
+    norm: Norm | None = None
+    silu: bool = False
+    frames: Frames = Frames()
+
+    def after(self, size: Size) -> Size:
+        match self.layer:
+            case Upsample():
+                return Size(size.frames, self.layer.channels, 2 * size.height, 2 * size.width)
+            case Downsample():
+                return Size(size.frames, self.layer.channels, size.height // 2, size.width // 2)
+            case Convolution():
+                return replace(size, channels=self.layer.channels)
+
+
+@dataclass(frozen=True, slots=True)
+class DoubleFrames:
+    """Makes two frames of each frame but the first one, which stays; the others do not see it.
+
+    A causal convolution gives twice the channels: those of the earlier frame, then those of the later one.
+    """
+
+    layer: Convolution
+
+    def after(self, size: Size) -> Size:
+        return replace(size, frames=2 * size.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class HalveFrames:
+    """Makes one frame of each pair after the first frame, which stays. *Shapes*: weight [out,in,3,1,1].
+
+    The three taps are the frame before a pair, and the pair.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def after(self, size: Size) -> Size:
+        return replace(size, channels=len(self.weight), frames=size.frames // 2 + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """Any function of a block that treats rows alike. `sides` and `frames` are the factors by which these grow.
+
+    *Shapes*: the function takes [f,C,rows,W] and whether the block begins with the first frame.
+    """
+
+    function: Callable[[torch.Tensor, bool], torch.Tensor]
+    channels: int
+    sides: Fraction = ONE
+    frames: Fraction = ONE
+
+    def after(self, size: Size) -> Size:
+        height, width = (int(side * self.sides) for side in (size.height, size.width))
+        return Size(ceil(size.frames * self.frames), self.channels, height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """The sum of what `main` and `shortcut` give. Each stage of the shortcut gives a block for a block."""
+
+    main: "tuple[Stage, ...]"
+    shortcut: "tuple[Stage, ...]" = ()
+
+    def after(self, size: Size) -> Size:
+        return after(self.main, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """x + out(softmax(q k' / sqrt(C)) v) over the positions of each frame, one head. *Shapes*: weights [C,C,1,1]."""
+
+    norm: Norm
+    query: Convolution
+    key: Convolution
+    value: Convolution
+    out: Convolution
+
+    def after(self, size: Size) -> Size:
+        return size
+
+
+Stage = Layer | DoubleFrames | HalveFrames | Each | Residual | Attention
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What an encoder or decoder does. A section is a part of its stages.
+
+    A section with attention always runs a few frames at a time. `group` is the number of frames after the first one
+    that are run together.
+    """
+
+    sections: tuple[tuple[Stage, ...], ...]
+    group: int = 1
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return sum(self.sections, ())
+
+
+def after(stages: tuple[Stage, ...], size: Size) -> Size:
+    """The size of the map after some stages."""
+    for stage in stages:
+        size = stage.after(size)
+    return size
+
+
+def parts_of(stages: tuple[Stage, ...]) -> Iterator[Stage]:
+    """All stages, those inside residuals too."""
+    for stage in stages:
+        yield stage
+        if isinstance(stage, Residual):
+            yield from parts_of(stage.main)
+            yield from parts_of(stage.shortcut)
+
+
+def has_attention(stages: tuple[Stage, ...]) -> bool:
+    return any(isinstance(stage, Attention) for stage in parts_of(stages))

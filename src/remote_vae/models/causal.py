@@ -1,0 +1,182 @@
+"""The encoders and decoders of Wan and Qwen-Image, described as the stages that `core.stream` runs.
+
+Every part is checked, not only the class. An architecture that is not recognised gives None; the model then runs by its
+own code. *Source*: diffusers' AutoencoderKLWan, from which AutoencoderKLQwenImage is copied.
+"""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from inspect import signature
+from typing import Any, Final
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from remote_vae.core.filters import fold
+from remote_vae.core.local import Attention, DoubleFrames, Each, Frames, HalveFrames, Layer, Local, Norm, Residual, Stage
+from remote_vae.core.stages import Convolution, Downsample, Upsample
+
+GROUP: Final = 4  # frames that the encoder takes together, after the first one
+
+
+class _Unknown(Exception):
+    """A part that the stages cannot describe."""
+
+
+def describe(module: Any) -> tuple[Local, Local] | None:
+    """The decoder with post_quant_conv, and the encoder with quant_conv."""
+    try:
+        patch = getattr(module.config, "patch_size", None) or 1
+        return _decoder(module, patch), _encoder(module, patch)
+    except (_Unknown, AttributeError):
+        return None
+
+
+def _decoder(module: Any, patch: int) -> Local:
+    body = module.decoder
+    head = [_layer(module.post_quant_conv), _layer(body.conv_in), *_middle(body.mid_block)]
+    rest = [stage for block in body.up_blocks for stage in _up(block)]
+    last = _layer(body.conv_out, body.norm_out)
+    channels = last.layer.channels // patch**2
+    patches = [Each(_unpatchified(patch), channels, sides=Fraction(patch))] if patch > 1 else []
+    return Local((tuple(head), (*rest, last, *patches, Each(_clamped, channels))))
+
+
+def _encoder(module: Any, patch: int) -> Local:
+    body = module.encoder
+    first = _layer(body.conv_in)
+    patches = [Each(_patchified(patch), first.layer.weight.shape[1], sides=Fraction(1, patch))] if patch > 1 else []
+    down = [stage for block in body.down_blocks for stage in _down(block)]
+    tail = (*_middle(body.mid_block), _layer(body.conv_out, body.norm_out), _layer(module.quant_conv))
+    return Local(((*patches, first, *down), tail), GROUP)
+
+
+def _up(block: Any) -> Iterator[Stage]:
+    """A level of a decoder."""
+    several = getattr(block, "upsamplers", None) or ()
+    one = getattr(block, "upsampler", None)
+    samplers = several if one is None else (one,)
+    stages = [*map(_residual, block.resnets), *(stage for part in samplers for stage in _upsample(part))]
+    short = getattr(block, "avg_shortcut", None)
+    if short is None:
+        yield from stages
+        return
+    times = Fraction(short.factor_s)
+    again = Each(_of_module(short), short.out_channels, sides=times, frames=Fraction(short.factor_t))
+    yield Residual(tuple(stages), (again,))
+
+
+def _down(block: Any) -> Iterator[Stage]:
+    """A level of an encoder, or a part of one."""
+    if hasattr(block, "avg_shortcut"):
+        short = block.avg_shortcut
+        stages = [*map(_residual, block.resnets), *(_downsample(block.downsampler) if block.downsampler else ())]
+        sides, frames = Fraction(1, short.factor_s), Fraction(1, short.factor_t)
+        yield Residual(tuple(stages), (Each(_of_module(short), short.out_channels, sides, frames),))
+    elif hasattr(block, "resample"):
+        yield from _downsample(block)
+    elif hasattr(block, "to_qkv"):
+        yield _attention(block)
+    else:
+        yield _residual(block)
+
+
+def _middle(block: Any) -> Iterator[Stage]:
+    _expect(len(block.resnets) == len(block.attentions) + 1)
+    yield _residual(block.resnets[0])
+    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        if attention is not None:
+            yield _attention(attention)
+        yield _residual(resnet)
+
+
+def _residual(block: Any) -> Residual:
+    _expect(isinstance(block.nonlinearity, nn.SiLU))
+    short = block.conv_shortcut
+    stages = () if isinstance(short, nn.Identity) else (_layer(short),)
+    return Residual((_layer(block.conv1, block.norm1), _layer(block.conv2, block.norm2)), stages)
+
+
+def _attention(block: Any) -> Attention:
+    channels = block.proj.out_channels
+    weights, biases = block.to_qkv.weight.data.split(channels), block.to_qkv.bias.data.split(channels)
+    parts = (Convolution(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    return Attention(_norm(block.norm), *parts, Convolution(block.proj.weight.data, block.proj.bias.data))
+
+
+def _upsample(part: Any) -> Iterator[Stage]:
+    _expect(part.mode in ("upsample2d", "upsample3d"))
+    if part.mode == "upsample3d":
+        yield DoubleFrames(_convolution(part.time_conv))
+    conv = part.resample[1]
+    _expect(part.resample[0].scale_factor == (2.0, 2.0) and type(conv) is nn.Conv2d)
+    _expect(conv.kernel_size == (3, 3) and conv.padding == (1, 1))
+    if conv.weight.dtype is torch.float16:  # folded taps round more than float16's own noise
+        yield Layer(Upsample(conv.weight.data, _bias(conv), folded=False))
+    else:
+        yield Layer(Upsample(fold(conv.weight.data), _bias(conv)))
+
+
+def _downsample(part: Any) -> Iterator[Stage]:
+    _expect(part.mode in ("downsample2d", "downsample3d"))
+    padding, conv = part.resample
+    _expect(padding.padding == (0, 1, 0, 1) and conv.kernel_size == (3, 3) and conv.stride == (2, 2))
+    yield Layer(Downsample(conv.weight.data, _bias(conv)))
+    if part.mode == "downsample3d":
+        time = part.time_conv
+        _expect(time.kernel_size == (3, 1, 1) and time.stride == (2, 1, 1) and not any(time._padding))
+        yield HalveFrames(time.weight.data, _bias(time))
+
+
+def _layer(conv: Any, norm: Any = None) -> Layer:
+    layer = _convolution(conv)
+    return Layer(layer, None if norm is None else _norm(norm), silu=norm is not None, frames=Frames(layer.taps - 1))
+
+
+def _convolution(conv: Any) -> Convolution:
+    taps, *sides = conv.kernel_size
+    side = sides[0]
+    _expect(isinstance(conv, nn.Conv3d) and sides == [side, side] and side in (1, 3) and conv.groups == 1)
+    _expect(conv.stride == (1, 1, 1) and conv.dilation == (1, 1, 1))
+    _expect(tuple(conv._padding) == (*[side // 2] * 4, taps - 1, 0))
+    weight = conv.weight.data
+    return Convolution(weight[:, :, 0] if taps == 1 else weight, _bias(conv))
+
+
+def _norm(norm: Any) -> Norm:
+    _expect(norm.channel_first and not isinstance(norm.bias, nn.Parameter) and norm.scale == len(norm.gamma) ** 0.5)
+    return Norm(norm.gamma.data.flatten().float())
+
+
+def _bias(part: Any) -> torch.Tensor | None:
+    return None if part.bias is None else part.bias.data
+
+
+def _of_module(part: nn.Module) -> Callable[[torch.Tensor, bool], torch.Tensor]:
+    """A part without weights, by its own code."""
+    takes_new = "first_chunk" in signature(part.forward).parameters
+
+    def found(rows: torch.Tensor, new: bool) -> torch.Tensor:
+        video = rows.transpose(0, 1)[None]
+        result: torch.Tensor = part(video, new) if takes_new else part(video)
+        return result[0].transpose(0, 1)
+
+    return found
+
+
+def _patchified(patch: int) -> Callable[[torch.Tensor, bool], torch.Tensor]:
+    return lambda rows, new: rearrange(rows, "f c (h p) (w q) -> f (c q p) h w", p=patch, q=patch)
+
+
+def _unpatchified(patch: int) -> Callable[[torch.Tensor, bool], torch.Tensor]:
+    return lambda rows, new: rearrange(rows, "f (c q p) h w -> f c (h p) (w q)", p=patch, q=patch)
+
+
+def _clamped(rows: torch.Tensor, new: bool) -> torch.Tensor:
+    return rows.clamp_(-1, 1)
+
+
+def _expect(condition: object) -> None:
+    if not condition:
+        raise _Unknown
