@@ -54,7 +54,7 @@ def vae() -> DiffusersVAE:
 def planned(vae: DiffusersVAE, shape: tuple[int, ...], *, device: str = "cpu", workers: int = 1, **options: Any) -> Any:
     """What the planner chooses among the strips of a device, names of executors and peaks."""
     assert vae.decoder is not None
-    return choose(strip_executors(vae.decoder, device, workers), shape, torch.float32, **options)
+    return tuple(choose(strip_executors(vae.decoder, device, workers), shape, torch.float32, **options))
 
 
 def name_of(choice: Choice) -> str:

@@ -8,16 +8,13 @@ from remote_vae.core.stages import Downsample, Layer, Upsample
 
 
 class Account:
-    """Stands for the filter of a layer on another device, and allocates as many bytes."""
+    """Stands for the filter of a layer on another device, and allocates as many bytes as all its workers."""
 
-    def __init__(self, layer: Layer, height: int, width: int, device: torch.device) -> None:
+    def __init__(self, layer: Layer, height: int, width: int, device: torch.device, workers: int) -> None:
+        self._workers = workers
         self._layer, self._form = layer, form_of(layer, height, width, device=device)
-        weight = layer.weight
-        self._wide = arithmetic(weight.dtype, device) is not weight.dtype
-        kernel = 4 * weight.numel() if self._wide else 0
-        if self._form is not None:
-            kernel = winograd.kernel_bytes(self._form, *weight.shape[:2], layer.taps)
-        self._kernel = weight.new_empty(kernel, dtype=torch.uint8)
+        self._wide = arithmetic(layer.weight.dtype, device) is not layer.weight.dtype
+        self._kernel = layer.weight.new_empty(kernel_bytes(layer, height, width, device), dtype=torch.uint8)
 
     def margin(self, rows: int, width: int) -> Margin:
         if self._form is not None:
@@ -35,26 +32,37 @@ class Account:
 
     def _beside(self, window: torch.Tensor, rows: int, width: int) -> int:
         layer, form, given = self._layer, self._form, window.element_size()
+        rows = -(-rows // self._workers)
         frames, channels = window.shape[:2]
         if form is not None:
             tiles = -(-rows // form.step) * -(-width // form.step)
             cropped = rows % form.step or width % form.step
             whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
-            return winograd.block_bytes(form, channels, layer.channels, tiles, frames) + whole
+            return self._workers * (winograd.block_bytes(form, channels, layer.channels, tiles, frames) + whole)
         larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
-        found = int(frames * rows * width * larger * layer.channels)
+        found = int(self._workers * frames * rows * width * larger * layer.channels)
         if not self._wide:
             return 0 if layer.taps == 1 else found * given
-        return 4 * (frames * rows * width * channels + found * min(layer.taps, 2))
+        return 4 * (self._workers * frames * rows * width * channels + found * min(layer.taps, 2))
 
 
-def filter_on(layer: Layer, height: int, width: int, device: torch.device) -> "Direct | Recombined | Account":
+def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device) -> int:
+    """Bytes of the weights that a filter makes of those of the layer. *Units*: height and width of the whole input."""
+    form, weight = form_of(layer, height, width, device=device), layer.weight
+    if form is not None:
+        return winograd.kernel_bytes(form, *weight.shape[:2], layer.taps)
+    return 4 * weight.numel() if arithmetic(weight.dtype, device) is not weight.dtype else 0
+
+
+def filter_on(
+    layer: Layer, height: int, width: int, device: torch.device, workers: int
+) -> "Direct | Recombined | Account":
     """What computes a layer on a device, or stands for that if the layer is on meta.
 
-    *Units*: height and width of the whole input.
+    *Units*: height and width of the whole input; `workers` are those that compute rows side by side.
     """
     if layer.weight.is_meta and device.type != "meta":
-        return Account(layer, height, width, device)
+        return Account(layer, height, width, device, workers)
     found = filter_for(layer, height, width)
     assert isinstance(found, Direct | Recombined)
     return found

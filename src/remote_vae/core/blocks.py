@@ -10,9 +10,9 @@ import torch
 from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local, Size, Stage, has_attention
+from remote_vae.core.stream import Block, Chain, Moment, Run
 from remote_vae.core.strip_threads import cores
 from remote_vae.core.strips import MOST_KEPT
-from remote_vae.core.stream import Block, Chain, Moment, Run
 
 FRAMES: Final = "frames"
 ROWS: Final = "rows"
@@ -82,7 +82,7 @@ class Blocks:
             shape = (*shape[:2], min(shape[2], 1 + (STEADY - 1) * self.program.group), *shape[3:])
         program, item = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
         with torch.inference_mode(), LiveBytes() as live:
-            self._run(program, item, lambda first, row, block: None, lambda: None)
+            self._run(program, item, lambda first, row, block: None, lambda: None, threads=1)
         return live.peak
 
     def run(
@@ -97,12 +97,15 @@ class Blocks:
 
             done += self._run(self.program, item, give, checkpoint)
 
-    def _run(self, program: Local, item: torch.Tensor, sink: Sink, checkpoint: Callable[[], None]) -> int:
+    def _run(
+        self, program: Local, item: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], threads: int = 0
+    ) -> int:
         """Gives the frames of one clip or picture to the sink, and returns how many there are."""
         frames = item[0].transpose(0, 1) if item.ndim == 5 else item
         frames = frames[: self._whole(len(frames))].contiguous(memory_format=torch.channels_last)
         maps = Maps([frames])
-        run = Run(self.device, item.element_size(), self.block_bytes, cores(self.device), checkpoint)
+        workers = cores(self.device)
+        run = Run(self.device, item.element_size(), self.block_bytes, workers, threads or workers, checkpoint)
         sections = [program.stages] if not self.together else list(program.sections)
         for stages in sections[:-1]:
             maps = Maps(list(_stored(self._section(stages, maps, run))))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -96,10 +97,11 @@ def choose(
     output: int = 0,
     budget: int | None = None,
     wanted: str | None = None,
-) -> tuple[Choice, ...]:
+) -> Iterator[Choice]:
     """The first executor that fits the budget, then the smaller ones, in case the device has less memory than it said.
 
-    Executors come in the order of their speed. A wanted plan has no fall-backs.
+    Executors come in the order of their speed. A wanted plan has no fall-backs, which are predicted when they are asked
+    for.
     *Raises* TooLarge with the numbers if nothing fits, InvalidValue for a plan that is not offered.
     """
     if wanted is None:
@@ -110,13 +112,17 @@ def choose(
         names = list(dict.fromkeys(executor.name for executor in executors))
         raise InvalidValue(f"plan={wanted!r} is not one of {', '.join(names)}", name="plan", allowed=names)
     if budget is None and len(offered) == 1:
-        return (Choice(offered[0], None),)  # nothing depends on a prediction
+        return iter((Choice(offered[0], None),))  # nothing depends on a prediction
     choices = (Choice(executor, executor.peak_bytes(shape, dtype, output)) for executor in offered)
     first = _first_that_fits(choices, budget, wanted)
-    if wanted is not None or first.peak_bytes is None:
-        return (first,)
-    smaller = [choice for choice in choices if choice.peak_bytes is not None and choice.peak_bytes < first.peak_bytes]
-    return (first, *sorted(smaller, key=lambda choice: -(choice.peak_bytes or 0)))
+    return chain((first,), () if wanted is not None else _smaller(first, choices))
+
+
+def _smaller(first: Choice, others: Iterator[Choice]) -> Iterator[Choice]:
+    """Those that need less memory than the first one, largest first."""
+    if first.peak_bytes is not None:
+        found = [choice for choice in others if choice.peak_bytes is not None and choice.peak_bytes < first.peak_bytes]
+        yield from sorted(found, key=lambda choice: -(choice.peak_bytes or 0))
 
 
 def _first_that_fits(choices: Iterator[Choice], budget: int | None, wanted: str | None) -> Choice:
@@ -159,13 +165,14 @@ def execute(
     raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
 
 
-def _reserved(executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, output: int) -> tuple[Choice, ...]:
+def _reserved(executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, output: int) -> Iterator[Choice]:
     """The choices, once the memory for the first one is reserved."""
     for _ in range(RESERVATIONS):
         budget = options.budget()
         choices = choose(executors, tuple(z.shape), z.dtype, output=output, budget=budget, wanted=options.plan)
-        if options.reserve(choices[0].peak_bytes):
-            return choices
+        first = next(choices)
+        if options.reserve(first.peak_bytes):
+            return chain((first,), choices)
     raise Overloaded("other work takes the memory of the device; try again later")
 
 

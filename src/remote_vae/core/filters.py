@@ -177,9 +177,7 @@ class Doubled:
         return found
 
 
-def form_of(
-    layer: Layer, height: int, width: int, frames: int = 1, device: torch.device | None = None
-) -> Form | None:
+def form_of(layer: Layer, height: int, width: int, frames: int = 1, device: torch.device | None = None) -> Form | None:
     """The algorithm for a layer if one is faster than the direct form, which is so only in float32 on a CPU."""
     weight = layer.weight
     device = device or weight.device
@@ -192,7 +190,8 @@ def form_of(
             form = winograd.FOLDED_UPSAMPLING if layer.folded else winograd.UPSAMPLING
         case _:
             return None
-    return form if winograd.pays(form, weight.shape[0], weight.shape[1], height, width * max(1, frames)) else None
+    pixels = height * width * max(1, frames)
+    return form if winograd.pays(form, weight.shape[0], weight.shape[1], pixels, layer.taps) else None
 
 
 def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1) -> int:

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import torch
 from torch.nn import functional
 
-from remote_vae.core.account import Account, filter_on
+from remote_vae.core.account import Account, filter_on, kernel_bytes
 from remote_vae.core.attention import attend, linear
 from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
 from remote_vae.core.local import Attention, DoubleFrames, Each, HalveFrames, Layer, Norm, Residual, Size, Stage
@@ -23,6 +23,7 @@ from remote_vae.core.strip_threads import workers
 from remote_vae.core.sweep import ROWS
 
 NORM_BYTES: Final = 2**20  # normalised at a time, so that values stay in the cache from one operation to the next
+KERNELS: Final = 2  # a map as large as two recombined kernels: by blocks, the kernels of several layers would be held
 LEAST: Final = 1e-12  # the root mean square of zeros
 
 Keep = Callable[[torch.Tensor], None]
@@ -54,23 +55,31 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the stages of a run share. *Units*: `block_bytes` are of what a convolution reads or gives at a time."""
+    """What the stages of a run share. *Units*: `block_bytes` are of what a convolution reads or gives at a time.
+
+    A prediction counts all `workers`, but has one thread.
+    """
 
     device: torch.device
     item_bytes: int
     block_bytes: int
     workers: int = 1
+    threads: int = 1
     checkpoint: Callable[[], None] = field(default=lambda: None)
 
     def each(self, rows: int, work: Callable[[int, int], None]) -> None:
         """Calls `work` for every part of some rows, one part for each core."""
-        share = -(-rows // self.workers)
+        share = -(-rows // self.threads)
         spans = windows(rows, share + -share % ROWS)
-        workers(self.workers).each(spans, lambda span: work(*span), lambda span, nothing: None)
+        workers(self.threads).each(spans, lambda span: work(*span), lambda span, nothing: None)
 
-    def rows(self, size: Size, channels: int, frames: int) -> int:
-        """How many rows of a map a stage takes at a time: a multiple of four if possible, as convolutions prefer it."""
-        found = self.block_bytes // (frames * channels * size.width * self.item_bytes)
+    def rows(self, size: Size, channels: int, frames: int, whole: int = 0) -> int:
+        """How many rows of a map a stage takes at a time: a multiple of four if possible, as convolutions prefer it.
+
+        A map of at most `whole` bytes is taken as a whole.
+        """
+        row = frames * channels * size.width * self.item_bytes
+        found = size.height if row * size.height <= whole else self.block_bytes // row
         return size.height if found >= size.height else max(1, found - found % 4 if found > 4 else found)
 
 
@@ -150,7 +159,9 @@ class _Layer:
         self._kernel, self._below = 2 * layer.halo + 1, layer.halo
         self._above = 0 if isinstance(layer, Downsample) else layer.halo
         given = layer.channels * (4 if isinstance(layer, Upsample) else 1)
-        self._most = run.rows(size, max(size.channels, given), size.frames + stage.frames.reach)
+        channels, frames = max(size.channels, given), size.frames + stage.frames.reach
+        kernel = kernel_bytes(layer, size.height, size.width, run.device)
+        self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
         self._past, self._starts = _Past(), _Start()
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
@@ -202,7 +213,7 @@ class _Layer:
         if isinstance(layer, Convolution) and frames < layer.taps and not (time.after or time.repeats):
             weight = layer.weight[:, :, -1] if frames == 1 else layer.weight[:, :, -frames:]
             layer = replace(layer, weight=weight)
-        return filter_on(layer, self._size.height, self._size.width, self._run.device)
+        return filter_on(layer, self._size.height, self._size.width, self._run.device, self._run.workers)
 
     def _window(
         self,
@@ -265,7 +276,7 @@ class _DoubleFrames:
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         past, keep = self._past.begin(moment)
-        filter_ = filter_on(self._layer, self._size.height, self._size.width, self._run.device)
+        filter_ = filter_on(self._layer, self._size.height, self._size.width, self._run.device, self._run.workers)
         for block in source:
             stays = int(self._starts(moment))
             pieces = block.pieces(self._most)

@@ -141,10 +141,11 @@ def block_tiles(form: Form, channels: int, after: int, frames: int = 1) -> int:
     return max(-(-32 // frames), BLOCK_BYTES // (4 * form.products**2 * max(channels, after) * frames))
 
 
-def pays(form: Form, channels: int, after: int, height: int, width: int) -> bool:
-    """Whether this is faster than the direct form. *Units*: height and width of the input."""
-    enough = form.least_pixels_per_channel * max(channels, after)
-    return min(channels, after) >= form.least_channels and height * width >= enough
+def pays(form: Form, channels: int, after: int, pixels: int, taps: int = 1) -> bool:
+    """Whether this is faster than the direct form. *Units*: pixels of the input."""
+    kernels = 1 if taps == 1 else 2 * taps  # several are read for each block
+    enough = form.least_pixels_per_channel * max(channels, after) * kernels
+    return min(channels, after) >= form.least_channels and pixels >= enough
 
 
 def scratch_bytes(form: Form, channels: int, after: int, tiles: int, taps: int = 1, frames: int = 1) -> int:

@@ -5,6 +5,7 @@ own code. *Source*: diffusers' AutoencoderKLWan, from which AutoencoderKLQwenIma
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from inspect import signature
 from typing import Any, Final
@@ -14,7 +15,18 @@ from einops import rearrange
 from torch import nn
 
 from remote_vae.core.filters import fold
-from remote_vae.core.local import Attention, DoubleFrames, Each, Frames, HalveFrames, Layer, Local, Norm, Residual, Stage
+from remote_vae.core.local import (
+    Attention,
+    DoubleFrames,
+    Each,
+    Frames,
+    HalveFrames,
+    Layer,
+    Local,
+    Norm,
+    Residual,
+    Stage,
+)
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 
 GROUP: Final = 4  # frames that the encoder takes together, after the first one
@@ -37,10 +49,25 @@ def _decoder(module: Any, patch: int) -> Local:
     body = module.decoder
     head = [_layer(module.post_quant_conv), _layer(body.conv_in), *_middle(body.mid_block)]
     rest = [stage for block in body.up_blocks for stage in _up(block)]
-    last = _layer(body.conv_out, body.norm_out)
-    channels = last.layer.channels // patch**2
+    last = _last(_layer(body.conv_out, body.norm_out))
+    channels = last[-1].layer.channels // patch**2
     patches = [Each(_unpatchified(patch), channels, sides=Fraction(patch))] if patch > 1 else []
-    return Local((tuple(head), (*rest, last, *patches, Each(_clamped, channels))))
+    return Local((tuple(head), (*rest, *last, *patches, Each(_clamped, channels))))
+
+
+def _last(layer: Layer) -> tuple[Layer, ...]:
+    """The last convolution, which has few channels: what its taps give is kept for later frames, not what they read."""
+    given = layer.layer
+    weight = given.weight
+    if weight.ndim < 5 or weight.dtype is not torch.float32:  # each part of a sum of 16 bits would be rounded
+        return (layer,)
+    channels, taps = len(weight), weight.shape[2]
+    parts = weight.transpose(1, 2).transpose(0, 1).flatten(0, 1)
+    choice = torch.eye(taps * channels, device=weight.device).unflatten(0, (taps, channels)).permute(1, 2, 0)
+    return (
+        replace(layer, layer=Convolution(parts, None), frames=Frames()),
+        Layer(Convolution(choice[..., None, None].contiguous(), given.bias), frames=layer.frames),
+    )
 
 
 def _encoder(module: Any, patch: int) -> Local:
