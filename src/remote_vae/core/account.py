@@ -50,7 +50,7 @@ def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device) ->
     """Bytes of the weights that a filter makes of those of the layer. *Units*: height and width of the whole input."""
     form, weight = form_of(layer, height, width, device=device), layer.weight
     if form is not None:
-        return winograd.kernel_bytes(form, *weight.shape[:2], layer.taps)
+        return winograd.kernel_bytes(form, weight.shape[0], weight.shape[1], layer.taps)
     return 4 * weight.numel() if arithmetic(weight.dtype, device) is not weight.dtype else 0
 
 

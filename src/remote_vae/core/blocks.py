@@ -90,7 +90,7 @@ class Blocks:
     ) -> None:
         """A local network takes no arguments."""
         done = 0
-        for item in z.split(1):
+        for item in torch.split(z, 1):
 
             def give(first: int, row: int, block: torch.Tensor, done: int = done) -> None:
                 sink(done + first, row, block)

@@ -401,7 +401,7 @@ class _Attention:
     def _attended(self, frames: torch.Tensor) -> torch.Tensor:
         stage, (_, channels, height, width) = self._stage, frames.shape
         found = torch.empty_like(frames)
-        for frame, into in zip(frames.split(1), found.split(1), strict=True):
+        for frame, into in zip(torch.split(frames, 1), torch.split(found, 1), strict=True):
             normal = torch.empty_like(frame)
             normalise(frame, normal, stage.norm)
             tokens = normal.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -425,7 +425,7 @@ def normalise(source: torch.Tensor, into: torch.Tensor, norm: Norm | None, *, si
         return
     most = max(1, NORM_BYTES // (4 * source.shape[1] * source.shape[3]))
     for frame, target in zip(source, into, strict=True):
-        for rows, goal in zip(frame.split(most, 1), target.split(most, 1), strict=True):
+        for rows, goal in zip(torch.split(frame, most, 1), torch.split(target, most, 1), strict=True):
             _normalise(rows.permute(1, 2, 0), goal.permute(1, 2, 0), norm, silu)
 
 

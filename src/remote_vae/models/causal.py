@@ -63,7 +63,7 @@ def _last(layer: Layer) -> tuple[Layer, ...]:
         return (layer,)
     channels, taps = len(weight), weight.shape[2]
     parts = weight.transpose(1, 2).transpose(0, 1).flatten(0, 1)
-    choice = torch.eye(taps * channels, device=weight.device).unflatten(0, (taps, channels)).permute(1, 2, 0)
+    choice = torch.eye(taps * channels, device=weight.device).view(taps, channels, -1).permute(1, 2, 0)
     return (
         replace(layer, layer=Convolution(parts, None), frames=Frames()),
         Layer(Convolution(choice[..., None, None].contiguous(), given.bias), frames=layer.frames),
@@ -128,8 +128,8 @@ def _residual(block: Any) -> Residual:
 def _attention(block: Any) -> Attention:
     channels = block.proj.out_channels
     weights, biases = block.to_qkv.weight.data.split(channels), block.to_qkv.bias.data.split(channels)
-    parts = (Convolution(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-    return Attention(_norm(block.norm), *parts, Convolution(block.proj.weight.data, block.proj.bias.data))
+    query, key, value = (Convolution(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    return Attention(_norm(block.norm), query, key, value, Convolution(block.proj.weight.data, block.proj.bias.data))
 
 
 def _upsample(part: Any) -> Iterator[Stage]:
