@@ -1,6 +1,6 @@
 """Local networks run block by block and give what diffusers gives, whatever the blocks; what they keep is their own."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
 
-from remote_vae.core import stream
-from remote_vae.core.blocks import Blocks
+from remote_vae.core.block import Block, Past, Run
+from remote_vae.core.blocks import Blocks, Maps
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local
 from remote_vae.core.own_code import meta_copy
+from remote_vae.core.stream_layer import Convolved
 from remote_vae.models.causal import describe
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.vae import DiffusersVAE
@@ -151,7 +152,7 @@ def test_sixteen_bits(dtype: torch.dtype) -> None:
 def test_a_dropped_frame_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wan()
     z = latent_of(model, 3)
-    monkeypatch.setattr(stream._Past, "begin", lambda self, moment: (stream.deque(), lambda frames: None))
+    monkeypatch.setattr(Past, "begin", lambda self, moment: (deque(), lambda frames: None))
     assert apart(given_by(ways(model, "frames", ALL)[0], z), model.decode(z).sample) > 100 * CLOSE
 
 
@@ -159,12 +160,12 @@ def test_a_forgotten_row_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows above a block are read as zeros."""
     model = wan()
     z = latent_of(model, 1, 6)
-    honest = stream._Layer._window
+    honest = Convolved._window
 
-    def forgetful(self: stream._Layer, piece: stream.Block, held: torch.Tensor | None, *rest: object) -> object:
+    def forgetful(self: Convolved, piece: Block, held: torch.Tensor | None, *rest: object) -> object:
         return honest(self, piece, None if held is None else torch.zeros_like(held), *rest)
 
-    monkeypatch.setattr(stream._Layer, "_window", forgetful)
+    monkeypatch.setattr(Convolved, "_window", forgetful)
     assert apart(given_by(ways(model, "rows", FEW)[0], z), model.decode(z).sample) > 100 * CLOSE
 
 
@@ -200,10 +201,8 @@ def test_two_runs_interleave() -> None:
         assert apart(whole, reference[0].transpose(0, 1)) < CLOSE
 
 
-def stream_of(way: Blocks, z: torch.Tensor) -> Iterator[Iterator[stream.Block]]:
-    from remote_vae.core.blocks import Maps
-
-    run = stream.Run(CPU, 4, way.block_bytes)
+def stream_of(way: Blocks, z: torch.Tensor) -> Iterator[Iterator[Block]]:
+    run = Run(CPU, 4, way.block_bytes)
     return way._section(way.program.stages, Maps([z[0].transpose(0, 1)]), run)
 
 

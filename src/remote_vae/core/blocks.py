@@ -7,10 +7,11 @@ from typing import ClassVar, Final
 
 import torch
 
+from remote_vae.core.block import Block, Moment, Run
 from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local, Size, Stage, has_attention
-from remote_vae.core.stream import Block, Chain, Moment, Run
+from remote_vae.core.stream import Chain
 from remote_vae.core.strip_threads import cores
 from remote_vae.core.strips import MOST_KEPT
 

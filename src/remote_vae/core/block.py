@@ -1,0 +1,103 @@
+"""Blocks: rows of some frames on their way through the stages of a local network, and what the stages keep of them."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from remote_vae.core.local import Size
+from remote_vae.core.rows import windows
+from remote_vae.core.strip_threads import workers
+from remote_vae.core.sweep import ROWS
+
+Keep = Callable[[torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of some frames; `last` if they are the last rows of these frames. *Shapes*: [f,C,rows,W], channels last."""
+
+    rows: torch.Tensor
+    last: bool
+
+    def pieces(self, most: int) -> "deque[Block]":
+        """The block in pieces of at most so many rows."""
+        count = self.rows.shape[2]
+        return deque(
+            Block(self.rows[:, :, start : start + most], self.last and start + most >= count)
+            for start in range(0, count, most)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """Frames that go through the stages together; `last` if they are the last ones of the clip."""
+
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the stages of a run share. *Units*: `block_bytes` are of what a convolution reads or gives at a time.
+
+    A prediction counts all `workers`, but has one thread.
+    """
+
+    device: torch.device
+    item_bytes: int
+    block_bytes: int
+    workers: int = 1
+    threads: int = 1
+    checkpoint: Callable[[], None] = field(default=lambda: None)
+
+    def each(self, rows: int, work: Callable[[int, int], None]) -> None:
+        """Calls `work` for every part of some rows, one part for each core."""
+        share = -(-rows // self.threads)
+        spans = windows(rows, share + -share % ROWS)
+        workers(self.threads).each(spans, lambda span: work(*span), lambda span, nothing: None)
+
+    def rows(self, size: Size, channels: int, frames: int, whole: int = 0) -> int:
+        """How many rows of a map a stage takes at a time: a multiple of four if possible, as convolutions prefer it.
+
+        A map of at most `whole` bytes is taken as a whole.
+        """
+        row = frames * channels * size.width * self.item_bytes
+        found = size.height if row * size.height <= whole else self.block_bytes // row
+        return size.height if found >= size.height else max(1, found - found % 4 if found > 4 else found)
+
+
+class Streamed(Protocol):
+    """A stage at work."""
+
+    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        """Takes the rows of the next frames from top to bottom, and gives rows from top to bottom."""
+        ...
+
+
+class Past:
+    """The last frames of the blocks of a run of frames, which the next run of frames reads block by block.
+
+    Every run of frames comes in the same blocks.
+    """
+
+    def __init__(self) -> None:
+        self._given: deque[torch.Tensor] = deque()
+
+    def begin(self, moment: Moment) -> tuple[deque[torch.Tensor], Keep]:
+        """What was kept, and what to call with what is to be kept."""
+        before, self._given = self._given, deque()
+        keep = self._given.append
+        return before, (lambda frames: None) if moment.last else (lambda frames: keep(frames.clone()))
+
+
+class Start:
+    """Tells the first frames that come to a stage from later ones."""
+
+    def __init__(self) -> None:
+        self._first: Moment | None = None
+
+    def __call__(self, moment: Moment) -> bool:
+        self._first = self._first or moment
+        return self._first is moment

@@ -1,0 +1,136 @@
+"""A convolution of a local network at work on blocks."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from remote_vae.core.account import Account, filter_on, kernel_bytes
+from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
+from remote_vae.core.filters import Direct, Margin, Recombined
+from remote_vae.core.local import Layer, Size
+from remote_vae.core.root_mean_square import normalise
+from remote_vae.core.stages import Convolution, Downsample, Upsample
+
+KERNELS: Final = 2  # a map as large as two recombined kernels: by blocks, the kernels of several layers would be held
+
+Filter = Direct | Recombined | Account
+
+
+class Convolved:
+    """A convolution. It keeps rows and frames after the norm, so that each value is normalised once."""
+
+    def __init__(self, stage: Layer, size: Size, run: Run) -> None:
+        self._stage, self._size, self._run = stage, size, run
+        layer = stage.layer
+        self._step = 2 if isinstance(layer, Downsample) else 1
+        self._kernel, self._below = 2 * layer.halo + 1, layer.halo
+        self._above = 0 if isinstance(layer, Downsample) else layer.halo
+        given = layer.channels * (4 if isinstance(layer, Upsample) else 1)
+        channels, frames = max(size.channels, given), size.frames + stage.frames.reach
+        kernel = kernel_bytes(layer, size.height, size.width, run.device)
+        self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
+        self._past, self._starts = Past(), Start()
+
+    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        size, step = self._size, self._step
+        past, keep = self._past.begin(moment)
+        held: torch.Tensor | None = None
+        filters: list[Filter] = []
+        for block in source:
+            pieces = block.pieces(self._most)
+            del block
+            while pieces:
+                self._run.checkpoint()
+                piece = pieces.popleft()
+                last, before = piece.last, past.popleft() if past else None
+                if not filters:
+                    filters.append(self._filter(len(piece.rows) + (0 if before is None else len(before))))
+                window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
+                del piece, before, held
+                rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
+                if rows < 1 or lead >= len(window):
+                    held = window[:, :, :kept, columns]
+                    continue
+                held = None if last else window[:, :, rows * step : kept, columns].clone()
+                given = [self._filtered(window, rows, lead, filters[0])]
+                del window
+                if last:
+                    filters.clear()  # before stages that come later hold theirs
+                yield Block(given.pop(), last)
+
+    def _filtered(self, window: torch.Tensor, rows: int, lead: int, filter_: Filter) -> torch.Tensor:
+        """Rows of the output, which are shared among the cores."""
+        size, step = self._size, self._step
+        times = 2 if isinstance(self._stage.layer, Upsample) else 1
+        width = times * size.width // step
+        shape = (len(window) - lead, self._stage.layer.channels, times * rows, width)
+        found = _empty(shape, window)
+
+        def work(start: int, stop: int) -> None:
+            below = filter_.margin(stop - start, size.width).below
+            part = window[:, :, start * step : (stop - 1) * step + self._kernel + below]
+            found[:, :, times * start : times * stop] = filter_(part, stop - start, size.width, lead)
+
+        self._run.each(rows, work)
+        return found
+
+    def _filter(self, frames: int) -> Filter:
+        """What computes the layer; taps in time for which there are no frames are left out."""
+        layer, time = self._stage.layer, self._stage.frames
+        if isinstance(layer, Convolution) and frames < layer.taps and not (time.after or time.repeats):
+            weight = layer.weight[:, :, -1] if frames == 1 else layer.weight[:, :, -frames:]
+            layer = replace(layer, weight=weight)
+        return filter_on(layer, self._size.height, self._size.width, self._run.device, self._run.workers)
+
+    def _window(
+        self,
+        piece: Block,
+        held: torch.Tensor | None,
+        past: torch.Tensor | None,
+        moment: Moment,
+        filter_: Filter,
+        keep: Keep,
+    ) -> tuple[torch.Tensor, int, int, Margin]:
+        """The frames and rows that the convolution reads: kept ones, those of the piece, and those beyond the borders.
+
+        Returns the window, how many of its frames are only read, how many rows it has, and the margin around them.
+        """
+        stage, width = self._stage, self._size.width
+        time, frames, rows = stage.frames, len(piece.rows), piece.rows.shape[2]
+        earlier = 0 if past is None else len(past)
+        front, back, lead = 0, 0, earlier
+        if time.after or time.repeats:
+            front, back, lead = time.before if self._starts(moment) else 0, time.after if moment.last else 0, time.reach
+        top = self._above if held is None else held.shape[2]
+        kept = top + rows + (self._below if piece.last else 0)
+        margin = filter_.margin(max(1, (kept - self._kernel) // self._step + 1), width)
+        sides = (kept + margin.below, margin.left + width + margin.right)
+        window = _empty((earlier + front + frames + back, piece.rows.shape[1], *sides), piece.rows)
+        inner = window[..., margin.left : margin.left + width]
+        window[..., : margin.left] = 0
+        window[..., margin.left + width :] = 0
+        inner[:, :, :top] = 0 if held is None else held
+        inner[:, :, top + rows :] = 0
+        fresh = inner[:, :, top : top + rows]
+        begin, end = earlier + front, earlier + front + frames
+
+        def fill(start: int, stop: int) -> None:
+            if past is not None:
+                fresh[:earlier, :, start:stop] = past[:, :, start:stop]
+            given, into = piece.rows[:, :, start:stop], fresh[begin:end, :, start:stop]
+            normalise(given, into, stage.norm, silu=stage.silu)
+
+        self._run.each(rows, fill)
+        if front:
+            fresh[earlier:begin] = fresh[begin] if time.repeats else 0
+        if back:
+            fresh[end:] = fresh[end - 1] if time.repeats else 0
+        if time.reach:
+            keep(fresh[:end][-time.reach :])
+        return window, lead, kept, margin
+
+
+def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
