@@ -153,7 +153,8 @@ def test_a_cancelled_decode_leaves_nothing_behind(cls: str) -> None:
 
     with torch.inference_mode():
         expected = vae.decode(z)
+        own = next(executor for executor in vae.decoders if executor.name == "whole")
         with pytest.raises(DeadlineExceeded):
-            vae.decoders[0].run(z, lambda *_: None, cancel)
+            own.run(z, lambda *_: None, cancel)
         assert not any(isinstance(kept, torch.Tensor) for kept in module._feat_map)
         torch.testing.assert_close(vae.decode(z), expected, atol=0, rtol=0)
