@@ -402,3 +402,20 @@ def test_a_latent_of_comfyui(visit: Visit, folder: Path, live: Any) -> None:
     assert page.locator("#scaling").is_checked()
     page.locator("#file").set_input_files(folder / "old.latent")
     expect(page.locator("#failure-text")).to_contain_text("is of an old ComfyUI")
+
+
+def test_latents_of_trainers(visit: Visit, folder: Path, live: Any) -> None:
+    """A trainer's cache says whether its latent is raw; an archive and bfloat16 of numpy are read as they are."""
+    page = visit(live.url)
+    sizes = {"original_size": np.array([64, 64]), "crop_ltrb": np.array([0, 0, 64, 64])}
+    np.savez(folder / "photo_0064x0064_sd.npz", latents=SD[0].numpy(), **sizes)
+    choose(page, folder / "photo_0064x0064_sd.npz")
+    assert not page.locator("#scaling").is_checked()
+    send(page)
+    assert saved(page, "Save the picture") == decoded_by(live, "sd", SD[0], do_scaling="False")
+    half = SD.bfloat16()
+    np.save(folder / "half.npy", np.frombuffer(half.view(torch.uint8).numpy().tobytes(), "V2").reshape(half.shape))
+    choose(page, folder / "half.npy")
+    assert page.locator("#scaling").is_checked()
+    send(page)
+    assert saved(page, "Save the picture") == decoded_by(live, "sd", half)
