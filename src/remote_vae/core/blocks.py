@@ -160,6 +160,6 @@ def block_executors(
     most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)
     return tuple(
         Blocks(name, name == ROWS, program, meta, device, block_bytes, peaks)
-        for name in (FRAMES, ROWS)
+        for name in ((ROWS,) if program.pictures else (FRAMES, ROWS))
         for block_bytes in (most, most // SMALLER)
     )

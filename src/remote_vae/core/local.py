@@ -115,6 +115,39 @@ class Each:
 
 
 @dataclass(frozen=True, slots=True)
+class Near:
+    """Any function that reads `halo` rows above and below the rows that it makes.
+
+    The function takes a window, and how many rows are missing above and below it, which are zero.
+    """
+
+    function: Callable[[torch.Tensor, int, int], torch.Tensor]
+    halo: int
+    channels: int
+    sides: Fraction = ONE
+
+    def after(self, size: Size) -> Size:
+        height, width = (int(side * self.sides) for side in (size.height, size.width))
+        return Size(size.frames, self.channels, height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A function of each position and of sums over all of them: linear attention. Rows are read twice.
+
+    `main` makes what `summed` adds up, a few rows at a time, and then once more what `applied` takes with the sums.
+    """
+
+    main: "tuple[Stage, ...]"
+    summed: Callable[[torch.Tensor], torch.Tensor]
+    applied: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    channels: int
+
+    def after(self, size: Size) -> Size:
+        return replace(size, channels=self.channels)
+
+
+@dataclass(frozen=True, slots=True)
 class Residual:
     """The sum of what `main` and `shortcut` give. Each stage of the shortcut gives a block for a block."""
 
@@ -139,7 +172,7 @@ class Attention:
         return size
 
 
-Stage = Layer | DoubleFrames | HalveFrames | Each | Residual | Attention
+Stage = Layer | DoubleFrames | HalveFrames | Each | Near | Sums | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +180,13 @@ class Local:
     """What an encoder or decoder does. A section is a part of its stages.
 
     A section with attention always runs a few frames at a time. `group` is the number of frames after the first one
-    that are run together.
+    that are run together. `pictures`: it has no frames, and blocks save memory but no time, so that the module's own
+    code comes first.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
     group: int = 1
+    pictures: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:

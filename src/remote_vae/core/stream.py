@@ -15,7 +15,19 @@ from remote_vae.core.account import filter_on
 from remote_vae.core.attention import attend, linear
 from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start, Streamed
 from remote_vae.core.filters import arithmetic
-from remote_vae.core.local import Attention, DoubleFrames, Each, HalveFrames, Layer, Residual, Size, Stage
+from remote_vae.core.local import (
+    Attention,
+    DoubleFrames,
+    Each,
+    HalveFrames,
+    Layer,
+    Near,
+    Residual,
+    Size,
+    Stage,
+    Sums,
+    after,
+)
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.stream_layer import Convolved, Filter
 
@@ -36,19 +48,25 @@ class Chain:
 
 
 def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
+    found: Streamed
     match stage:
         case Layer():
-            return Convolved(stage, size, run)
+            found = Convolved(stage, size, run)
         case DoubleFrames():
-            return _DoubleFrames(stage, size, run)
+            found = _DoubleFrames(stage, size, run)
         case HalveFrames():
-            return _HalveFrames(stage)
+            found = _HalveFrames(stage)
         case Each():
-            return _Each(stage)
+            found = _Each(stage)
+        case Near():
+            found = _Near(stage, size, run)
+        case Sums():
+            found = _Sums(stage, size, run)
         case Residual():
-            return _Residual(stage, size, run)
+            found = _Residual(stage, size, run)
         case Attention():
-            return _Attention(stage)
+            found = _Attention(stage)
+    return found
 
 
 class _DoubleFrames:
@@ -135,6 +153,64 @@ class _Each:
             del rows
             if given[0].shape[2]:
                 yield Block(self._function(given.pop(), self._starts(moment)), last)
+
+
+class _Near:
+    def __init__(self, stage: Near, size: Size, run: Run) -> None:
+        self._stage, self._run, self._together = stage, run, stage.sides.denominator
+        most = run.rows(size, max(size.channels, stage.channels), size.frames)
+        self._most = -(-most // self._together) * self._together
+
+    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        halo, above = self._stage.halo, 0
+        held: torch.Tensor | None = None
+        for block in source:
+            pieces = block.pieces(self._most)
+            del block
+            while pieces:
+                self._run.checkpoint()
+                piece = pieces.popleft()
+                window, last = piece.rows if held is None else torch.cat([held, piece.rows], 2), piece.last
+                del piece
+                rows = window.shape[2] - above - (0 if last else halo)
+                rows -= rows % self._together
+                if rows < 1:
+                    held = window
+                    continue
+                below = min(halo, window.shape[2] - above - rows)
+                given = [window[:, :, : above + rows + below]]
+                top, above = halo - above, min(halo, above + rows)
+                held = None if last else window[:, :, given[0].shape[2] - below - above :].clone()
+                del window
+                yield Block(self._stage.function(given.pop(), top, halo - below), last)
+
+
+class _Sums:
+    """Waits for all rows, and keeps them."""
+
+    def __init__(self, stage: Sums, size: Size, run: Run) -> None:
+        self._stage, self._size, self._run = stage, size, run
+        widest = max(found.channels for found in (size, after(stage.main, size)))
+        self._most = run.rows(size, widest, size.frames)
+
+    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        held = deque(piece for block in source for piece in block.pieces(self._most))
+        sums: torch.Tensor | None = None
+        for block in self._main(iter(held), moment):
+            found = self._stage.summed(block.rows)
+            sums = found if sums is None else sums.add_(found)
+            del block
+        if sums is not None:
+            for block in self._main(_popped(held), moment):
+                yield Block(self._stage.applied(block.rows, sums), block.last)
+
+    def _main(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        return Chain(self._stage.main, self._size, self._run).through(source, moment)
+
+
+def _popped(held: "deque[Block]") -> Iterator[Block]:
+    while held:
+        yield held.popleft()
 
 
 class _Residual:
