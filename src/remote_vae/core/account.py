@@ -19,6 +19,8 @@ class Account:
     def margin(self, rows: int, width: int) -> Margin:
         if self._form is not None:
             return Margin(*self._form.margin(rows, width))
+        if self._layer.repeats and self._layer.halo:
+            return Margin(left=1, right=1)
         return Margin(right=1) if isinstance(self._layer, Downsample) else NO_MARGIN
 
     def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:

@@ -158,8 +158,9 @@ def block_executors(
 ) -> tuple[Blocks, ...]:
     """Few frames at a time come first, because larger blocks are faster; rows of all frames need the least memory."""
     most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)
+    names = (ROWS,) if program.only_rows else (FRAMES, ROWS)
     return tuple(
         Blocks(name, name == ROWS, program, meta, device, block_bytes, peaks)
-        for name in ((ROWS,) if program.pictures else (FRAMES, ROWS))
+        for name in names
         for block_bytes in (most, most // SMALLER)
     )

@@ -53,12 +53,16 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution, after the norm and SiLU if it has them. `frames` says what its taps in time read."""
+    """A convolution, after the norm and SiLU if it has them. `frames` says what its taps in time read.
+
+    Rows and columns beyond the borders are zero, or, if it `mirrors`, those next to the border on the inner side.
+    """
 
     layer: Convolution | Upsample | Downsample
     norm: Norm | None = None
     silu: bool = False
     frames: Frames = Frames()
+    mirrors: bool = False
 
     def after(self, size: Size) -> Size:
         match self.layer:
@@ -180,8 +184,7 @@ class Local:
     """What an encoder or decoder does. A section is a part of its stages.
 
     A section with attention always runs a few frames at a time. `group` is the number of frames after the first one
-    that are run together. `pictures`: it has no frames, and blocks save memory but no time, so that the module's own
-    code comes first.
+    that are run together. `pictures`: it has no frames.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
@@ -191,6 +194,16 @@ class Local:
     @property
     def stages(self) -> tuple[Stage, ...]:
         return sum(self.sections, ())
+
+    @property
+    def only_rows(self) -> bool:
+        """Whether all frames are run together: there are none, or frames depend on later ones.
+
+        Each layer would add to the frames that wait, so that few at a time would save nothing. Rows save memory but no
+        time, so that the module's own code comes first.
+        """
+        ahead = any(isinstance(stage, Layer) and stage.frames.after > 0 for stage in parts_of(self.stages))
+        return self.pictures or ahead
 
 
 def after(stages: tuple[Stage, ...], size: Size) -> Size:

@@ -37,6 +37,7 @@ class Convolved:
         size, step = self._size, self._step
         past, keep = self._past.begin(moment)
         held: torch.Tensor | None = None
+        begun = False
         filters: list[Filter] = []
         for block in source:
             pieces = block.pieces(self._most)
@@ -50,6 +51,8 @@ class Convolved:
                 window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
                 del piece, before, held
                 rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
+                if self._stage.mirrors:
+                    _mirror(window, kept, columns, top=not begun, bottom=last)
                 if rows < 1 or lead >= len(window):
                     held = window[:, :, :kept, columns]
                     continue
@@ -58,6 +61,7 @@ class Convolved:
                 del window
                 if last:
                     filters.clear()  # before stages that come later hold theirs
+                begun = True
                 yield Block(given.pop(), last)
 
     def _filtered(self, window: torch.Tensor, rows: int, lead: int, filter_: Filter) -> torch.Tensor:
@@ -130,6 +134,16 @@ class Convolved:
         if time.reach:
             keep(fresh[:end][-time.reach :])
         return window, lead, kept, margin
+
+
+def _mirror(window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:
+    """Fills the row and the column beyond each border. The first row waits for the second one."""
+    if top and kept > 2:
+        window[:, :, 0] = window[:, :, 2]
+    if bottom:
+        window[:, :, kept - 1] = window[:, :, kept - 3]
+    window[..., columns.start - 1] = window[..., columns.start + 1]
+    window[..., columns.stop] = window[..., columns.stop - 2]
 
 
 def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

@@ -60,18 +60,19 @@ class DiffusersVAE:
 
     @property
     def decoders(self) -> tuple[Executor, ...]:
-        return (*self._strips(self.decoder), *self._around(self._blocks(0), self._decoding))
+        return (*self._strips(self.decoder), *self._around(0, self._decoding))
 
     @property
     def encoders(self) -> tuple[Executor, ...]:
-        return (*self._strips(self.encoder), *self._around(self._blocks(1), self._encoding))
+        return (*self._strips(self.encoder), *self._around(1, self._encoding))
 
     def _strips(self, program: Program | None) -> tuple[Executor, ...]:
         return () if program is None else strip_executors(program, self.device.type, cores(self.device))
 
-    def _around(self, blocks: tuple[Executor, ...], own: tuple[Executor, ...]) -> tuple[Executor, ...]:
+    def _around(self, direction: int, own: tuple[Executor, ...]) -> tuple[Executor, ...]:
         """The faster ones first."""
-        return (*own, *blocks) if self._local is not None and self._local[0].pictures else (*blocks, *own)
+        blocks = self._blocks(direction)
+        return (*own, *blocks) if self._local is not None and self._local[direction].only_rows else (*blocks, *own)
 
     def _blocks(self, direction: int) -> tuple[Executor, ...]:
         """Ways to decode, or to encode, a local network."""

@@ -11,6 +11,7 @@ from remote_vae.core.recipe import Affine, Recipe
 from remote_vae.models.families.ltx import decode_at_timestep, from_original_names, statistics_of_buffers, taken
 from remote_vae.models.family import Family, Model
 from remote_vae.models.layouts import VIDEO_LAYOUTS
+from remote_vae.values import Counts
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,12 @@ def decode(module: Any, latent: "torch.Tensor", **arguments: Any) -> "torch.Tens
         return found
 
     return decode_at_timestep(module, latent, denormalised, **arguments)
+
+
+def _sides(module: Any) -> tuple[Counts, Counts]:
+    """A border that mirrors what is next to it needs a second row and a second column."""
+    least = Counts(2 if module.config.decoder_spatial_padding_mode == "reflect" else 1)
+    return least, least
 
 
 _20: Final = {"decoder_causal": False, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
@@ -85,11 +92,13 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLLTX2Video",
         _MODELS,
+        local="ltx",
         tiles=True,
         whole_groups=True,
         statistics=statistics_of_buffers,
         convert=from_original_names,
         decode=decode,
         takes=taken,
+        sides=_sides,
     ),
 )
