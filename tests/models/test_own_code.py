@@ -74,6 +74,8 @@ def build(name: str) -> DiffusersVAE:
     module: Any = MODELS[name][0]()
     if name in ("picture", "video"):
         module.encoder.conv_act = torch.nn.ReLU()
+    elif name in ("layers", "transparent"):
+        module.encoder.mid_block.resnets[0].nonlinearity = torch.nn.ReLU()
     return DiffusersVAE(module.eval(), source="seeded", revision="", family=family_of(REGISTRY[MODELS[name][1]]))
 
 

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21, AutoencoderKLWan
 
 from remote_vae.core.block import Block, Past, Run
 from remote_vae.core.blocks import Blocks, Maps
@@ -56,7 +56,26 @@ def qwen() -> AutoencoderKLQwenImage:
     return shaken(AutoencoderKLQwenImage(**TINY))
 
 
-KINDS: dict[str, Callable[[], torch.nn.Module]] = {"wan": wan, "wan2.2": residual, "qwen": qwen}
+def flat() -> AutoencoderKLQwenImage21:
+    """Of the kind of Wan 2.2 for pictures: it takes one frame."""
+    torch.manual_seed(3)
+    return shaken(
+        AutoencoderKLQwenImage21(
+            **TINY,
+            decoder_base_dim=16,
+            z_dim=8,
+            temperal_downsample=[False, True, True],
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+            latents_mean=[0.1] * 8,
+            latents_std=[1.5] * 8,
+        )
+    )
+
+
+KINDS: dict[str, Callable[[], torch.nn.Module]] = {"wan": wan, "wan2.2": residual, "qwen": qwen, "qwen2.1": flat}
+ONE_FRAME = (AutoencoderKLQwenImage21,)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -107,6 +126,7 @@ def pixels_of(module: torch.nn.Module, frames: int, height: int = 3, width: int 
 @pytest.mark.parametrize(("frames", "batch"), [(1, 2), (2, 1), (4, 1)])
 def test_equals_diffusers(module: torch.nn.Module, frames: int, batch: int, order: str, block_bytes: int) -> None:
     """Both ways, from blocks of one row to whole maps, for odd sizes, one frame and several, and batches."""
+    frames = 1 if isinstance(module, ONE_FRAME) else frames
     decoder, encoder = ways(module, order, block_bytes)
     z, x = latent_of(module, frames, batch=batch), pixels_of(module, frames, batch=batch)
     assert apart(given_by(decoder, z), module.decode(z).sample) < CLOSE
@@ -115,7 +135,7 @@ def test_equals_diffusers(module: torch.nn.Module, frames: int, batch: int, orde
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (9, 1)])
 def test_smallest_sides(module: torch.nn.Module, size: tuple[int, int]) -> None:
-    z = latent_of(module, 2, *size)
+    z = latent_of(module, 1 if isinstance(module, ONE_FRAME) else 2, *size)
     for order in ORDERS:
         assert apart(given_by(ways(module, order, FEW)[0], z), module.decode(z).sample) < CLOSE
 
@@ -156,9 +176,10 @@ def test_a_dropped_frame_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert apart(given_by(ways(model, "frames", ALL)[0], z), model.decode(z).sample) > 100 * CLOSE
 
 
-def test_a_forgotten_row_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("build", [wan, flat])
+def test_a_forgotten_row_is_seen(build: Callable[[], torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows above a block are read as zeros."""
-    model = wan()
+    model = build()
     z = latent_of(model, 1, 6)
     honest = Convolved._window
 

@@ -1,7 +1,8 @@
-"""The encoders and decoders of Wan and Qwen-Image, described as the stages that `core.stream` runs.
+"""The encoders and decoders of Wan, Qwen-Image and Qwen-Image 2.1, described as the stages that `core.stream` runs.
 
 Every part is checked, not only the class. An architecture that is not recognised gives None; the model then runs by its
-own code. *Source*: diffusers' AutoencoderKLWan, from which AutoencoderKLQwenImage is copied.
+own code. *Source*: diffusers' AutoencoderKLWan, from which AutoencoderKLQwenImage is copied, and
+AutoencoderKLQwenImage21, which has its structure with flat convolutions.
 """
 
 from collections.abc import Callable, Iterator
@@ -134,7 +135,7 @@ def _attention(block: Any) -> Attention:
 
 def _upsample(part: Any) -> Iterator[Stage]:
     _expect(part.mode in ("upsample2d", "upsample3d"))
-    if part.mode == "upsample3d":
+    if part.mode == "upsample3d" and not _is_flat(part.time_conv):
         yield DoubleFrames(_convolution(part.time_conv))
     conv = part.resample[1]
     _expect(part.resample[0].scale_factor == (2.0, 2.0) and type(conv) is nn.Conv2d)
@@ -150,7 +151,7 @@ def _downsample(part: Any) -> Iterator[Stage]:
     padding, conv = part.resample
     _expect(padding.padding == (0, 1, 0, 1) and conv.kernel_size == (3, 3) and conv.stride == (2, 2))
     yield Layer(Downsample(conv.weight.data, _bias(conv)))
-    if part.mode == "downsample3d":
+    if part.mode == "downsample3d" and not _is_flat(part.time_conv):
         time = part.time_conv
         _expect(time.kernel_size == (3, 1, 1) and time.stride == (2, 1, 1) and not any(time._padding))
         yield HalveFrames(time.weight.data, _bias(time))
@@ -162,13 +163,18 @@ def _layer(conv: Any, norm: Any = None) -> Layer:
 
 
 def _convolution(conv: Any) -> Convolution:
-    taps, *sides = conv.kernel_size
-    side = sides[0]
-    _expect(isinstance(conv, nn.Conv3d) and sides == [side, side] and side in (1, 3) and conv.groups == 1)
-    _expect(conv.stride == (1, 1, 1) and conv.dilation == (1, 1, 1))
-    _expect(tuple(conv._padding) == (*[side // 2] * 4, taps - 1, 0))
+    *time, height, side = conv.kernel_size
+    _expect(isinstance(conv, nn.Conv3d | nn.Conv2d) and height == side and side in (1, 3) and conv.groups == 1)
+    _expect({*conv.stride, *conv.dilation} == {1} and not any(conv.padding))
+    _expect(tuple(conv._padding) == (*[side // 2] * 4, *(part for taps in time for part in (taps - 1, 0))))
     weight = conv.weight.data
-    return Convolution(weight[:, :, 0] if taps == 1 else weight, _bias(conv))
+    return Convolution(weight[:, :, 0] if time == [1] else weight, _bias(conv))
+
+
+def _is_flat(conv: Any) -> bool:
+    """Of a model for one frame, which leaves out its convolutions in time."""
+    _expect(isinstance(conv, nn.Conv3d | nn.Conv2d))
+    return isinstance(conv, nn.Conv2d)
 
 
 def _norm(norm: Any) -> Norm:

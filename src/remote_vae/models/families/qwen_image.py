@@ -96,6 +96,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLQwenImage21",
         _MODELS_21,
+        local="causal",
         pixel_channels=lambda config: int(config.get("out_channels", RGBA)),
         frames=lambda module: Frames(),  # its config names a ratio, but its code takes one frame
         forget=lambda module: module.clear_cache(),
