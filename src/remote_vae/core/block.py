@@ -42,7 +42,7 @@ class Moment:
 class Run:
     """What the stages of a run share. *Units*: `block_bytes` are of what a convolution reads or gives at a time.
 
-    A prediction counts all `workers`, but has one thread.
+    A prediction counts all `workers`, but has one thread. `one_frame` says that there is no other frame to read.
     """
 
     device: torch.device
@@ -50,6 +50,7 @@ class Run:
     block_bytes: int
     workers: int = 1
     threads: int = 1
+    one_frame: bool = False
     checkpoint: Callable[[], None] = field(default=lambda: None)
 
     def each(self, rows: int, work: Callable[[int, int], None]) -> None:

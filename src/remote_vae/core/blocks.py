@@ -17,7 +17,7 @@ from remote_vae.core.strips import MOST_KEPT
 
 FRAMES: Final = "frames"
 ROWS: Final = "rows"
-BLOCK_BYTES: Final = {"cpu": 8 * 2**20}
+BLOCK_BYTES: Final = {"cpu": 16 * 2**20}
 LARGE_BLOCK_BYTES: Final = 64 * 2**20
 SMALLER: Final = 8  # of the blocks for a device with little free memory
 STEADY: Final = 3  # runs of frames after which the memory that is held no longer grows
@@ -106,7 +106,8 @@ class Blocks:
         frames = frames[: self._whole(len(frames))].contiguous(memory_format=torch.channels_last)
         maps = Maps([frames])
         workers = cores(self.device)
-        run = Run(self.device, item.element_size(), self.block_bytes, workers, threads or workers, checkpoint)
+        threads = threads or workers
+        run = Run(self.device, item.element_size(), self.block_bytes, workers, threads, len(frames) == 1, checkpoint)
         sections = [program.stages] if not self.together else list(program.sections)
         for stages in sections[:-1]:
             maps = Maps(list(_stored(self._section(stages, maps, run))))

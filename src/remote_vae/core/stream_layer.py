@@ -28,7 +28,7 @@ class Convolved:
         self._kernel, self._below = 2 * layer.halo + 1, layer.halo
         self._above = 0 if isinstance(layer, Downsample) else layer.halo
         given = layer.channels * (4 if isinstance(layer, Upsample) else 1)
-        channels, frames = max(size.channels, given), size.frames + stage.frames.reach
+        channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
         kernel = kernel_bytes(layer, size.height, size.width, run.device)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
         self._past, self._starts = Past(), Start()

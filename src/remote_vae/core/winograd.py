@@ -9,6 +9,7 @@ of the first form are 0, 1, -1, 1/2, -2 and infinity; `benchmarks/convolutions.p
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -139,6 +140,12 @@ def _multiplied(mixed: torch.Tensor, kernel: torch.Tensor, tiles: int, lead: int
 def block_tiles(form: Form, channels: int, after: int, frames: int = 1) -> int:
     """How many tiles of every frame are multiplied at a time."""
     return max(-(-32 // frames), BLOCK_BYTES // (4 * form.products**2 * max(channels, after) * frames))
+
+
+@cache
+def vectors_are_wide() -> bool:
+    """Whether the CPU's libraries multiply 16 floats at a time. Then they wait for memory if products are saved."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def pays(form: Form, channels: int, after: int, pixels: int, taps: int = 1) -> bool:
