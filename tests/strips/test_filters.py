@@ -25,6 +25,8 @@ from .models import small
 from .test_exact import CLOSE, FAMILIES, FEW_ROWS, PLANS, apart, cast, through
 
 CPU = torch.device("cpu")
+
+
 SIZES = ((1, 1), (2, 3), (4, 4), (5, 9), (7, 40), (8, 6))
 KINDS = ("convolution", "upsampling", "folded upsampling")
 
@@ -145,10 +147,16 @@ def test_models(family: str, plan: str) -> None:
     assert apart(through(describe_encoder(model), x, PLANS[plan]), model.encode(x).latent_dist.parameters) < CLOSE
 
 
-def test_where_it_pays() -> None:
-    """Wide layers of large maps are recombined in float32 on a CPU; narrow ones, small maps and other devices not."""
+def test_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide layers of large maps are recombined in float32 on a CPU; narrow ones, small maps and other devices not.
+
+    Nor are they on a CPU with wide vectors.
+    """
     wide = layer("convolution", 64, 64)
     assert isinstance(filter_for(wide, 64, 64), Recombined)
+    with monkeypatch.context() as patch:
+        patch.setattr(winograd, "vectors_are_wide", lambda: True)
+        assert isinstance(filter_for(wide, 64, 64), Direct)
     assert isinstance(filter_for(wide, 8, 8), Direct)
     assert isinstance(filter_for(layer("convolution", 64, 3), 64, 64), Direct)
     assert isinstance(filter_for(Convolution(torch.empty(64, 64, 3, 3, device="meta"), None), 64, 64), Direct)
