@@ -190,8 +190,8 @@ def form_of(layer: Layer, height: int, width: int, frames: int = 1, device: torc
             form = winograd.FOLDED_UPSAMPLING if layer.folded else winograd.UPSAMPLING
         case _:
             return None
-    pixels = height * width * max(1, frames)
-    return form if winograd.pays(form, weight.shape[0], weight.shape[1], pixels, layer.taps) else None
+    pixels, taps = height * width * max(1, frames), 1 if _is_flat(layer, frames) else layer.taps
+    return form if winograd.pays(form, weight.shape[0], weight.shape[1], pixels, taps) else None
 
 
 def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1) -> int:
