@@ -12,7 +12,7 @@ class Account:
 
     def __init__(self, layer: Layer, height: int, width: int, device: torch.device, workers: int) -> None:
         self._workers = workers
-        self._layer, self._form = layer, form_of(layer, height, width, device=device)
+        self._layer, self._form = layer, form_of(layer, height, width, 0, device)
         self._wide = arithmetic(layer.weight.dtype, device) is not layer.weight.dtype
         self._kernel = layer.weight.new_empty(kernel_bytes(layer, height, width, device), dtype=torch.uint8)
 
@@ -50,7 +50,7 @@ class Account:
 
 def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device) -> int:
     """Bytes of the weights that a filter makes of those of the layer. *Units*: height and width of the whole input."""
-    form, weight = form_of(layer, height, width, device=device), layer.weight
+    form, weight = form_of(layer, height, width, 0, device), layer.weight
     if form is not None:
         return winograd.kernel_bytes(form, weight.shape[0], weight.shape[1], layer.taps)
     return 4 * weight.numel() if arithmetic(weight.dtype, device) is not weight.dtype else 0
