@@ -1,0 +1,123 @@
+"""Time and memory of every exact plan of a model beside diffusers' own code: `python benchmarks/exact.py`.
+
+True architectures with seeded random weights, on this machine's CPU in float32. The plans of a case run one after the
+other in one process, several times; a time is the least of these. Memory is the most bytes of tensors that are alive,
+weights and input not counted. `apart` is the largest difference from diffusers' output, relative to its largest value.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+import typer
+from command import run
+from decode_measure import about
+
+from remote_vae.cli.terminal import console
+from remote_vae.core.executor import Executor
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.errors import InvalidValue
+from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.vae import DiffusersVAE
+
+# The shape of the input, for each direction.
+CASES: Final = {
+    "qwen-image-512": ("qwen-image", "decode", (1, 16, 1, 64, 64)),
+    "qwen-image-512-encode": ("qwen-image", "encode", (1, 3, 1, 512, 512)),
+    "qwen-image-1024": ("qwen-image", "decode", (1, 16, 1, 128, 128)),
+    "wan2.1": ("wan2.1", "decode", (1, 16, 5, 30, 52)),
+    "wan2.1-encode": ("wan2.1", "encode", (1, 3, 17, 240, 416)),
+    "wan2.1-small": ("wan2.1", "decode", (1, 16, 3, 16, 24)),
+    "hunyuanvideo": ("hunyuanvideo", "decode", (1, 16, 5, 20, 32)),
+    "ltx2": ("ltx2", "decode", (1, 128, 7, 8, 12)),
+}
+WEIGHTS_SEED, INPUT_SEED = 0, 1
+
+
+def main(
+    cases: Annotated[str, typer.Option(help="names of cases, comma-separated")] = ",".join(CASES),
+    rounds: Annotated[int, typer.Option(help="how often each plan runs")] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="where rows are written")] = None,
+) -> None:
+    """Prints a row for each plan of each case, and writes them as JSON if asked."""
+    rows: list[dict[str, Any]] = []
+    for name in cases.split(","):
+        if name not in CASES:
+            raise InvalidValue(f"case {name!r} is not one of {', '.join(CASES)}", name="cases")
+        rows += measure(name, rounds)
+        if json_file is not None:
+            json_file.write_text(json.dumps({"about": about(torch.device("cpu")), "rows": rows}, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+    model, direction, shape = CASES[name]
+    family = family_of(MODELS[model])
+    torch.manual_seed(WEIGHTS_SEED)
+    module = family.load_class()(**(MODELS[model].config or {})).eval()
+    vae = DiffusersVAE(module, source="seeded", revision="", family=family)
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(INPUT_SEED))
+    ways: dict[str, Executor] = {}
+    for way in vae.decoders if direction == "decode" else vae.encoders:
+        if way.exact:
+            ways.setdefault(way.name, way)
+    reference = _output(ways["whole"], given)
+    seconds: dict[str, list[tuple[float, float]]] = {plan: [] for plan in ways}
+    for _ in range(rounds):
+        for plan, way in ways.items():
+            seconds[plan].append(_timed(way, given))
+    rows = []
+    for plan, way in ways.items():
+        with LiveBytes() as live:
+            way.run(given, lambda first, row, block: None, lambda: None)
+        total, first = min(seconds[plan])
+        apart = (_output(way, given) - reference).abs().max() / reference.abs().max()
+        rows.append(
+            {
+                "case": name,
+                "plan": plan,
+                "seconds": total,
+                "first_block_seconds": first,
+                "live_bytes": live.peak,
+                "predicted_bytes": way.peak_bytes(shape, torch.float32, 0),
+                "apart": float(apart),
+            }
+        )
+    _show(rows)
+    return rows
+
+
+def _timed(way: Executor, given: torch.Tensor) -> tuple[float, float]:
+    """Seconds of a run, and of its first block."""
+    blocks: list[float] = []
+    started = time.perf_counter()
+    way.run(given, lambda first, row, block: blocks.append(time.perf_counter()), lambda: None)
+    return time.perf_counter() - started, blocks[0] - started
+
+
+def _output(way: Executor, given: torch.Tensor) -> torch.Tensor:
+    blocks: list[tuple[int, int, torch.Tensor]] = []
+    way.run(given, lambda first, row, block: blocks.append((first, row, block.clone())), lambda: None)
+    frames = max(first + len(block) for first, _, block in blocks)
+    height = max(row + block.shape[2] for _, row, block in blocks)
+    found = torch.empty(frames, blocks[0][2].shape[1], height, blocks[0][2].shape[3])
+    for first, row, block in blocks:
+        found[first : first + len(block), :, row : row + block.shape[2]] = block
+    return found
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    own = next(row for row in rows if row["plan"] == "whole")
+    for row in rows:
+        console.print(
+            f"{row['case']:22} {row['plan']:16} {row['seconds']:7.2f} s ({own['seconds'] / row['seconds']:.2f} times "
+            f"diffusers' speed), first block {row['first_block_seconds']:.2f} s, {row['live_bytes'] / 1e6:6.0f} MB "
+            f"({row['live_bytes'] / own['live_bytes']:.2f}), predicted {(row['predicted_bytes'] or 0) / 1e6:.0f} MB, "
+            f"apart {row['apart']:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
