@@ -156,7 +156,7 @@ def test_what_a_sampler_starts_from(module: ModuleType, comfy: Families, name: s
     (found,) = execute(module, "RemoteVAEEncode", **inputs, **({"frames": frames} if is_video else {}))
     given = pixels.unflatten(0, (2, frames)).movedim(-1, 1) * 2 - 1
     given = given if len(case.latent) == 5 else given[:, :, 0]
-    latent = case.encode(vae, given)
+    latent = torch.cat([case.encode(vae, video) for video in given.split(1)])
     # What a sampler is given decodes to what the encoder saw: the format's way back, then the pipeline's way there.
     there = found["samples"] if case.process_out is raw else case.to_decoder(vae, found["samples"])
     assert found["samples"].shape[1] == case.latent[1] == loaded.latent_channels
@@ -242,7 +242,7 @@ def test_a_vae_whose_latents_comfyui_keeps_otherwise(module: ModuleType, comfy: 
         {"recipe": "taeh3"},
     )
     for change in changes:
-        remote = nodes.open_model(comfy.url, "flux2")
+        remote = nodes.open_model(comfy.url, "flux2", "")
         remote.card |= change
         with pytest.raises(LatentMismatch, match=r"'flux2' are kept in another way"):
             nodes.RemoteComfyVAE(remote)
