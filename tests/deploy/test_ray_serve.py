@@ -83,7 +83,8 @@ def test_the_shipped_configurations(path: str, monkeypatch: pytest.MonkeyPatch, 
     deploy = HERE.parent.parent / "deploy"
     if path == "helm":
         with helm_python.chart.Chart.load(deploy / "helm" / "remote-vae") as chart:
-            values = {"mode": "rayservice", "keysSecret": "keys"}
+            image = {"repository": "registry.example/remote-vae", "tag": "cuda"}
+            values = {"mode": "rayservice", "keysSecret": "keys", "image": image}
             text = chart.render(values=values, name="demo")["remote-vae/templates/rayservice.yaml"]
         found = yaml.safe_load(yaml.safe_load(text)["spec"]["serveConfigV2"])
     else:

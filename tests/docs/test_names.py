@@ -35,7 +35,11 @@ BARE = re.compile(r"(?<![\w./-])remote[-_.]+vae(?![\w/-]|\.\w|\[[^]]*\]\s*@|\s*@
 def files() -> list[Path]:
     found = [path for path in ROOT.iterdir() if path.is_file()]
     for folder in FOLDERS:
-        found += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "results" not in path.parts]
+        found += [
+            path
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and not {"results", "remote_vae.egg-info"} & {*path.parts}
+        ]
     return [path for path in found if path.suffix in KINDS and path != Path(__file__) and path.name != "CHANGELOG.md"]
 
 

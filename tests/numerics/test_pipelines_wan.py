@@ -87,7 +87,9 @@ def test_a_remote_vae_in_a_pipeline(wans: Families, name: str) -> None:
     case = {**PICTURES, **VIDEOS, **EDITS}[name]
     found, expected = (case.run(vae) for vae in (RemoteVAE(f"{wans.url}/{case.family}"), wans.modules[case.family]))
     assert float(expected.std()) > 0.02, "the picture must have something to compare"
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    apart = (found - expected).abs()
+    assert float(apart.max()) <= 1 / 255 + 1e-5
+    assert float((apart > 1e-5).float().mean()) <= 1 / 5000  # blocks round in another order, so a level may be the next
 
 
 def send(wans: Families, latents: torch.Tensor) -> torch.Tensor:

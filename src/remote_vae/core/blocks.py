@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 
 import torch
 
+from remote_vae.core.absent import COMPILER, in_place_of
 from remote_vae.core.block import Block, Moment, Run
 from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.live_bytes import LiveBytes
@@ -82,7 +83,7 @@ class Blocks:
         if not self.together and len(shape) == 5:
             shape = (*shape[:2], min(shape[2], 1 + (STEADY - 1) * self.program.group), *shape[3:])
         program, item = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
-        with torch.inference_mode(), LiveBytes() as live:
+        with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
             self._run(program, item, lambda first, row, block: None, lambda: None, threads=1)
         return live.peak
 
