@@ -40,10 +40,10 @@ def install() -> None:
     add_headers = access_log._add_headers
     read_id, write_line, docs = access_log.request_id_of, JsonLines.format, Endpoints.docs
 
-    def request_id_of(headers: Mapping[str, str]) -> str | None:
+    def request_id_of(headers: Mapping[str, str], *names: str) -> str | None:
         if headers.get("x-fault") == "recorder":
             fail("recorder")
-        return read_id(headers)
+        return read_id(headers, *names)
 
     def broken_headers(start: Any, record: Any) -> None:
         if record.request_id == "headers":
