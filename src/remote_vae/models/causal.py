@@ -12,10 +12,8 @@ from inspect import signature
 from typing import Any, Final
 
 import torch
-from einops import rearrange
 from torch import nn
 
-from remote_vae.core.filters import fold
 from remote_vae.core.local import (
     Attention,
     DoubleFrames,
@@ -28,13 +26,11 @@ from remote_vae.core.local import (
     Residual,
     Stage,
 )
-from remote_vae.core.stages import Convolution, Downsample, Upsample
+from remote_vae.core.stages import Convolution, Downsample
+from remote_vae.models.local_parts import patchified, unpatchified
+from remote_vae.models.parts import Unknown, bias_of, expect, upsample_of
 
 GROUP: Final = 4  # frames that the encoder takes together, after the first one
-
-
-class _Unknown(Exception):
-    """A part that the stages cannot describe."""
 
 
 def describe(module: Any) -> tuple[Local, Local] | None:
@@ -42,7 +38,7 @@ def describe(module: Any) -> tuple[Local, Local] | None:
     try:
         patch = getattr(module.config, "patch_size", None) or 1
         return _decoder(module, patch), _encoder(module, patch)
-    except (_Unknown, AttributeError):
+    except (Unknown, AttributeError):
         return None
 
 
@@ -52,7 +48,7 @@ def _decoder(module: Any, patch: int) -> Local:
     rest = [stage for block in body.up_blocks for stage in _up(block)]
     last = _last(_layer(body.conv_out, body.norm_out))
     channels = last[-1].layer.channels // patch**2
-    patches = [Each(_unpatchified(patch), channels, sides=Fraction(patch))] if patch > 1 else []
+    patches = [Each(unpatchified(patch), channels, sides=Fraction(patch))] if patch > 1 else []
     return Local((tuple(head), (*rest, *last, *patches, Each(_clamped, channels))))
 
 
@@ -74,7 +70,7 @@ def _last(layer: Layer) -> tuple[Layer, ...]:
 def _encoder(module: Any, patch: int) -> Local:
     body = module.encoder
     first = _layer(body.conv_in)
-    patches = [Each(_patchified(patch), first.layer.weight.shape[1], sides=Fraction(1, patch))] if patch > 1 else []
+    patches = [Each(patchified(patch), first.layer.weight.shape[1], sides=Fraction(1, patch))] if patch > 1 else []
     down = [stage for block in body.down_blocks for stage in _down(block)]
     tail = (*_middle(body.mid_block), _layer(body.conv_out, body.norm_out), _layer(module.quant_conv))
     return Local(((*patches, first, *down), tail), GROUP)
@@ -111,7 +107,7 @@ def _down(block: Any) -> Iterator[Stage]:
 
 
 def _middle(block: Any) -> Iterator[Stage]:
-    _expect(len(block.resnets) == len(block.attentions) + 1)
+    expect(len(block.resnets) == len(block.attentions) + 1)
     yield _residual(block.resnets[0])
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         if attention is not None:
@@ -120,7 +116,7 @@ def _middle(block: Any) -> Iterator[Stage]:
 
 
 def _residual(block: Any) -> Residual:
-    _expect(isinstance(block.nonlinearity, nn.SiLU))
+    expect(isinstance(block.nonlinearity, nn.SiLU))
     short = block.conv_shortcut
     stages = () if isinstance(short, nn.Identity) else (_layer(short),)
     return Residual((_layer(block.conv1, block.norm1), _layer(block.conv2, block.norm2)), stages)
@@ -134,27 +130,22 @@ def _attention(block: Any) -> Attention:
 
 
 def _upsample(part: Any) -> Iterator[Stage]:
-    _expect(part.mode in ("upsample2d", "upsample3d"))
+    expect(part.mode in ("upsample2d", "upsample3d"))
     if part.mode == "upsample3d" and not _is_flat(part.time_conv):
         yield DoubleFrames(_convolution(part.time_conv))
-    conv = part.resample[1]
-    _expect(part.resample[0].scale_factor == (2.0, 2.0) and type(conv) is nn.Conv2d)
-    _expect(conv.kernel_size == (3, 3) and conv.padding == (1, 1))
-    if conv.weight.dtype is torch.float16:  # folded taps round more than float16's own noise
-        yield Layer(Upsample(conv.weight.data, _bias(conv), folded=False))
-    else:
-        yield Layer(Upsample(fold(conv.weight.data), _bias(conv)))
+    expect(part.resample[0].scale_factor == (2.0, 2.0))
+    yield Layer(upsample_of(part.resample[1]))
 
 
 def _downsample(part: Any) -> Iterator[Stage]:
-    _expect(part.mode in ("downsample2d", "downsample3d"))
+    expect(part.mode in ("downsample2d", "downsample3d"))
     padding, conv = part.resample
-    _expect(padding.padding == (0, 1, 0, 1) and conv.kernel_size == (3, 3) and conv.stride == (2, 2))
-    yield Layer(Downsample(conv.weight.data, _bias(conv)))
+    expect(padding.padding == (0, 1, 0, 1) and conv.kernel_size == (3, 3) and conv.stride == (2, 2))
+    yield Layer(Downsample(conv.weight.data, bias_of(conv)))
     if part.mode == "downsample3d" and not _is_flat(part.time_conv):
         time = part.time_conv
-        _expect(time.kernel_size == (3, 1, 1) and time.stride == (2, 1, 1) and not any(time._padding))
-        yield HalveFrames(time.weight.data, _bias(time))
+        expect(time.kernel_size == (3, 1, 1) and time.stride == (2, 1, 1) and not any(time._padding))
+        yield HalveFrames(time.weight.data, bias_of(time))
 
 
 def _layer(conv: Any, norm: Any = None) -> Layer:
@@ -164,26 +155,22 @@ def _layer(conv: Any, norm: Any = None) -> Layer:
 
 def _convolution(conv: Any) -> Convolution:
     *time, height, side = conv.kernel_size
-    _expect(isinstance(conv, nn.Conv3d | nn.Conv2d) and height == side and side in (1, 3) and conv.groups == 1)
-    _expect({*conv.stride, *conv.dilation} == {1} and not any(conv.padding))
-    _expect(tuple(conv._padding) == (*[side // 2] * 4, *(part for taps in time for part in (taps - 1, 0))))
+    expect(isinstance(conv, nn.Conv3d | nn.Conv2d) and height == side and side in (1, 3) and conv.groups == 1)
+    expect({*conv.stride, *conv.dilation} == {1} and not any(conv.padding))
+    expect(tuple(conv._padding) == (*[side // 2] * 4, *(part for taps in time for part in (taps - 1, 0))))
     weight = conv.weight.data
-    return Convolution(weight[:, :, 0] if time == [1] else weight, _bias(conv))
+    return Convolution(weight[:, :, 0] if time == [1] else weight, bias_of(conv))
 
 
 def _is_flat(conv: Any) -> bool:
     """Of a model for one frame, which leaves out its convolutions in time."""
-    _expect(isinstance(conv, nn.Conv3d | nn.Conv2d))
+    expect(isinstance(conv, nn.Conv3d | nn.Conv2d))
     return isinstance(conv, nn.Conv2d)
 
 
 def _norm(norm: Any) -> Norm:
-    _expect(norm.channel_first and not isinstance(norm.bias, nn.Parameter) and norm.scale == len(norm.gamma) ** 0.5)
+    expect(norm.channel_first and not isinstance(norm.bias, nn.Parameter) and norm.scale == len(norm.gamma) ** 0.5)
     return Norm(norm.gamma.data.flatten().float())
-
-
-def _bias(part: Any) -> torch.Tensor | None:
-    return None if part.bias is None else part.bias.data
 
 
 def _of_module(part: nn.Module) -> Callable[[torch.Tensor, bool], torch.Tensor]:
@@ -198,18 +185,5 @@ def _of_module(part: nn.Module) -> Callable[[torch.Tensor, bool], torch.Tensor]:
     return found
 
 
-def _patchified(patch: int) -> Callable[[torch.Tensor, bool], torch.Tensor]:
-    return lambda rows, new: rearrange(rows, "f c (h p) (w q) -> f (c q p) h w", p=patch, q=patch)
-
-
-def _unpatchified(patch: int) -> Callable[[torch.Tensor, bool], torch.Tensor]:
-    return lambda rows, new: rearrange(rows, "f (c q p) h w -> f c (h p) (w q)", p=patch, q=patch)
-
-
 def _clamped(rows: torch.Tensor, new: bool) -> torch.Tensor:
     return rows.clamp_(-1, 1)
-
-
-def _expect(condition: object) -> None:
-    if not condition:
-        raise _Unknown

@@ -4,7 +4,7 @@ Every part is checked, not only the class. An architecture that is not recognise
 own code. *Source*: diffusers' AutoencoderDC.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Final
 
@@ -12,28 +12,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from remote_vae.core.filters import fold
 from remote_vae.core.local import Each, Layer, Local, Near, Norm, Residual, Stage, Sums
 from remote_vae.core.root_mean_square import normalise
-from remote_vae.core.stages import Convolution, Upsample
+from remote_vae.models.local_parts import HALF, Rows, each_of, strided_of
+from remote_vae.models.parts import Unknown, convolution_of, expect, upsample_of
 
-ONE: Final = Fraction(1)
-HALF: Final = Fraction(1, 2)
 TWICE: Final = Fraction(2)
 ACTIVATIONS: Final = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.Identity)
-
-Rows = Callable[[torch.Tensor], torch.Tensor]
-
-
-class _Unknown(Exception):
-    """A part that the stages cannot describe."""
 
 
 def describe(module: Any) -> tuple[Local, Local] | None:
     """The decoder and the encoder."""
     try:
         halves = tuple(_decoder(module.decoder)), tuple(_encoder(module.encoder))
-    except (_Unknown, AttributeError):
+    except (Unknown, AttributeError):
         return None
     decoder, encoder = (Local((stages,), pictures=True) for stages in halves)
     return decoder, encoder
@@ -43,7 +35,7 @@ def _decoder(body: Any) -> Iterator[Stage]:
     first = _layer(body.conv_in)
     if body.in_shortcut:
         times = body.in_shortcut_repeats
-        yield Residual((first,), (_each(lambda rows: rows.repeat_interleave(times, 1), first.layer.channels),))
+        yield Residual((first,), (each_of(lambda rows: rows.repeat_interleave(times, 1), first.layer.channels),))
     else:
         yield first
     for level in reversed(body.up_blocks):
@@ -63,7 +55,7 @@ def _encoder(body: Any) -> Iterator[Stage]:
     last = _layer(body.conv_out)
     if body.out_shortcut:
         size = body.out_shortcut_average_group_size
-        yield Residual((last,), (_each(lambda rows: _mean(rows, size), last.layer.channels),))
+        yield Residual((last,), (each_of(lambda rows: _mean(rows, size), last.layer.channels),))
     else:
         yield last
 
@@ -87,22 +79,21 @@ def _part(block: Any) -> Iterator[Stage]:
         case "DCDownBlock2d":
             yield from _down(block)
         case _:
-            raise _Unknown
+            raise Unknown
 
 
 def _up(block: Any) -> Iterator[Stage]:
     conv, times = block.conv, block.repeats
-    _expect(block.factor == 2)
+    expect(block.factor == 2)
     if block.interpolate:
-        _expect(block.interpolation_mode == "nearest" and _layer(conv).layer.halo == 1)
-        folded = conv.weight.dtype is not torch.float16  # folded taps round more than float16's own noise
-        weight, channels = fold(conv.weight.data) if folded else conv.weight.data, conv.out_channels
-        main: tuple[Stage, ...] = (Layer(Upsample(weight, conv.bias.data, folded=folded)),)
+        expect(block.interpolation_mode == "nearest")
+        channels = conv.out_channels
+        main: tuple[Stage, ...] = (Layer(upsample_of(conv)),)
     else:
         channels = conv.out_channels // 4
-        main = _layer(conv), _each(lambda rows: functional.pixel_shuffle(rows, 2), channels, TWICE)
+        main = _layer(conv), each_of(lambda rows: functional.pixel_shuffle(rows, 2), channels, TWICE)
     if block.shortcut:
-        again = _each(lambda rows: functional.pixel_shuffle(rows.repeat_interleave(times, 1), 2), channels, TWICE)
+        again = each_of(lambda rows: functional.pixel_shuffle(rows.repeat_interleave(times, 1), 2), channels, TWICE)
         yield Residual(main, (again,))
     else:
         yield from main
@@ -110,34 +101,27 @@ def _up(block: Any) -> Iterator[Stage]:
 
 def _down(block: Any) -> Iterator[Stage]:
     conv, size = block.conv, block.group_size
-    _expect(block.factor == 2)
+    expect(block.factor == 2)
     if block.downsample:
         channels = 4 * conv.out_channels
         main: tuple[Stage, ...] = (
             _layer(conv),
-            _each(lambda rows: functional.pixel_unshuffle(rows, 2), channels, HALF),
+            each_of(lambda rows: functional.pixel_unshuffle(rows, 2), channels, HALF),
         )
     else:
         channels = conv.out_channels
-        _expect(conv.kernel_size == (3, 3) and conv.stride == (2, 2) and conv.padding == (1, 1))
-        main = (Near(lambda window, top, bottom: _strided(conv, window, top, bottom), 1, channels, HALF),)
+        main = (strided_of(conv),)
     if block.shortcut:
-        yield Residual(main, (_each(lambda rows: _mean(functional.pixel_unshuffle(rows, 2), size), channels, HALF),))
+        yield Residual(main, (each_of(lambda rows: _mean(functional.pixel_unshuffle(rows, 2), size), channels, HALF),))
     else:
         yield from main
-
-
-def _strided(conv: Any, window: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
-    """The last row of a window is read by the next rows only, because a step takes two rows."""
-    given = functional.pad(window, (1, 1, top, bottom))
-    return functional.conv2d(given, conv.weight, conv.bias, stride=2)
 
 
 def _attention(part: Any) -> Stage:
     """Linear attention over all positions, of the projections themselves and of what they are nearby."""
     heads, channels, scales = part.attention_head_dim, part.to_out.out_features, tuple(part.to_qkv_multiscale)
     halo = max((scale.proj_in.kernel_size[0] // 2 for scale in scales), default=0)
-    _expect(part.residual_connection and type(part.nonlinearity) is nn.ReLU)
+    expect(part.residual_connection and type(part.nonlinearity) is nn.ReLU)
     wide = part.to_q.out_features + part.to_k.out_features + part.to_v.out_features
 
     def projected(rows: torch.Tensor) -> torch.Tensor:
@@ -171,12 +155,12 @@ def _attention(part: Any) -> Stage:
 
     norm = _normalised(part.norm_out)
     nearby = Near(with_scales, halo, (1 + len(scales)) * wide)
-    return Residual((Sums((_each(projected, wide), nearby), summed, applied, channels),))
+    return Residual((Sums((each_of(projected, wide), nearby), summed, applied, channels),))
 
 
 def _gated(part: Any) -> Stage:
     """Wide hidden channels are made, and read nearby, a few rows at a time."""
-    _expect(part.residual_connection and type(part.nonlinearity) is nn.SiLU)
+    expect(part.residual_connection and type(part.nonlinearity) is nn.SiLU)
     depth, channels, norm = part.conv_depth, part.conv_point.out_channels, _normalised(part.norm)
 
     def gated(window: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
@@ -184,21 +168,18 @@ def _gated(part: Any) -> Stage:
         found, gate = functional.conv2d(given, depth.weight, depth.bias, groups=depth.groups).chunk(2, 1)
         return norm(part.conv_point(found * functional.silu(gate)))
 
-    wide = _each(lambda rows: functional.silu(part.conv_inverted(rows), inplace=True), depth.in_channels)
+    wide = each_of(lambda rows: functional.silu(part.conv_inverted(rows), inplace=True), depth.in_channels)
     return Residual((wide, Near(gated, 1, channels)))
 
 
 def _layer(conv: Any) -> Layer:
-    side = conv.kernel_size[0]
-    _expect(conv.kernel_size == (side, side) and side in (1, 3) and conv.padding == (side // 2, side // 2))
-    _expect(conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros")
-    return Layer(Convolution(conv.weight.data, None if conv.bias is None else conv.bias.data))
+    return Layer(convolution_of(conv))
 
 
 def _normalised(part: Any) -> Rows:
     """Normalises rows in place, if the norm sees one position at a time."""
     if type(part).__name__ != "RMSNorm":
-        _expect(type(part) is nn.BatchNorm2d and not part.training)
+        expect(type(part) is nn.BatchNorm2d and not part.training)
         return part  # type: ignore[no-any-return]
     norm, bias = Norm(part.weight.data.float(), part.eps), part.bias
 
@@ -210,23 +191,14 @@ def _normalised(part: Any) -> Rows:
 
 
 def _norm(part: Any, channels: int) -> Each:
-    return _each(_normalised(part), channels)
+    return each_of(_normalised(part), channels)
 
 
 def _activation(part: Any, channels: int) -> Each:
-    _expect(type(part) in ACTIVATIONS)
-    return _each(part, channels)
-
-
-def _each(function: Rows, channels: int, sides: Fraction = ONE) -> Each:
-    return Each(lambda rows, first: function(rows), channels, sides)
+    expect(type(part) in ACTIVATIONS)
+    return each_of(part, channels)
 
 
 def _mean(rows: torch.Tensor, size: int) -> torch.Tensor:
     """The mean of each group of channels."""
     return torch.unflatten(rows, 1, (-1, size)).mean(2)
-
-
-def _expect(condition: object) -> None:
-    if not condition:
-        raise _Unknown

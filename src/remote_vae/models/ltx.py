@@ -4,7 +4,7 @@ Every part is checked, not only the class. An architecture that is not recognise
 draws noise, gives None; the model then runs by its own code. *Source*: diffusers' AutoencoderKLLTX2Video.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -16,27 +16,24 @@ from torch.nn import functional
 
 from remote_vae.core.local import Each, Frames, Layer, Local, Norm, Residual, Stage
 from remote_vae.core.stages import Convolution
+from remote_vae.models.local_parts import Function, patchified, unpatchified
+from remote_vae.models.parts import Unknown, bias_of, expect
 
-Function = Callable[[torch.Tensor, bool], torch.Tensor]
 Sides = tuple[int, int, int]
-
-
-class _Unknown(Exception):
-    """A part that the stages cannot describe."""
 
 
 def describe(module: Any) -> tuple[Local, Local] | None:
     """The decoder and the encoder."""
     try:
-        _expect(not module.config.timestep_conditioning and module.config.patch_size_t == 1)
+        expect(not module.config.timestep_conditioning and module.config.patch_size_t == 1)
         return _decoder(module.decoder, module.config.patch_size), _encoder(module, module.config.patch_size)
-    except (_Unknown, AttributeError):
+    except (Unknown, AttributeError):
         return None
 
 
 def _decoder(body: Any, patch: int) -> Local:
     causal = body.is_causal
-    _expect(isinstance(body.conv_act, nn.SiLU))
+    expect(isinstance(body.conv_act, nn.SiLU))
     stages: list[Stage] = [_layer(body.conv_in, causal), *_residuals(body.mid_block.resnets, causal)]
     for block in body.up_blocks:
         if block.conv_in is not None:
@@ -45,17 +42,17 @@ def _decoder(body: Any, patch: int) -> Local:
             stages.extend(_up(part, causal))
         stages.extend(_residuals(block.resnets, causal))
     last = _layer(body.conv_out, causal, body.norm_out)
-    pixels = Each(_unpatchified(patch), last.layer.channels // patch**2, sides=Fraction(patch))
+    pixels = Each(unpatchified(patch), last.layer.channels // patch**2, sides=Fraction(patch))
     return Local(((*stages, last, pixels),))
 
 
 def _encoder(module: Any, patch: int) -> Local:
     body = module.encoder
     causal = body.is_causal
-    _expect(isinstance(body.conv_act, nn.SiLU))
+    expect(isinstance(body.conv_act, nn.SiLU))
     first = _layer(body.conv_in, causal)
-    _expect(not first.mirrors)  # no served model has it, and the smallest pictures would have no row to mirror
-    stages: list[Stage] = [Each(_patchified(patch), first.layer.weight.shape[1], sides=Fraction(1, patch)), first]
+    expect(not first.mirrors)  # no served model has it, and the smallest pictures would have no row to mirror
+    stages: list[Stage] = [Each(patchified(patch), first.layer.weight.shape[1], sides=Fraction(1, patch)), first]
     for block in body.down_blocks:
         stages.extend(_residuals(block.resnets, causal))
         for part in block.downsamplers or ():
@@ -71,21 +68,21 @@ def _residuals(blocks: Any, causal: bool) -> Iterator[Residual]:
 
 
 def _residual(block: Any, causal: bool) -> Residual:
-    _expect(isinstance(block.nonlinearity, nn.SiLU) and block.scale_shift_table is None)
-    _expect(block.per_channel_scale1 is None and block.per_channel_scale2 is None)
+    expect(isinstance(block.nonlinearity, nn.SiLU) and block.scale_shift_table is None)
+    expect(block.per_channel_scale1 is None and block.per_channel_scale2 is None)
     main = _layer(block.conv1, causal, block.norm1), _layer(block.conv2, causal, block.norm2)
     if block.conv_shortcut is None:
         return Residual(main)
     short, norm = block.conv_shortcut, block.norm3
-    _expect(short.kernel_size == (1, 1, 1) and short.stride == (1, 1, 1) and short.groups == 1)
+    expect(short.kernel_size == (1, 1, 1) and short.stride == (1, 1, 1) and short.groups == 1)
     weight = short.weight.data[:, :, 0]
-    return Residual(main, (Each(_normalised(norm), short.in_channels), Layer(Convolution(weight, _bias(short)))))
+    return Residual(main, (Each(_normalised(norm), short.in_channels), Layer(Convolution(weight, bias_of(short)))))
 
 
 def _up(part: Any, causal: bool) -> Iterator[Stage]:
     """Channels become frames, rows and columns; in time the first frame of the result is dropped."""
     layer, sides = _layer(part.conv, causal), _sides(part)
-    _expect(prod(sides) % part.upscale_factor == 0)
+    expect(prod(sides) % part.upscale_factor == 0)
     channels, grown = layer.layer.channels // prod(sides), (Fraction(sides[1]), Fraction(sides[0]))
     main = layer, Each(_unfolded(sides), channels, *grown)
     if part.residual:
@@ -98,7 +95,7 @@ def _down(part: Any, causal: bool) -> Iterator[Stage]:
     """Frames, rows and columns become channels, in time after the first frame is doubled; the shortcut takes means."""
     layer, sides = _layer(part.conv, causal), _sides(part)
     given, channels = layer.layer.weight.shape[1], layer.layer.channels * prod(sides)
-    _expect(given * prod(sides) == channels * part.group_size)
+    expect(given * prod(sides) == channels * part.group_size)
     if sides[0] == 2:
         yield Each(_first_doubled, given)
     shrunk = Fraction(1, sides[1]), Fraction(1, sides[0])
@@ -110,24 +107,20 @@ def _down(part: Any, causal: bool) -> Iterator[Stage]:
 def _sides(part: Any) -> Sides:
     """The frames, rows and columns that one position becomes, or that become one."""
     frames, rows, columns = part.stride
-    _expect(rows == columns and frames in (1, 2) and rows in (1, 2))
+    expect(rows == columns and frames in (1, 2) and rows in (1, 2))
     return frames, rows, columns
 
 
 def _layer(part: Any, causal: bool, norm: Any = None) -> Layer:
     """A convolution in time and space, after the norm and SiLU if there is a norm."""
     conv = part.conv
-    _expect(conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == (1, 1, 1) and conv.groups == 1)
-    _expect(conv.padding == (0, 1, 1) and conv.padding_mode in ("zeros", "reflect"))
+    expect(conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == (1, 1, 1) and conv.groups == 1)
+    expect(conv.padding == (0, 1, 1) and conv.padding_mode in ("zeros", "reflect"))
     mirrors = conv.padding_mode == "reflect"
-    layer = Convolution(conv.weight.data, _bias(conv), repeats=mirrors)
+    layer = Convolution(conv.weight.data, bias_of(conv), repeats=mirrors)
     frames = Frames(2, 0, repeats=True) if causal else Frames(1, 1, repeats=True)
     found = None if norm is None else Norm(None, norm.eps)
     return Layer(layer, found, silu=norm is not None, frames=frames, mirrors=mirrors)
-
-
-def _bias(part: Any) -> torch.Tensor | None:
-    return None if part.bias is None else part.bias.data
 
 
 def _normalised(norm: nn.LayerNorm) -> Function:
@@ -171,16 +164,3 @@ def _first_doubled(rows: torch.Tensor, new: bool) -> torch.Tensor:
 def _spread(rows: torch.Tensor, new: bool) -> torch.Tensor:
     """The last channel is the deviation of all channels but itself."""
     return torch.cat([rows, rows[:, -1:].expand(-1, rows.shape[1] - 2, -1, -1)], 1)
-
-
-def _unpatchified(patch: int) -> Function:
-    return lambda rows, new: rearrange(rows, "f (c q p) h w -> f c (h p) (w q)", p=patch, q=patch)
-
-
-def _patchified(patch: int) -> Function:
-    return lambda rows, new: rearrange(rows, "f c (h p) (w q) -> f (c q p) h w", p=patch, q=patch)
-
-
-def _expect(condition: object) -> None:
-    if not condition:
-        raise _Unknown

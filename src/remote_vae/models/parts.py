@@ -6,7 +6,8 @@ import torch
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from torch import nn
 
-from remote_vae.core.stages import Attention, Convolution, Norm
+from remote_vae.core.filters import fold
+from remote_vae.core.stages import Attention, Convolution, Norm, Upsample
 
 
 class Unknown(Exception):
@@ -19,6 +20,15 @@ def convolution_of(conv: Any, normed: Any = None) -> Convolution:
     usual = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
     expect(usual and size in (1, 3) and conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2))
     return Convolution(weight_of(conv.weight), bias_of(conv), None if normed is None else norm_of(normed))
+
+
+def upsample_of(conv: Any) -> Upsample:
+    """Nearest-neighbour upsampling by 2, and the 3x3 convolution that follows it."""
+    found = convolution_of(conv)
+    expect(found.halo == 1)
+    if found.weight.dtype is torch.float16:  # folded taps round more than float16's own noise
+        return Upsample(found.weight, found.bias, folded=False)
+    return Upsample(fold(found.weight), found.bias)
 
 
 def attention_of(block: Any) -> Attention:

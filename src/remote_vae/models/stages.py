@@ -7,7 +7,6 @@ own code. *Source*: diffusers' Encoder, Decoder, ResnetBlock2D, Attention, Upsam
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
@@ -15,9 +14,8 @@ from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlo
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from remote_vae.core.filters import fold
 from remote_vae.core.stages import Downsample, Program, Residual, Stage, Upsample
-from remote_vae.models.parts import Unknown, attention_of, bias_of, convolution_of, expect, weight_of
+from remote_vae.models.parts import Unknown, attention_of, bias_of, convolution_of, expect, upsample_of, weight_of
 
 
 def describe_decoder(module: nn.Module) -> Program | None:
@@ -87,11 +85,7 @@ def _residual(block: Any) -> Residual:
 def _upsample(block: Any) -> Upsample:
     expect(type(block) is Upsample2D and block.interpolate and block.use_conv and not block.use_conv_transpose)
     expect(block.norm is None)
-    conv = convolution_of(block.conv)
-    expect(conv.halo == 1)
-    if conv.weight.dtype is torch.float16:  # folded taps round more than float16's own noise
-        return Upsample(conv.weight, conv.bias, folded=False)
-    return Upsample(fold(conv.weight), conv.bias)
+    return upsample_of(block.conv)
 
 
 def _downsample(block: Any) -> Downsample:
