@@ -109,7 +109,7 @@ def test_orientation_in_xmp_alone(kind: str) -> None:
 
 
 def test_a_picture_that_was_turned_already() -> None:
-    """Whoever turns the picture himself with ImageOps does not get it turned twice."""
+    """A picture that its user has turned with ImageOps is not turned again."""
     from PIL import ImageOps
 
     opened = Image.open(io.BytesIO(written(PICTURE, "JPEG", exif=orientation(6), quality=100)))

@@ -218,7 +218,7 @@ async def test_a_cancelled_task_leaves_no_reply_behind(copy: Any) -> None:
 
 
 def test_abandoned_generators_leave_no_thread_and_no_warning(copy: Any) -> None:
-    """Whoever leaves `map` without closing anything gets no warning, and the queue goes on with other latents."""
+    """Leaving `map` without closing anything gives no warning, and the queue goes on with other latents."""
     with DecodeQueue(copy.url, output_type="pt") as queue:
         for item in queue.map(latent(n / 8) for n in range(8)):
             assert first(item.result()) == 0.0

@@ -163,6 +163,25 @@ async def test_a_process_that_dies(pictures: Readers) -> None:
     await works(pictures)
 
 
+async def test_no_process_can_be_started(pictures: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a process a picture is refused for now; one that has a process needs no second one to be started."""
+    start, left = room.Reader, 0
+
+    def rationed() -> room.Reader:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError("no memory for a process")
+        return start()
+
+    monkeypatch.setattr(room, "Reader", rationed)
+    with pytest.raises(Overloaded, match="start no process"):
+        await asyncio.wait_for(ask(pictures, b"good"), BUSY)
+    left = 1
+    pid = await works(pictures)
+    assert await works(pictures) == pid
+
+
 async def test_a_fault_of_the_library(pictures: Readers, caplog: pytest.LogCaptureFixture) -> None:
     """An error that nobody expected is an internal one; the log says where it was raised and nothing of the picture."""
     with pytest.raises(InternalError):

@@ -1,6 +1,6 @@
 """Local networks run block by block and give what diffusers gives, whatever the blocks; what they keep is their own."""
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21, Autoenco
 
 from remote_vae.core.block import Block, Past, Run
 from remote_vae.core.blocks import Blocks, Maps
+from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local
 from remote_vae.core.own_code import meta_copy
@@ -89,7 +90,7 @@ def ways(module: torch.nn.Module, order: str, block_bytes: int) -> tuple[Blocks,
     assert found is not None
     assert meta is not None
     return tuple(
-        Blocks(order, order == "rows", program, lambda told=told: told, CPU, block_bytes, OrderedDict())
+        Blocks(order, order == "rows", program, lambda told=told: told, CPU, block_bytes, Kept())
         for program, told in zip(found, meta, strict=True)
     )
 

@@ -1,6 +1,5 @@
 """LTX-2 runs block by block and gives what diffusers gives: convolutions that look ahead, and borders that mirror."""
 
-from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from numerics.cases.ltx2 import BLOCKS_23, tiny_ltx2
 from remote_vae.core import stream_layer
 from remote_vae.core.blocks import Blocks, block_executors
+from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Frames
 from remote_vae.core.own_code import meta_copy
@@ -40,7 +40,7 @@ def ways(module: Any, order: str, block_bytes: int) -> tuple[Blocks, Blocks]:
     return tuple(
         Blocks(
             order, order == "rows" or program.only_rows, program, lambda told=told: told, CPU, block_bytes,
-            OrderedDict(),
+            Kept(),
         )
         for program, told in zip(found, meta, strict=True)
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_frames_that_look_ahead_run_together() -> None:
     """One at a time, they would be computed before the frames that they depend on have come."""
 
     def names(program: Any) -> list[str]:
-        return [way.name for way in block_executors(program, lambda: program, CPU, OrderedDict())]
+        return [way.name for way in block_executors(program, lambda: program, CPU, Kept())]
 
     decoder, encoder = ltx.describe(made()) or (None, None)
     assert set(names(decoder)) == {"rows"}

@@ -9,6 +9,7 @@ from diffusers import AutoencoderTiny
 
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.local import Near
 from remote_vae.models import tiny_autoencoder
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.vae import DiffusersVAE
@@ -55,12 +56,13 @@ def test_a_latent_without_limits_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 @torch.inference_mode()
 def test_a_forgotten_row_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stride that reads no row above those that it makes."""
-    honest = tiny_autoencoder._strided
+    honest = tiny_autoencoder.strided_of
 
-    def forgetful(conv: Any, window: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
-        return honest(conv, window[:, :, 1 - top :], 1, bottom)
+    def forgetful(conv: Any) -> Near:
+        near = honest(conv)
+        return replace(near, function=lambda window, top, bottom: near.function(window[:, :, 1 - top :], 1, bottom))
 
-    monkeypatch.setattr(tiny_autoencoder, "_strided", forgetful)
+    monkeypatch.setattr(tiny_autoencoder, "strided_of", forgetful)
     assert apart(served(), torch.randn(1, 3, 48, 40), decoding=False, block_bytes=1) > 100 * CLOSE
 
 

@@ -13,7 +13,7 @@ from remote_vae.errors import ClientError, ClientTimeout, ConnectionFailed, Inva
 from remote_vae.values import clip
 
 CONNECT_SECONDS: Final = 10.0
-ID_HEADERS: Final = ("x-request-id", "x-call-id")  # the second one is for proxies, some of which write the first anew
+ID_HEADERS: Final = ("x-request-id", "x-call-id")  # the second one is for proxies, some of which replace the first
 CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"  # in the text of an error of TLS
 
 

@@ -63,6 +63,11 @@ class Way(Generic[H]):
         if http is None:
             self._proxy = _read_proxy(_proxy_of_environment(url) if proxy is None else proxy)
             self._verify = _verify(url, self._proxy, ca_file)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Prepares connections that are not injected."""
+        raise NotImplementedError
 
     def _given(self) -> H | None:
         """The injected client; *raises* ConfigurationError if another process has used its connections."""
@@ -79,16 +84,8 @@ class Way(Generic[H]):
 class BlockingNetwork(Way[httpx2.Client]):
     """Blocks the calling thread; threads may share it, and a forked process opens other connections."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        http: httpx2.Client | None = None,
-        proxy: str | None = None,
-        ca_file: PathText | None = None,
-    ) -> None:
-        super().__init__(url, http=http, proxy=proxy, ca_file=ca_file)
-        if http is None:
+    def _begin(self) -> None:
+        if self.injected is None:
             self._connect()
 
     def _connect(self) -> None:
@@ -124,15 +121,7 @@ class BlockingNetwork(Way[httpx2.Client]):
 class AsyncNetwork(Way[httpx2.AsyncClient]):
     """Needs asyncio; each event loop of each process has its own connections, which end with the loop."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        http: httpx2.AsyncClient | None = None,
-        proxy: str | None = None,
-        ca_file: PathText | None = None,
-    ) -> None:
-        super().__init__(url, http=http, proxy=proxy, ca_file=ca_file)
+    def _begin(self) -> None:
         self._own: dict[tuple[int, asyncio.AbstractEventLoop], tuple[httpx2.AsyncClient, AsyncGenerator[None]]] = {}
 
     async def _http(self) -> httpx2.AsyncClient:

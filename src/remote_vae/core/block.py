@@ -22,14 +22,6 @@ class Block:
     rows: torch.Tensor
     last: bool
 
-    def pieces(self, most: int) -> "deque[Block]":
-        """The block in pieces of at most so many rows."""
-        count = self.rows.shape[2]
-        return deque(
-            Block(self.rows[:, :, start : start + most], self.last and start + most >= count)
-            for start in range(0, count, most)
-        )
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
@@ -58,6 +50,17 @@ class Run:
         share = -(-rows // self.threads)
         spans = windows(rows, share + -share % ROWS)
         workers(self.threads).each(spans, lambda span: work(*span), lambda span, nothing: None)
+
+    def pieces(self, source: Iterator[Block], most: int) -> Iterator[Block]:
+        """Blocks of at most so many rows, of which nothing is held here while they are worked on."""
+        for block in source:
+            count, last = block.rows.shape[2], block.last
+            waiting = deque(torch.split(block.rows, most, 2))
+            del block
+            while waiting:
+                self.checkpoint()
+                count -= waiting[0].shape[2]
+                yield Block(waiting.popleft(), last and count == 0)
 
     def rows(self, size: Size, channels: int, frames: int, whole: int = 0) -> int:
         """How many rows of a map a stage takes at a time: a multiple of four if possible, as convolutions prefer it.

@@ -1,6 +1,5 @@
 """The executors of local networks: `frames` takes a few frames at a time, `rows` a few rows of all frames."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -10,11 +9,11 @@ import torch
 from remote_vae.core.absent import COMPILER, in_place_of
 from remote_vae.core.block import Block, Moment, Run
 from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
+from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local, Size, Stage, has_attention
 from remote_vae.core.stream import Chain
 from remote_vae.core.strip_threads import cores
-from remote_vae.core.strips import MOST_KEPT
 
 FRAMES: Final = "frames"
 ROWS: Final = "rows"
@@ -64,7 +63,7 @@ class Blocks:
     meta: Callable[[], Local] = field(repr=False, compare=False)
     device: torch.device
     block_bytes: int
-    peaks: OrderedDict[object, int] = field(repr=False, compare=False)
+    peaks: Kept[int] = field(repr=False, compare=False)
     exact: ClassVar[bool] = True
 
     def suits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -73,11 +72,7 @@ class Blocks:
     def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int:
         """Found by a run on meta tensors."""
         key = self.together, self.block_bytes, dtype, tuple(shape[1:])
-        if key not in self.peaks:
-            self.peaks[key] = self._predict((1, *shape[1:]), dtype)
-            if len(self.peaks) > MOST_KEPT:
-                self.peaks.popitem(last=False)
-        return self.peaks[key] + output
+        return self.peaks.find(key, lambda: self._predict((1, *shape[1:]), dtype)) + output
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         if not self.together and len(shape) == 5:
@@ -109,7 +104,7 @@ class Blocks:
         workers = cores(self.device)
         threads = threads or workers
         run = Run(self.device, item.element_size(), self.block_bytes, workers, threads, len(frames) == 1, checkpoint)
-        sections = [program.stages] if not self.together else list(program.sections)
+        sections = program.sections if self.together else (program.stages,)
         for stages in sections[:-1]:
             maps = Maps(list(_stored(self._section(stages, maps, run))))
         return _given(self._section(sections[-1], maps, run), sink)
@@ -121,11 +116,8 @@ class Blocks:
     def _section(self, stages: tuple[Stage, ...], maps: Maps, run: Run) -> Iterator[Iterator[Block]]:
         """The blocks of each run of frames."""
         together = self.together and not has_attention(stages)
-        first, group, count = 1, self.program.group, len(maps)
-        if together:
-            spans = [(0, count)]
-        else:
-            spans = [(0, first), *((start, start + group) for start in range(first, count, group))]
+        group, count = self.program.group, len(maps)
+        spans = [(0, count)] if together else [(0, 1), *((start, start + group) for start in range(1, count, group))]
         size = maps.size(count if together else group)
         chain = Chain(stages, size, run)
         most = run.rows(size, size.channels, size.frames)
@@ -156,7 +148,7 @@ def _given(section: Iterator[Iterator[Block]], sink: Sink) -> int:
 
 
 def block_executors(
-    program: Local, meta: Callable[[], Local], device: torch.device, peaks: OrderedDict[object, int]
+    program: Local, meta: Callable[[], Local], device: torch.device, peaks: Kept[int]
 ) -> tuple[Blocks, ...]:
     """Few frames at a time come first, because larger blocks are faster; rows of all frames need the least memory."""
     most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)

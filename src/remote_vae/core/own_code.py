@@ -5,7 +5,6 @@ the bytes that would be alive are counted.
 """
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -17,13 +16,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from remote_vae.core.absent import COMPILER, in_place_of
 from remote_vae.core.executor import NO_ARGUMENTS, TILES, WHOLE, Arguments, Sink
+from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.pixels import pictures_of
 from remote_vae.core.stages import Program
 from remote_vae.core.strip_threads import cores, one_core
 from remote_vae.core.strips import is_light, is_small, predict_whole
 
-MOST_KEPT: Final = 64  # predictions, one for each shape of input
 BESIDE_ONE_STRIP: Final = 1.25  # the most that own code takes, as a multiple of the same layers in one strip
 
 Call = Callable[..., torch.Tensor]
@@ -36,17 +35,11 @@ class Rehearsed:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._meta: dict[torch.dtype, nn.Module] = {}
-        self._peaks: OrderedDict[tuple[torch.dtype, tuple[int, ...]], int | None] = OrderedDict()
+        self._peaks = Kept[int | None]()
 
     def peak_of_one(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
         """The peak of one picture or video of a batch; kept, because every request of the shape asks for it."""
-        key = dtype, shape[1:]
-        if key not in self._peaks:
-            self._peaks[key] = self._predict((1, *shape[1:]), dtype)
-            if len(self._peaks) > MOST_KEPT:
-                self._peaks.popitem(last=False)
-        self._peaks.move_to_end(key)
-        return self._peaks[key]
+        return self._peaks.find((dtype, shape[1:]), lambda: self._predict((1, *shape[1:]), dtype))
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
         if dtype not in self._meta:

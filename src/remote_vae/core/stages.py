@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import torch
 
+from remote_vae.core.kept import Kept
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -185,7 +187,7 @@ class Program:
 
     stages: tuple[Stage, ...]
     windows: Windows | None = None
-    peaks: dict[object, int] = field(default_factory=dict, repr=False, compare=False)  # of one picture, by its shape
+    peaks: Kept[int] = field(default_factory=Kept, repr=False, compare=False)  # of one picture, by its shape
 
 
 def frames_after(stage: Stage, frames: int) -> int:

@@ -4,10 +4,9 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn import functional
 
-from remote_vae.core.attention import CHUNK_BYTES, attend
-from remote_vae.core.filters import arithmetic, lead_of, scratch_bytes
+from remote_vae.core.attention import CHUNK_BYTES, attend, linear
+from remote_vae.core.filters import lead_of, scratch_bytes
 from remote_vae.core.norm import Moments
 from remote_vae.core.rows import Normalised, Rows, Stored
 from remote_vae.core.shuffle import shortcut_bytes
@@ -232,13 +231,13 @@ class Attend:
         tokens = Normalised(base, sweep.kernels, part.norm, sweep.moments(base)).window(0, base.height, silu=False)
         rows = tokens.permute(0, 2, 3, 1).reshape(-1, base.channels)
         del tokens
-        query, key, value = (_linear(rows, layer) for layer in (part.query, part.key, part.value))
+        query, key, value = (linear(rows, layer) for layer in (part.query, part.key, part.value))
         del rows
         each = base.height * base.width if part.causal else len(query)  # positions that see the same keys
         for start in range(0, len(query), each):
             seen = start + each
             attend(query[start:seen], key[:seen], value[:seen])
-        found = _linear(query, part.out)
+        found = linear(query, part.out)
         del query, key, value
         branch = found.view(base.frames, base.height, base.width, -1).permute(0, 3, 1, 2)
         base.moments = None
@@ -268,9 +267,3 @@ def _stored(rows: Rows) -> Stored:
     if not isinstance(rows, Stored):
         raise TypeError("this step changes a map in place, so the map must be stored")
     return rows
-
-
-def _linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:
-    dtype = arithmetic(rows.dtype, rows.device)
-    bias = None if part.bias is None else part.bias.to(dtype)
-    return functional.linear(rows.to(dtype), part.weight.flatten(1).to(dtype), bias).to(rows.dtype)

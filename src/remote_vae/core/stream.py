@@ -78,18 +78,13 @@ class _DoubleFrames:
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         past, keep = self._past.begin(moment)
         filter_ = filter_on(self._layer, self._size.height, self._size.width, self._run.device, self._run.workers)
-        for block in source:
+        for piece in self._run.pieces(source, self._most):
             stays = int(self._starts(moment))
-            pieces = block.pieces(self._most)
-            del block
-            while pieces:
-                self._run.checkpoint()
-                piece = pieces.popleft()
-                if len(piece.rows) == stays:
-                    yield piece
-                    continue
-                before = past.popleft() if past else None
-                yield Block(self._doubled(piece.rows, stays, before, filter_, keep), piece.last)
+            if len(piece.rows) == stays:
+                yield piece
+                continue
+            before = past.popleft() if past else None
+            yield Block(self._doubled(piece.rows, stays, before, filter_, keep), piece.last)
 
     def _doubled(
         self, rows: torch.Tensor, stays: int, past: torch.Tensor | None, filter_: Filter, keep: Keep
@@ -164,25 +159,20 @@ class _Near:
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         halo, above = self._stage.halo, 0
         held: torch.Tensor | None = None
-        for block in source:
-            pieces = block.pieces(self._most)
-            del block
-            while pieces:
-                self._run.checkpoint()
-                piece = pieces.popleft()
-                window, last = piece.rows if held is None else torch.cat([held, piece.rows], 2), piece.last
-                del piece
-                rows = window.shape[2] - above - (0 if last else halo)
-                rows -= rows % self._together
-                if rows < 1:
-                    held = window
-                    continue
-                below = min(halo, window.shape[2] - above - rows)
-                given = [window[:, :, : above + rows + below]]
-                top, above = halo - above, min(halo, above + rows)
-                held = None if last else window[:, :, given[0].shape[2] - below - above :].clone()
-                del window
-                yield Block(self._stage.function(given.pop(), top, halo - below), last)
+        for piece in self._run.pieces(source, self._most):
+            window, last = piece.rows if held is None else torch.cat([held, piece.rows], 2), piece.last
+            del piece
+            rows = window.shape[2] - above - (0 if last else halo)
+            rows -= rows % self._together
+            if rows < 1:
+                held = window
+                continue
+            below = min(halo, window.shape[2] - above - rows)
+            given = [window[:, :, : above + rows + below]]
+            top, above = halo - above, min(halo, above + rows)
+            held = None if last else window[:, :, given[0].shape[2] - below - above :].clone()
+            del window
+            yield Block(self._stage.function(given.pop(), top, halo - below), last)
 
 
 class _Sums:
@@ -194,7 +184,7 @@ class _Sums:
         self._most = run.rows(size, widest, size.frames)
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
-        held = deque(piece for block in source for piece in block.pieces(self._most))
+        held = deque(self._run.pieces(source, self._most))
         sums: torch.Tensor | None = None
         for block in self._main(iter(held), moment):
             found = self._stage.summed(block.rows)

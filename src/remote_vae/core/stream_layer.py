@@ -39,30 +39,25 @@ class Convolved:
         held: torch.Tensor | None = None
         begun = False
         filters: list[Filter] = []
-        for block in source:
-            pieces = block.pieces(self._most)
-            del block
-            while pieces:
-                self._run.checkpoint()
-                piece = pieces.popleft()
-                last, before = piece.last, past.popleft() if past else None
-                if not filters:
-                    filters.append(self._filter(len(piece.rows) + (0 if before is None else len(before))))
-                window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
-                del piece, before, held
-                rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
-                if self._stage.mirrors:
-                    _mirror(window, kept, columns, top=not begun, bottom=last)
-                if rows < 1 or lead >= len(window):
-                    held = window[:, :, :kept, columns]
-                    continue
-                held = None if last else window[:, :, rows * step : kept, columns].clone()
-                given = [self._filtered(window, rows, lead, filters[0])]
-                del window
-                if last:
-                    filters.clear()  # before stages that come later hold theirs
-                begun = True
-                yield Block(given.pop(), last)
+        for piece in self._run.pieces(source, self._most):
+            last, before = piece.last, past.popleft() if past else None
+            if not filters:
+                filters.append(self._filter(len(piece.rows) + (0 if before is None else len(before))))
+            window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
+            del piece, before
+            rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
+            if self._stage.mirrors:
+                _mirror(window, kept, columns, top=not begun, bottom=last)
+            if rows < 1 or lead >= len(window):
+                held = window[:, :, :kept, columns]
+                continue
+            held = None if last else window[:, :, rows * step : kept, columns].clone()
+            given = [self._filtered(window, rows, lead, filters[0])]
+            del window
+            if last:
+                filters.clear()  # before stages that come later hold theirs
+            begun = True
+            yield Block(given.pop(), last)
 
     def _filtered(self, window: torch.Tensor, rows: int, lead: int, filter_: Filter) -> torch.Tensor:
         """Rows of the output, which are shared among the cores."""

@@ -40,7 +40,6 @@ FEWEST_EACH_ON_CPU: Final = 6  # for each worker of the fastest plan, because st
 LIGHT: Final = 4e7  # products that one core computes in about the time that it takes to wake another one
 WHOLE_BYTES: Final = 2**62
 MOST_VALUES: Final = 2**30  # of a strip: from 2**31 on, the fast convolutions of GPUs are not used or not safe
-MOST_KEPT: Final = 64  # predictions of a program, one for each shape
 SMALL_BYTES: Final = 24 * 2**20  # below this, strips would save no memory that matters
 
 
@@ -171,13 +170,11 @@ def is_small(program: Program, shape: tuple[int, ...], dtype: torch.dtype, devic
 
 def predict_whole(program: Program, shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes that are alive if one picture is run in one strip; kept, because every executor asks for it."""
-    key = dtype, tuple(shape[1:])
-    if key not in program.peaks:
-        if len(program.peaks) == MOST_KEPT:
-            program.peaks.clear()
-        size = longest_window(program, _size_of(shape, dtype))
-        program.peaks[key] = predict(program, size, StripPlan(WHOLE_BYTES))
-    return program.peaks[key]
+
+    def found() -> int:
+        return predict(program, longest_window(program, _size_of(shape, dtype)), StripPlan(WHOLE_BYTES))
+
+    return program.peaks.find((dtype, tuple(shape[1:])), found)
 
 
 def is_light(program: Program, shape: tuple[int, ...], cores: int) -> bool:

@@ -1,6 +1,5 @@
 """A diffusers module behind the narrow waist of the core."""
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +9,7 @@ import torch
 
 from remote_vae.core.blocks import block_executors
 from remote_vae.core.executor import Executor
+from remote_vae.core.kept import Kept
 from remote_vae.core.local import Local
 from remote_vae.core.own_code import Call, OwnCode, Tiles, meta_copy
 from remote_vae.core.pieces import Apart, Pieces, Piecewise
@@ -28,7 +28,7 @@ class DiffusersVAE:
         self.decoder, self.encoder = self._described()
         self._local = self._described_as_local(module)
         self._meta: dict[torch.dtype, tuple[Local, Local] | None] = {}
-        self._peaks: tuple[OrderedDict[object, int], OrderedDict[object, int]] = OrderedDict(), OrderedDict()
+        self._peaks = Kept[int](), Kept[int]()
         self._decoding = self._own_code(family.decode, self.decoder, family.decode_pieces)
         self._encoding = (
             () if family.encode is None else self._own_code(family.encode, self.encoder, family.encode_pieces)

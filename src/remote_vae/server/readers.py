@@ -184,9 +184,13 @@ class Readers:
     def _reader(self) -> Reader:
         """An idle process, or a new one; and another one is started if this was the last."""
         self._idle = [reader for reader in self._idle if reader.alive]
-        reader = self._idle.pop() if self._idle else Reader()
+        try:
+            reader = self._idle.pop() if self._idle else Reader()
+        except OSError as exc:
+            raise Overloaded("the system can start no process to read the body now; try again later") from exc
         if not self._idle:
-            self._idle.append(Reader())
+            with suppress(OSError):  # the next body starts one
+                self._idle.append(Reader())
         return reader
 
     def _put_back(self, reader: Reader) -> None:
