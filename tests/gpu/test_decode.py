@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from remote_vae.core.rows import kernels_for
 from remote_vae.core.strips import run
 from remote_vae.core.sweep import StripPlan
-from remote_vae.models.stages import describe_decoder, describe_encoder
+from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -13,7 +13,7 @@ from diffusers import (
     AutoencoderTiny,
 )
 
-from remote_vae.core import own_code
+from remote_vae.core import kept
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
@@ -144,7 +144,7 @@ def test_predicted_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return predict(shape, dtype)
 
     monkeypatch.setattr(executor, "_predict", counted)
-    monkeypatch.setattr(own_code, "MOST_KEPT", 2)
+    monkeypatch.setattr(kept, "MOST", 2)
     one, again, two = (executor.peak_bytes((batch, 4, 8, 8), torch.float32, 7) for batch in (1, 1, 2))
     assert one == again
     assert copies == 1

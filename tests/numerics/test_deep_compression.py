@@ -16,8 +16,8 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Each, Local, Near, Residual, Stage, Sums
 from remote_vae.core.pixels import pictures_of
 from remote_vae.errors import DeadlineExceeded, TooLarge
-from remote_vae.models.deep_compression import describe
 from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.stages.deep_compression import describe
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.values import Output, Scaling
 

@@ -15,8 +15,8 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local
 from remote_vae.core.own_code import meta_copy
 from remote_vae.core.stream_layer import Convolved
-from remote_vae.models.causal import describe
 from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.stages.causal import describe
 from remote_vae.models.vae import DiffusersVAE
 
 from .models import shaken

@@ -12,8 +12,8 @@ from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Frames
 from remote_vae.core.own_code import meta_copy
-from remote_vae.models import ltx
 from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.stages import ltx
 from remote_vae.models.vae import DiffusersVAE
 
 from .models import shaken

@@ -16,8 +16,8 @@ from remote_vae.core.norm import Moments
 from remote_vae.core.stages import Program
 from remote_vae.core.strips import Strips, run, strip_executors
 from remote_vae.core.sweep import MapSize, RowSink, StripPlan, map_sizes
-from remote_vae.models import hunyuan_video_stages
-from remote_vae.models.hunyuan_video_stages import describe_decoder, describe_encoder
+from remote_vae.models.stages import hunyuan_video as stages_of_hunyuan
+from remote_vae.models.stages.hunyuan_video import describe_decoder, describe_encoder
 
 from .models import shaken
 from .test_exact import CLOSE, apart, cast
@@ -134,7 +134,7 @@ def sees_later_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_order(part: Any, **changes: Any) -> Any:
         return replace(part, **{name: value for name, value in changes.items() if name != "causal"})
 
-    monkeypatch.setattr(hunyuan_video_stages, "replace", without_order)
+    monkeypatch.setattr(stages_of_hunyuan, "replace", without_order)
 
 
 def does_not_blend(monkeypatch: pytest.MonkeyPatch) -> None:

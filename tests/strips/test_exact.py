@@ -14,7 +14,7 @@ from remote_vae.core.norm import Cpu, Moments, Plain
 from remote_vae.core.stages import Program, Upsample
 from remote_vae.core.strips import run
 from remote_vae.core.sweep import StripPlan
-from remote_vae.models.stages import describe_decoder, describe_encoder
+from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
 
 from .models import flux2, small
 
@@ -136,7 +136,7 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 def test_upsampling_as_it_is(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Upsampling whose kernel is not folded, as in float16, gives the same pixels."""
     monkeypatch.setattr(
-        "remote_vae.models.parts.Upsample", lambda weight, bias: Upsample(kept.pop(0), bias, folded=False)
+        "remote_vae.models.stages.parts.Upsample", lambda weight, bias: Upsample(kept.pop(0), bias, folded=False)
     )
     model, z = small(), torch.randn(1, 4, 7, 5)
     kept = [block.upsamplers[0].conv.weight for block in model.decoder.up_blocks if block.upsamplers]

@@ -18,7 +18,7 @@ from remote_vae.core.stages import Convolution, Upsample
 from remote_vae.core.strips import predict, run
 from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.models.families import MODELS, family_of
-from remote_vae.models.stages import describe_decoder, describe_encoder
+from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
 
 from .models import small

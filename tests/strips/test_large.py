@@ -8,7 +8,7 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.strips import predict, run
 from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.models.families import find_model
-from remote_vae.models.stages import describe_decoder
+from remote_vae.models.stages.autoencoder_kl import describe_decoder
 
 STRIP_BYTES = 2**28  # larger than the planner's own, for fewer steps
 MACHINE = 24e9

@@ -18,7 +18,7 @@ from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.engine.memory import Budget
 from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
 from remote_vae.models.families import MODELS, family_of, find_recipe
-from remote_vae.models.stages import describe_decoder, describe_encoder
+from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
 from remote_vae.models.vae import DiffusersVAE
 from remote_vae.values import Output, Posterior, Scaling
 

@@ -10,7 +10,7 @@ from remote_vae.core import shuffle
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.strips import Strips, strip_executors
 from remote_vae.core.sweep import StripPlan
-from remote_vae.models.hunyuan_image_stages import describe_decoder, describe_encoder
+from remote_vae.models.stages.hunyuan_image import describe_decoder, describe_encoder
 
 from .models import shaken
 from .test_exact import CLOSE, PLANS, apart, cast, through

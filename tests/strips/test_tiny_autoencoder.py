@@ -10,8 +10,8 @@ from diffusers import AutoencoderTiny
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Near
-from remote_vae.models import tiny_autoencoder
 from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.stages import tiny_autoencoder
 from remote_vae.models.vae import DiffusersVAE
 
 from .models import shaken

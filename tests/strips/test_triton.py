@@ -9,7 +9,7 @@ from remote_vae.core import rows, sweep
 from remote_vae.core.norm import Plain
 from remote_vae.core.stages import Norm
 from remote_vae.core.sweep import StripPlan
-from remote_vae.models.stages import describe_decoder, describe_encoder
+from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
 
 from .models import small
 from .test_exact import CLOSE, FEW_ROWS, apart, through

@@ -8,8 +8,9 @@ from diffusers import AutoencoderKLHunyuanImage, AutoencoderKLHunyuanVideo
 
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.strips import strip_executors
-from remote_vae.models import hunyuan_image_stages, hunyuan_video_stages
 from remote_vae.models.families import find_model
+from remote_vae.models.stages import hunyuan_image as hunyuan_image_stages
+from remote_vae.models.stages import hunyuan_video as hunyuan_video_stages
 
 from .test_exact import cast
 

@@ -83,8 +83,8 @@ def frames_of_causal(module: Any) -> Frames:
 class Family:
     """VAEs of one class that share their facts; `cls` is the name of the class.
 
-    `strips`: the module of `remote_vae.models` that describes its layers, if exact strips can run them. `local`: the
-    module that describes them if they can run block by block. `tiles`: its own tiled methods work both ways.
+    `stages`: the module of `remote_vae.models.stages` that describes its layers, if exact strips or blocks can run
+    them. `tiles`: its own tiled methods work both ways.
     `deterministic`: its encoder gives a latent and not a distribution.
     `frames_first`: the class decodes to frames before channels, which its pipeline expects and `decode` undoes.
     `whole_groups`: its encoder takes no frames beyond the last whole group. `float32` names the parts, at any depth,
@@ -104,8 +104,7 @@ class Family:
 
     cls: str
     models: tuple[Model, ...]
-    strips: str = ""
-    local: str = ""
+    stages: str = ""
     tiles: bool = False
     deterministic: bool = False
     frames_first: bool = False

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.modeling_utils import no_init_weights
 
 from remote_vae.core.filters import arithmetic
+from remote_vae.core.own_code import OwnCode
 from remote_vae.core.pixels import all_finite
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import ModelLoadError
@@ -28,7 +29,7 @@ RANDOM_SEED: Final = 0
 def open_model(spec: ModelSpec, weights: FoundWeights | None) -> tuple[DiffusersVAE, Recipe]:
     """The VAE and its recipe; says on standard error if this machine is slow in the precision that was asked for."""
     vae = _load(spec, weights)
-    if vae.decoder is None and arithmetic(vae.dtype, vae.device) is not vae.dtype:
+    if isinstance(vae.decoders[0], OwnCode) and arithmetic(vae.dtype, vae.device) is not vae.dtype:
         tell(
             spec.name,
             f"will be slow: diffusers' own code runs it in {spec.dtype}, in which this CPU multiplies slowly; "

@@ -18,6 +18,8 @@ from remote_vae.core.strip_threads import cores
 from remote_vae.core.strips import strip_executors
 from remote_vae.models.family import Family
 
+Pair = tuple[Program | Local | None, Program | Local | None]  # the decoder and the encoder
+
 
 class DiffusersVAE:
     """Meets `core.vae.VAE`. One caller at a time: some VAEs keep state between calls."""
@@ -25,18 +27,15 @@ class DiffusersVAE:
     def __init__(self, module: torch.nn.Module, *, source: str, revision: str, family: Family) -> None:
         self._family = family
         self.module = module
-        self.decoder, self.encoder = self._described()
-        self._local = self._described_as_local(module)
-        self._meta: dict[torch.dtype, tuple[Local, Local] | None] = {}
+        self.decoder, self.encoder = self._described(module)
+        self._meta: dict[torch.dtype, Pair] = {}
         self._peaks = Kept[int](), Kept[int]()
-        self._decoding = self._own_code(family.decode, self.decoder, family.decode_pieces)
-        self._encoding = (
-            () if family.encode is None else self._own_code(family.encode, self.encoder, family.encode_pieces)
-        )
+        self._decoding = self._own_code(family.decode, 0, family.decode_pieces)
+        self._encoding = () if family.encode is None else self._own_code(family.encode, 1, family.encode_pieces)
         self.info = self._family.read_info(
             module,
             plans=tuple(dict.fromkeys(executor.name for executor in (*self.decoders, *self.encoders))),
-            executor="diffusers" if self.decoder is None and self._local is None else "strips",
+            executor="diffusers" if self.decoder is None else "strips",
             source=source,
             revision=revision,
         )
@@ -60,43 +59,34 @@ class DiffusersVAE:
 
     @property
     def decoders(self) -> tuple[Executor, ...]:
-        return (*self._strips(self.decoder), *self._around(0, self._decoding))
+        return self._ways(0, self._decoding)
 
     @property
     def encoders(self) -> tuple[Executor, ...]:
-        return (*self._strips(self.encoder), *self._around(1, self._encoding))
+        return self._ways(1, self._encoding)
 
-    def _strips(self, program: Program | None) -> tuple[Executor, ...]:
-        return () if program is None else strip_executors(program, self.device.type, cores(self.device))
-
-    def _around(self, direction: int, own: tuple[Executor, ...]) -> tuple[Executor, ...]:
-        """The faster ones first."""
-        blocks = self._blocks(direction)
-        return (*own, *blocks) if self._local is not None and self._local[direction].only_rows else (*blocks, *own)
-
-    def _blocks(self, direction: int) -> tuple[Executor, ...]:
-        """Ways to decode, or to encode, a local network."""
-        if self._local is None:
-            return ()
-        program, meta = self._local[direction], partial(self._on_meta, direction)
-        return block_executors(program, meta, self.device, self._peaks[direction])
+    def _ways(self, direction: int, own: tuple[Executor, ...]) -> tuple[Executor, ...]:
+        """To decode, or to encode; the faster ones first."""
+        match (self.decoder, self.encoder)[direction]:
+            case Program() as program:
+                return (*strip_executors(program, self.device.type, cores(self.device)), *own)
+            case Local() as local:
+                blocks = block_executors(local, partial(self._on_meta, direction), self.device, self._peaks[direction])
+                return (*own, *blocks) if local.only_rows else (*blocks, *own)
+        return own
 
     def _on_meta(self, direction: int) -> Local:
         """The stages with tensors that have no values."""
         if self.dtype not in self._meta:
-            self._meta[self.dtype] = self._described_as_local(meta_copy(self.module))
-        found = self._meta[self.dtype]
-        assert found is not None
-        return found[direction]
-
-    def _described_as_local(self, module: torch.nn.Module) -> tuple[Local, Local] | None:
-        """The decoder and the encoder of a network whose norms see one position at a time."""
-        if not self._family.local:
-            return None
-        found: tuple[Local, Local] | None = import_module(f"remote_vae.models.{self._family.local}").describe(module)
+            self._meta[self.dtype] = self._described(meta_copy(self.module))
+        found = self._meta[self.dtype][direction]
+        assert isinstance(found, Local)
         return found
 
-    def _own_code(self, call: Call, program: Program | None, piecewise: Piecewise | None) -> tuple[Executor, ...]:
+    def _own_code(self, call: Call, direction: int, piecewise: Piecewise | None) -> tuple[Executor, ...]:
+        described = (self.decoder, self.encoder)[direction]
+        program = described if isinstance(described, Program) else None
+
         def forgetting(module: torch.nn.Module, batch: torch.Tensor, **arguments: object) -> torch.Tensor:
             try:
                 return call(module, _ordered(batch), **arguments)
@@ -110,32 +100,31 @@ class DiffusersVAE:
             found.append(Apart(own))
         return (*found, Tiles(self.module, forgetting)) if self._family.tiles else tuple(found)
 
-    def _described(self) -> tuple[Program | None, Program | None]:
-        """Both or neither, so that what a model's card says holds in both directions."""
-        if not self._family.strips:
+    def _described(self, module: torch.nn.Module) -> Pair:
+        """The decoder and the encoder as stages, or neither."""
+        if not self._family.stages:
             return None, None
-        found = import_module(f"remote_vae.models.{self._family.strips}")
-        decoder, encoder = found.describe_decoder(self.module), found.describe_encoder(self.module)
-        return (None, None) if decoder is None or encoder is None else (decoder, encoder)
+        found: tuple[Program, Program] | tuple[Local, Local] | None
+        found = import_module(f"remote_vae.models.stages.{self._family.stages}").describe(module)
+        return found or (None, None)
 
     @contextmanager
     def upcast(self) -> Iterator[None]:
         """The weights in their own precision are kept, so that going back needs no memory and changes no bit."""
-        programs, local = (self.decoder, self.encoder), self._local
+        described = self.decoder, self.encoder
         weights = [(weight, weight.data) for weight in self.module.parameters()]
         buffers = [(part._buffers, dict(part._buffers)) for part in self.module.modules()]
         try:
             torch.nn.Module.to(self.module, torch.float32)
             if self.decoder is not None:
-                self.decoder, self.encoder = self._described()
-            self._local = self._described_as_local(self.module)
+                self.decoder, self.encoder = self._described(self.module)
             yield
         finally:
             for weight, data in weights:
                 weight.data = data
             for holder, kept in buffers:
                 holder.update(kept)
-            (self.decoder, self.encoder), self._local = programs, local
+            self.decoder, self.encoder = described
 
 
 def _ordered(batch: torch.Tensor) -> torch.Tensor:

@@ -222,7 +222,7 @@ _UPSCALER: Final = Model(
 _FAMILY: Final = Family(
     "AutoencoderKL",
     _MODELS,
-    strips="stages",
+    stages="autoencoder_kl",
     tiles=True,
     convert=lambda weights, module: from_latent_diffusion(weights),
 )

@@ -83,7 +83,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderDC",
         _MODELS,
-        local="deep_compression",
+        stages="deep_compression",
         tiles=True,
         deterministic=True,
         convert=from_original_names,

@@ -121,7 +121,7 @@ _MODELS: Final = (
 _FAMILY: Final = Family(
     "AutoencoderKLFlux2",
     _MODELS,
-    strips="stages",
+    stages="autoencoder_kl",
     tiles=True,
     float32=("bn",),
     statistics=statistics,

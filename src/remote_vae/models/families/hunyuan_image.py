@@ -57,7 +57,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLHunyuanImage",
         _MODELS,
-        strips="hunyuan_image_stages",
+        stages="hunyuan_image",
         convert=lambda weights, module: from_latent_diffusion_in_one_row(weights),
     ),
     # Its config states a ratio of 4 in time, but no layer of it works in time.

@@ -58,7 +58,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLHunyuanVideo",
         _MODELS,
-        strips="hunyuan_video_stages",
+        stages="hunyuan_video",
         tiles=True,
         convert=lambda weights, module: from_latent_diffusion(weights),
     ),

@@ -92,7 +92,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLLTX2Video",
         _MODELS,
-        local="ltx",
+        stages="ltx",
         tiles=True,
         whole_groups=True,
         statistics=statistics_of_buffers,

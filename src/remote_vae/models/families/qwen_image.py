@@ -88,7 +88,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLQwenImage",
         _MODELS,
-        local="causal",
+        stages="causal",
         pixel_channels=lambda config: int(config.get("input_channels", RGB)),  # configs of the first weights lack it
         convert=from_original_names,
         forget=lambda module: module.clear_cache(),
@@ -96,7 +96,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLQwenImage21",
         _MODELS_21,
-        local="causal",
+        stages="causal",
         pixel_channels=lambda config: int(config.get("out_channels", RGBA)),
         frames=lambda module: Frames(),  # its config names a ratio, but its code takes one frame
         forget=lambda module: module.clear_cache(),

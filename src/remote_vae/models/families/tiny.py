@@ -24,4 +24,4 @@ _MODELS: Final = (
 )
 
 # The class has a tiled encoder too, which knows four latent channels only.
-FAMILIES: Final = (Family("AutoencoderTiny", _MODELS, deterministic=True, local="tiny_autoencoder"),)
+FAMILIES: Final = (Family("AutoencoderTiny", _MODELS, deterministic=True, stages="tiny_autoencoder"),)

@@ -176,7 +176,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLWan",
         _MODELS,
-        local="causal",
+        stages="causal",
         whole_groups=True,
         convert=from_original_names,
         forget=lambda module: module.clear_cache(),  # two frames of each convolution

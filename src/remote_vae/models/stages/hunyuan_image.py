@@ -10,7 +10,12 @@ from diffusers.models.autoencoders import autoencoder_kl_hunyuanimage as source
 from torch import nn
 
 from remote_vae.core.stages import Attention, Program, Residual, Shuffle, Stage
-from remote_vae.models.parts import Unknown, convolution_of, expect, norm_of
+from remote_vae.models.stages.parts import Unknown, both, convolution_of, expect, norm_of
+
+
+def describe(module: Any) -> tuple[Program, Program] | None:
+    """The decoder and the encoder."""
+    return both(describe_decoder(module), describe_encoder(module))
 
 
 def describe_decoder(module: Any) -> Program | None:

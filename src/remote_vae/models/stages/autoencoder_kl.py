@@ -15,7 +15,21 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from remote_vae.core.stages import Downsample, Program, Residual, Stage, Upsample
-from remote_vae.models.parts import Unknown, attention_of, bias_of, convolution_of, expect, upsample_of, weight_of
+from remote_vae.models.stages.parts import (
+    Unknown,
+    attention_of,
+    bias_of,
+    both,
+    convolution_of,
+    expect,
+    upsample_of,
+    weight_of,
+)
+
+
+def describe(module: nn.Module) -> tuple[Program, Program] | None:
+    """The decoder and the encoder."""
+    return both(describe_decoder(module), describe_encoder(module))
 
 
 def describe_decoder(module: nn.Module) -> Program | None:

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from remote_vae.core.local import Each, Frames, Layer, Local, Norm, Residual, Stage
 from remote_vae.core.stages import Convolution
-from remote_vae.models.local_parts import Function, patchified, unpatchified
-from remote_vae.models.parts import Unknown, bias_of, expect
+from remote_vae.models.stages.local_parts import Function, patchified, unpatchified
+from remote_vae.models.stages.parts import Unknown, bias_of, expect
 
 Sides = tuple[int, int, int]
 

@@ -27,8 +27,8 @@ from remote_vae.core.local import (
     Stage,
 )
 from remote_vae.core.stages import Convolution, Downsample
-from remote_vae.models.local_parts import patchified, unpatchified
-from remote_vae.models.parts import Unknown, bias_of, expect, upsample_of
+from remote_vae.models.stages.local_parts import patchified, unpatchified
+from remote_vae.models.stages.parts import Unknown, bias_of, expect, upsample_of
 
 GROUP: Final = 4  # frames that the encoder takes together, after the first one
 

@@ -11,7 +11,12 @@ from diffusers.models.autoencoders import autoencoder_kl_hunyuan_video as source
 from torch import nn
 
 from remote_vae.core.stages import Convolution, Downsample, Program, Residual, Stage, Upsample, Windows
-from remote_vae.models.parts import Unknown, attention_of, bias_of, expect, norm_of, weight_of
+from remote_vae.models.stages.parts import Unknown, attention_of, bias_of, both, expect, norm_of, weight_of
+
+
+def describe(module: Any) -> tuple[Program, Program] | None:
+    """The decoder and the encoder."""
+    return both(describe_decoder(module), describe_encoder(module))
 
 
 def describe_decoder(module: Any) -> Program | None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from remote_vae.core.local import Layer, Local, Near, Residual, Stage
-from remote_vae.models.local_parts import each_of, strided_of
-from remote_vae.models.parts import Unknown, convolution_of, expect, upsample_of
+from remote_vae.models.stages.local_parts import each_of, strided_of
+from remote_vae.models.stages.parts import Unknown, convolution_of, expect, upsample_of
 
 ACTIVATIONS: Final = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish)
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from remote_vae.core.local import Each, Layer, Local, Near, Norm, Residual, Stage, Sums
 from remote_vae.core.root_mean_square import normalise
-from remote_vae.models.local_parts import HALF, Rows, each_of, strided_of
-from remote_vae.models.parts import Unknown, convolution_of, expect, upsample_of
+from remote_vae.models.stages.local_parts import HALF, Rows, each_of, strided_of
+from remote_vae.models.stages.parts import Unknown, convolution_of, expect, upsample_of
 
 TWICE: Final = Fraction(2)
 ACTIVATIONS: Final = (nn.SiLU, nn.ReLU, nn.ReLU6, nn.Identity)

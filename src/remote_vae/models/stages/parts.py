@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention as DiffusersAttention
 from torch import nn
 
 from remote_vae.core.filters import fold
-from remote_vae.core.stages import Attention, Convolution, Norm, Upsample
+from remote_vae.core.stages import Attention, Convolution, Norm, Program, Upsample
 
 
 class Unknown(Exception):
@@ -62,6 +62,11 @@ def weight_of(weight: nn.Parameter) -> torch.Tensor:
 
 def bias_of(part: nn.Conv2d | nn.Linear) -> torch.Tensor | None:
     return None if part.bias is None else part.bias.data
+
+
+def both(decoder: Program | None, encoder: Program | None) -> tuple[Program, Program] | None:
+    """Both or neither, so that what a model's card says holds in both directions."""
+    return None if decoder is None or encoder is None else (decoder, encoder)
 
 
 def expect(condition: object) -> None:

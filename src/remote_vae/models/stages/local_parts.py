@@ -9,7 +9,7 @@ from einops import rearrange
 from torch.nn import functional
 
 from remote_vae.core.local import ONE, Each, Near
-from remote_vae.models.parts import expect
+from remote_vae.models.stages.parts import expect
 
 HALF: Final = Fraction(1, 2)
 
