@@ -8,7 +8,7 @@ weights and input not counted. `apart` is the largest difference from diffusers'
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import torch
 import typer
@@ -63,49 +63,56 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     for way in vae.decoders if direction == "decode" else vae.encoders:
         if way.exact:
             ways.setdefault(way.name, way)
-    reference = _output(ways["whole"], given)
-    seconds: dict[str, list[tuple[float, float]]] = {plan: [] for plan in ways}
+    runs: dict[str, list[Timed]] = {plan: [] for plan in ways}
     for _ in range(rounds):
         for plan, way in ways.items():
-            seconds[plan].append(_timed(way, given))
+            runs[plan].append(_timed(way, given))
+    reference = runs["whole"][0].output
     rows = []
     for plan, way in ways.items():
         with LiveBytes() as live:
             way.run(given, lambda first, row, block: None, lambda: None)
-        total, first = min(seconds[plan])
-        apart = (_output(way, given) - reference).abs().max() / reference.abs().max()
+        fastest = min(runs[plan], key=lambda run: run.seconds)
         rows.append(
             {
                 "case": name,
                 "plan": plan,
-                "seconds": total,
-                "first_block_seconds": first,
+                "seconds": fastest.seconds,
+                "first_block_seconds": fastest.first_block_seconds,
                 "live_bytes": live.peak,
                 "predicted_bytes": way.peak_bytes(shape, torch.float32, 0),
-                "apart": float(apart),
+                "apart": float((fastest.output - reference).abs().max() / reference.abs().max()),
             }
         )
     _show(rows)
     return rows
 
 
-def _timed(way: Executor, given: torch.Tensor) -> tuple[float, float]:
-    """Seconds of a run, and of its first block."""
-    blocks: list[float] = []
-    started = time.perf_counter()
-    way.run(given, lambda first, row, block: blocks.append(time.perf_counter()), lambda: None)
-    return time.perf_counter() - started, blocks[0] - started
+class Timed(NamedTuple):
+    """A run: its seconds, those until its first block, and its output."""
+
+    seconds: float
+    first_block_seconds: float
+    output: torch.Tensor
 
 
-def _output(way: Executor, given: torch.Tensor) -> torch.Tensor:
+def _timed(way: Executor, given: torch.Tensor) -> Timed:
     blocks: list[tuple[int, int, torch.Tensor]] = []
-    way.run(given, lambda first, row, block: blocks.append((first, row, block.clone())), lambda: None)
+    times: list[float] = []
+
+    def take(first: int, row: int, block: torch.Tensor) -> None:
+        times.append(time.perf_counter())
+        blocks.append((first, row, block.clone()))
+
+    started = time.perf_counter()
+    way.run(given, take, lambda: None)
+    seconds = time.perf_counter() - started
     frames = max(first + len(block) for first, _, block in blocks)
     height = max(row + block.shape[2] for _, row, block in blocks)
     found = torch.empty(frames, blocks[0][2].shape[1], height, blocks[0][2].shape[3])
     for first, row, block in blocks:
         found[first : first + len(block), :, row : row + block.shape[2]] = block
-    return found
+    return Timed(seconds, times[0] - started, found)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
