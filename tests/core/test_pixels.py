@@ -60,6 +60,14 @@ def test_uint8_pictures() -> None:
     assert torch.equal(prepare(levels.permute(0, 3, 1, 2), multiple=8), expected)
 
 
+def test_uint8_videos() -> None:
+    """The frames of a uint8 video are taken as uint8 pictures are; three of them are not mistaken for channels."""
+    levels = (random(2, 3, 16, 24, 3) * 255).round().to(torch.uint8)
+    expected = levels.permute(0, 4, 1, 2, 3).float() / 255 * 2 - 1
+    assert torch.equal(prepare(levels, multiple=8), expected)
+    assert torch.equal(prepare(levels.permute(0, 4, 1, 2, 3), multiple=8), expected)
+
+
 def test_a_videos_frames_are_floored_one_by_one() -> None:
     """Every frame of a video is resized as a picture of its own would be."""
     video = random(2, 3, 5, 19, 26)

@@ -230,9 +230,9 @@ def _as_sent(pixels: AnyTensor) -> AnyTensor:
 
     Pixels of an 8-bit image are sent as uint8, which the server reads as the pipelines do, to the last bit. Other
     floats the server takes for [-1, 1] only if one of them is negative; if none is, they are sent in [0, 1].
-    *Shapes*: [B,P,H,W] -> uint8 [B,H,W,P] or the same.
+    *Shapes*: [B,P,H,W] or [B,P,F,H,W] -> the same, or uint8 [B,H,W,P] or [B,F,H,W,P].
     """
-    if pixels.ndim == 4 and str(pixels.dtype) == "torch.float32":
+    if str(pixels.dtype) == "torch.float32":
         levels = ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
         if bool((levels.float() / 255 * 2 - 1 == pixels).all()):
             return levels.movedim(1, -1)

@@ -31,7 +31,7 @@ def encode(
 ) -> Result:
     """The latent of a picture or video.
 
-    *Shapes*: uint8 [B,H,W,P] or [B,P,H,W], float [B,P,H,W] or [B,P,F,H,W] -> [B,C,h,w] or [B,C,f,h,w], twice the
+    *Shapes*: [B,P,H,W] or [B,P,F,H,W], of uint8 also [B,H,W,P] or [B,F,H,W,P] -> [B,C,h,w] or [B,C,f,h,w], twice the
     channels for parameters; P is the model's pixel channels. Floats mean [-1, 1] if any is negative, otherwise [0, 1].
     *Raises* NonFiniteInput, InvalidValue, TooLarge if no plan fits, NonFiniteOutput.
     """
@@ -96,9 +96,9 @@ def prepare(image: torch.Tensor, channels: int = RGB, *, multiple: int) -> torch
     *Source*: diffusers' VaeImageProcessor.preprocess, which resizes tensors by nearest neighbours.
     """
     if image.dtype is torch.uint8:
-        if image.shape[1] != channels:
-            image = rearrange(image, "b h w c -> b c h w")
-        pixels = signed(image.float() / 255)
+        if image.shape[-1] == channels:  # no picture is so narrow
+            image = image.movedim(-1, 1)
+        pixels = signed(image.contiguous().float() / 255)
     else:
         pixels = _signed_of_floats(image.float())
     height, width = (side - side % multiple for side in pixels.shape[-2:])

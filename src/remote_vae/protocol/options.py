@@ -39,7 +39,7 @@ class TensorOptions(TypedDict, total=False):
         tuple[int, ...], Option(Shape(), "Sizes of the tensor in the body: repeated, or one list like 1,4,64,64.")
     ]
     dtype: Annotated[
-        str, Option(Text(), "Type of the tensor in the body: float16, float32 or bfloat16; uint8 for pictures.")
+        str, Option(Text(), "Type of the tensor in the body: float16, float32 or bfloat16; uint8 for pixels.")
     ]
 
 

@@ -191,19 +191,17 @@ def _check_encode(request: EncodeRequest, info: VAEInfo, model: Served) -> Poste
 
 def _read_tensor(model: Served, channels: int, frame: Tensor) -> tuple[Tensor, int, int, int]:
     """The tensor with its batch axis, and its frames, height and width in pixels."""
-    shape = frame.shape
-    video, floats = model.recipe.has_frames, frame.dtype != "uint8"
-    unbatched = video and floats and len(shape) == 4 and shape[0] == channels and shape[1] != channels
+    shape, video = frame.shape, model.recipe.has_frames
+    last = frame.dtype == "uint8" and shape[-1] == channels  # no picture is so narrow
+    unbatched = video and not last and len(shape) == 4 and shape[0] == channels and shape[1] != channels
     if len(shape) == 3 or unbatched:
         shape = (1, *shape)
-    picture = Tensor(frame.dtype, shape, frame.buffer)
-    if len(shape) == 4 and shape[1] == channels:
-        return picture, 1, shape[2], shape[3]
-    if len(shape) == 4 and shape[3] == channels and not floats:
-        return picture, 1, shape[1], shape[2]
-    if video and len(shape) == 5 and shape[1] == channels and floats:
-        return picture, shape[2], shape[3], shape[4]
-    layouts = "[B,{0},H,W], [{0},H,W], or uint8 [B,H,W,{0}]" + (", or floats [B,{0},F,H,W]" if video else "")
+    if len(shape) in ((4, 5) if video else (4,)) and channels == shape[-1 if last else 1]:
+        frames, height, width = (1, *(shape[1:-1] if last else shape[2:]))[-3:]
+        return Tensor(frame.dtype, shape, frame.buffer), frames, height, width
+    layouts = "[B,{0},H,W], [{0},H,W], or uint8 [B,H,W,{0}]" + (
+        "; of a video [B,{0},F,H,W], or uint8 [B,F,H,W,{0}]" if video else ""
+    )
     advice = "; of an opaque picture alpha is 1 (255 in uint8)" if channels == RGBA and RGB in shape else ""
     raise LatentMismatch(
         f"a tensor of shape {list(frame.shape)} is no picture for model {model.name!r}; expected "
