@@ -1,7 +1,7 @@
 """A self-hosted Remote VAE: latents to pictures and video, pictures to latents, over HTTP.
 
 The public names: `remote_decode`, `remote_encode`, `Client`, `AsyncClient`, `RemoteVAE`, `DecodeQueue`,
-`AsyncDecodeQueue`, `preview_callback`, and every error in `remote_vae.errors`.
+`AsyncDecodeQueue`, `EncodeQueue`, `AsyncEncodeQueue`, `preview_callback`, and every error in `remote_vae.errors`.
 """
 
 from importlib.metadata import version
@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from remote_vae.client import (
         AsyncClient,
         AsyncDecodeQueue,
+        AsyncEncodeQueue,
         Client,
         DecodeQueue,
+        EncodeQueue,
         preview_callback,
         remote_decode,
         remote_encode,
@@ -23,8 +25,10 @@ __version__ = version("remote-vae")
 __all__ = [
     "AsyncClient",
     "AsyncDecodeQueue",
+    "AsyncEncodeQueue",
     "Client",
     "DecodeQueue",
+    "EncodeQueue",
     "RemoteVAE",
     "__version__",
     "preview_callback",

@@ -169,7 +169,7 @@ async def test_a_queue_whose_close_is_cancelled_closes_its_connections(serve: An
     assert task.cancelled()
     assert await asyncio.to_thread(hung_up.wait, WAIT)
     with pytest.raises(RuntimeError, match="closed"):
-        await queue._client.decode(latent(0.0))
+        await queue._end.__self__.decode(latent(0.0))  # its client
 
 
 ENDS = {

@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from remote_vae.client.aio_queue import AsyncDecodeQueue
 from remote_vae.client.clients import AsyncClient, Client
 from remote_vae.client.functions import remote_decode, remote_encode
 from remote_vae.client.preview import preview_callback
-from remote_vae.client.queue import DecodeQueue
+from remote_vae.client.queues import AsyncDecodeQueue, AsyncEncodeQueue, DecodeQueue, EncodeQueue
 
 if TYPE_CHECKING:
     from remote_vae.client.pipeline import RemoteVAE
@@ -14,8 +13,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "AsyncDecodeQueue",
+    "AsyncEncodeQueue",
     "Client",
     "DecodeQueue",
+    "EncodeQueue",
     "RemoteVAE",
     "preview_callback",
     "remote_decode",

@@ -1,25 +1,34 @@
-"""AsyncDecodeQueue: latents are decoded in the background while the next ones are generated."""
+"""A queue of work for a server, done in the background, several items at a time, with the results in order."""
 
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias, TypedDict, TypeVar
 
-from remote_vae.client.clients import AsyncClient
-from remote_vae.client.latents import AnyTensor, copy_of
-from remote_vae.client.network import PathText
 from remote_vae.client.one_process import OneProcess
 from remote_vae.errors import InvalidValue
-from remote_vae.protocol.options import DecodeArguments
 
 if TYPE_CHECKING:
     from remote_vae.client.progress import Bar
 
-TRIES: Final = 10_000  # in effect without limit: an item's tries end with its time-out
+T = TypeVar("T")
+# Does one item with its options, and holds the lane while the item is at the server.
+Work: TypeAlias = Callable[[asyncio.Semaphore, T, Mapping[str, Any]], Awaitable[Any]]
+
 END: Final = object()
 
 
@@ -44,37 +53,40 @@ class Progress(Protocol):
     def update(self, n: int) -> object: ...
 
 
-class AsyncDecodeQueue(OneProcess):
-    """Decodes latents in the background, several at a time, and returns the results in the order of the puts.
+class QueueArguments(TypedDict, total=False):
+    """What every queue may be told."""
 
-    At most `size` items are in the queue: they wait, are decoded, or are held back by an earlier item. `put` waits for
-    room. At most `in_flight` items are at the server. If the connection is lost or the server refuses an item for now,
-    the item is sent again until its `timeout` is over, so the server may be restarted; any other error stays with its
-    item. `on_done` is called with every `Item`, in order: awaited if it is a coroutine function, otherwise in a
-    thread; `close` raises its first exception. `progress` is True for a bar, or an object with `update(n)`. `options`
-    are those of `Client.decode`, for every latent.
-    *Units*: timeout in seconds, for each item. *Raises* InvalidValue, ConfigurationError.
+    in_flight: int
+    size: int
+    on_done: Callable[[Item], Any] | None
+    progress: bool | Progress
+
+
+class AsyncQueue(OneProcess, Generic[T]):
+    """Does `work` for what is put into it, in the background; see `AsyncDecodeQueue` for the rules.
+
+    `hold` returns an item as it is kept until its turn comes: a copy of what the caller may change. `close` is awaited
+    at the end. `options` are those of every item. *Raises* InvalidValue.
     """
 
     def __init__(
         self,
-        endpoint: str,
+        work: Work[T],
         *,
+        hold: Callable[[T], T],
+        close: Callable[[], Awaitable[None]],
+        options: Mapping[str, Any],
         in_flight: int = 2,
         size: int = 8,
         on_done: Callable[[Item], Any] | None = None,
         progress: bool | Progress = False,
-        token: str | None = None,
-        timeout: float = 300.0,
-        ca_file: PathText | None = None,
-        **options: Unpack[DecodeArguments],
     ) -> None:
         if not 1 <= in_flight <= size:
             raise InvalidValue(f"in_flight={in_flight} must be at least 1 and at most size={size}")
         super().__init__()
         self.size = size
-        self._client = AsyncClient(endpoint, token=token, timeout=timeout, ca_file=ca_file, retries=TRIES)
-        self._options = options
+        self._work, self._end, self._options = work, close, options
+        self.hold = hold
         self._on_done = on_done
         self._bar = _bar() if progress is True else None
         self._progress: Progress | None = self._bar or progress or None  # type: ignore[assignment]
@@ -98,20 +110,15 @@ class AsyncDecodeQueue(OneProcess):
         with suppress(Exception):  # boundary: the block's own exception counts, not that of on_done
             await self.close()
 
-    async def put(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> asyncio.Task[Any]:
-        """The decode as a task, which may be awaited, cancelled, or left to `on_done`; waits while there is no room.
+    async def enqueue(self, item: T, options: Mapping[str, Any]) -> tuple[int, asyncio.Task[Any]]:
+        """The item's number, and its result as a task; waits while there is no room. *Raises* RuntimeError if closed.
 
-        The latent is copied, so the caller may change it at once. *Raises* RuntimeError after `close`.
+        The item is held as it is, so it must have been given to `hold`.
         """
-        return (await self.enqueue(latent, options))[1]
-
-    async def enqueue(self, latent: AnyTensor, options: DecodeArguments) -> tuple[int, asyncio.Task[Any]]:
-        """`put`, with the item's number."""
-        held = copy_of(latent)
         self._check_open()
         await self._room.acquire()
         self._check_open()
-        task = asyncio.create_task(self._decode(held, {**self._options, **options}))
+        task = asyncio.ensure_future(self._work(self._lane, item, {**self._options, **options}))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._order.put_nowait(task)
@@ -122,21 +129,21 @@ class AsyncDecodeQueue(OneProcess):
         self._count += 1
         return self._count - 1, task
 
-    async def map(
-        self, latents: Iterable[AnyTensor] | AsyncIterable[AnyTensor], **options: Unpack[DecodeArguments]
-    ) -> AsyncIterator[Item]:
-        """An item for each latent, in order, while the next latents are made; an ordinary iterable runs in a thread.
+    async def items(
+        self, items: Iterable[T] | AsyncIterable[T], options: Mapping[str, Any], *, ordered: bool = True
+    ) -> AsyncGenerator[Item]:
+        """An `Item` for each item, in order or as each is done; an ordinary iterable runs in a thread.
 
         If the iteration is abandoned, the remaining items are cancelled.
         """
         waiting = deque[tuple[int, asyncio.Task[Any]]]()
         try:
-            async for latent in _each(latents):
-                waiting.append(await self.enqueue(latent, options))
-                while waiting and (waiting[0][1].done() or len(waiting) >= self.size):
-                    yield await _settled(*waiting.popleft())
+            async for item in _each(items):
+                waiting.append(await self.enqueue(self.hold(item), options))
+                while waiting and (len(waiting) >= self.size or place_of_done(waiting, ordered=ordered) is not None):
+                    yield await _next(waiting, ordered=ordered)
             while waiting:
-                yield await _settled(*waiting.popleft())
+                yield await _next(waiting, ordered=ordered)
         finally:
             for _, task in waiting:
                 task.cancel()
@@ -160,7 +167,7 @@ class AsyncDecodeQueue(OneProcess):
                 await self._delivery
         finally:
             self.cancel()
-            await self._client.close()
+            await self._end()
             if self._bar is not None:
                 self._bar.close()
         if self._failure is not None:
@@ -169,10 +176,6 @@ class AsyncDecodeQueue(OneProcess):
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the queue is closed; nothing more can be put into it")
-
-    async def _decode(self, latent: AnyTensor, options: DecodeArguments) -> Any:
-        async with self._lane:
-            return await self._client.decode(latent, **options)
 
     async def _deliver(self) -> None:
         """Hands out one item after the other, in the order of the puts; each makes room for another."""
@@ -196,6 +199,22 @@ class AsyncDecodeQueue(OneProcess):
             self._failure = self._failure or exc
 
 
+def place_of_done(waiting: Sequence[tuple[int, Any]], *, ordered: bool) -> int | None:
+    """Where the next item that is done stands: the first one, if they are to come in order; None if it is not done."""
+    places = range(min(1, len(waiting)) if ordered else len(waiting))
+    return next((place for place in places if waiting[place][1].done()), None)
+
+
+async def _next(waiting: deque[tuple[int, asyncio.Task[Any]]], *, ordered: bool) -> Item:
+    """Waits for the next item and takes it out."""
+    await asyncio.wait([task for _, task in waiting][: 1 if ordered else None], return_when=asyncio.FIRST_COMPLETED)
+    place = place_of_done(waiting, ordered=ordered)
+    assert place is not None, "one of them has been waited for"
+    index, task = waiting[place]
+    del waiting[place]
+    return await _settled(index, task)
+
+
 async def _settled(index: int, task: asyncio.Task[Any]) -> Item:
     """The task's item; if this wait is cancelled, the task goes on."""
     await asyncio.wait([task])
@@ -212,11 +231,15 @@ def _bar() -> "Bar":
     return Bar()
 
 
-async def _each(latents: Iterable[AnyTensor] | AsyncIterable[AnyTensor]) -> AsyncIterator[AnyTensor]:
-    if isinstance(latents, AsyncIterable):
-        async for latent in latents:
-            yield latent
+async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
         return
-    iterator = iter(latents)
-    while (latent := await asyncio.to_thread(next, iterator, END)) is not END:
-        yield latent
+    iterator: Iterator[Any] = iter(items)
+    while (found := await asyncio.to_thread(_next_of, iterator)) is not END:
+        yield found
+
+
+def _next_of(iterator: Iterator[Any]) -> Any:
+    return next(iterator, END)

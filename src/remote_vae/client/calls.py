@@ -14,7 +14,7 @@ from remote_vae.client.checks import check_decoded, check_encoded, most_pixels
 from remote_vae.client.endpoint import Endpoint
 from remote_vae.client.exchange import HttpReply, HttpRequest
 from remote_vae.client.latents import AnyTensor, tensor_like, tensor_of
-from remote_vae.client.pictures import check_mp4, read_picture, readable, write_png
+from remote_vae.client.pictures import AnyPicture, check_mp4, read_picture, readable, write_png
 from remote_vae.errors import InvalidReply, InvalidValue
 from remote_vae.protocol import options, parameters
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
@@ -59,6 +59,12 @@ def encode_request(image: Image.Image | Buffer | AnyTensor, arguments: Mapping[s
     else:
         payload = tensor_of(image)
     return EncodeRequest(model, payload, scaling, options.complete(values, options.ENCODE_ROWS), encode_format(""))
+
+
+def made_ready(image: AnyPicture, arguments: Mapping[str, object]) -> tuple[EncodeRequest, object]:
+    """`encode_request`, and the picture itself, which is what a function returns if the picture is one."""
+    found = image() if callable(image) else image
+    return encode_request(found, arguments), found
 
 
 def _parts(arguments: Mapping[str, object], rows: Rows) -> tuple[str | None, Scaling, Mapping[str, object]]:

@@ -1,124 +1,27 @@
 """Client and AsyncClient: a Remote VAE server, for code that blocks and for code that awaits."""
 
-import pickle
-from collections.abc import Callable
-from typing import Any, Generic, Self, Unpack
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
+from typing import Any, Final, Self, Unpack
 
 import httpx2
 from PIL import Image
 
-from remote_vae.client.calls import (
-    Answer,
-    answer,
-    decode_request,
-    encode_request,
-    find_card,
-    post,
-    read_models,
-    read_ready,
-    read_reply,
-)
-from remote_vae.client.endpoint import Endpoint, read_endpoint
-from remote_vae.client.exchange import HttpReply, HttpRequest
-from remote_vae.client.latents import AnyTensor
-from remote_vae.client.network import AsyncNetwork, BlockingNetwork, H, Network, PathText, run
-from remote_vae.client.parts import NEEDED, Card, joined, parts_of
-from remote_vae.client.retry import GIB, Bounds, send
-from remote_vae.errors import ClientTimeout, ConnectionFailed, RemoteVAEError, TooLarge
-from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
+from remote_vae.client.aio_queue import AsyncQueue, Item
+from remote_vae.client.calls import answer, made_ready
+from remote_vae.client.coroutines import Calls
+from remote_vae.client.latents import AnyTensor, copy_of
+from remote_vae.client.network import AsyncNetwork, BlockingNetwork, run
+from remote_vae.client.pictures import AnyPicture, held
+from remote_vae.client.queue import Queue
+from remote_vae.protocol.messages import Reply
 from remote_vae.protocol.options import DecodeArguments, EncodeArguments
 from remote_vae.values import Buffer
 
-
-class Calls(Generic[H]):
-    """What both clients share: the constructor, and the calls to a server as coroutines over a network.
-
-    A pickle or copy has the address and the credential, and opens connections of its own.
-    """
-
-    _network_type: Callable[..., Network]
-
-    def __init__(
-        self,
-        endpoint: str,
-        *,
-        token: str | None = None,
-        timeout: float = 300.0,
-        retries: int | None = None,
-        http: H | None = None,
-        proxy: str | None = None,
-        ca_file: PathText | None = None,
-        max_reply_bytes: int = GIB,
-    ) -> None:
-        bounds = Bounds(timeout=timeout, tries=retries, max_reply_bytes=max_reply_bytes)
-        self._set_up(read_endpoint(endpoint, token=token), bounds, proxy, ca_file, http)
-
-    def _set_up(
-        self, endpoint: Endpoint, bounds: Bounds, proxy: str | None, ca_file: PathText | None, http: H | None = None
-    ) -> None:
-        self._endpoint, self._bounds, self._route = endpoint, bounds, (proxy, ca_file)
-        self._network = self._network_type(endpoint.url, http=http, proxy=proxy, ca_file=ca_file)
-        self._cards: dict[str | None, Card] = {}
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        if self._network.injected is not None:
-            raise pickle.PicklingError(
-                "a client with an injected http client cannot be pickled or copied; make another one where it is needed"
-            )
-        return self._endpoint, self._bounds, *self._route
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._set_up(*state)
-
-    def know(self, card: Card) -> None:
-        """Takes the limits of a model from its card, so that they need not be met first."""
-        self._cards[card["name"]] = card
-
-    async def _send(self, request: HttpRequest, bounds: Bounds | None = None) -> HttpReply:
-        return await send(self._network, request.numbered(), bounds or self._bounds)
-
-    async def _decode(self, latent: AnyTensor, options: DecodeArguments) -> Answer:
-        request = decode_request(latent, options)
-        return answer(request, await self._ask(request), like=latent)
-
-    async def _encode(self, image: Image.Image | Buffer | AnyTensor, options: EncodeArguments) -> Answer:
-        request = encode_request(image, options)
-        return answer(request, await self._ask(request), like=image)
-
-    async def _ask(self, request: DecodeRequest | EncodeRequest) -> Reply:
-        """The reply to a request; if its batch is too large for the server, the replies to its parts as one."""
-        card = self._cards.get(request.model)
-        parts = [request] if card is None else parts_of(request, card)
-        try:
-            return joined([read_reply(part, await self._send(post(self._endpoint, part))) for part in parts])
-        except TooLarge:
-            found = await self.card(request.model) if card is None else None
-            if found is None or parts_of(request, found)[0] is request:
-                raise
-        return await self._ask(request)
-
-    async def card(self, model: str | None) -> Card | None:
-        """The card of a model, as a coroutine of both clients. It is kept; None if the server does not tell it."""
-        try:
-            listed = await self.model_list()
-        except RemoteVAEError:
-            return None
-        card = find_card(listed, model)
-        if card is None or NEEDED - card.keys():
-            return None
-        self._cards[model] = card
-        return card
-
-    async def model_list(self) -> dict[str, Any]:
-        """What GET /models says, as a coroutine of both clients: the cards, and the names of models without a card."""
-        return read_models(await self._send(self._endpoint.request("GET", "/models")))
-
-    async def _ready(self) -> bool:
-        request = self._endpoint.request("GET", "/ready")
-        try:
-            return read_ready(await self._send(request, self._bounds.of_probe()))
-        except (ConnectionFailed, ClientTimeout):
-            return False
+TRIES: Final = 10_000  # in effect without limit: an item's tries end with its time-out
+WINDOW: Final = 4  # items of a call for many that are under way, for each one at the server
 
 
 class Client(Calls[httpx2.Client]):
@@ -174,6 +77,37 @@ class Client(Calls[httpx2.Client]):
         """`encode`, but as the server sent it: a `values.Tensor` with its provenance."""
         return run(self._encode(image, options)).reply
 
+    def decode_many(
+        self,
+        latents: Iterable[AnyTensor],
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        **options: Unpack[DecodeArguments],
+    ) -> Iterator[Item]:
+        """An `Item` with what `decode` returns, or with the error in its place, for each latent.
+
+        At most `in_flight` latents are at the server, and four times that number are under way; the iterable is asked
+        for no more. The items come in order, or with `ordered=False` as each is done. An item is sent again until its
+        time-out is over, unless the client has `retries`, so the server may be restarted.
+        """
+        return _all(_queue(self, AsyncClient.decode_one, copy_of, in_flight, options), latents, ordered)
+
+    def encode_many(
+        self,
+        images: Iterable[AnyPicture],
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        **options: Unpack[EncodeArguments],
+    ) -> Iterator[Item]:
+        """`decode_many` for pictures: an `Item` with the latent of each.
+
+        A picture is what `encode` takes, or a function without arguments that returns it. Such a function is called in
+        a thread, so that files are read while others are at the server: `encode_many(p.read_bytes for p in paths)`.
+        """
+        return _all(_queue(self, AsyncClient.encode_one, held, in_flight, options), images, ordered)
+
     def models(self) -> list[dict[str, Any]]:
         """The cards of the server's models, with the names of `ModelInfo`."""
         cards: list[dict[str, Any]] = run(self.model_list())["models"]
@@ -219,6 +153,39 @@ class AsyncClient(Calls[httpx2.AsyncClient]):
         """`Client.encode_reply`, awaited."""
         return (await self._encode(image, options)).reply
 
+    def decode_many(
+        self,
+        latents: Iterable[AnyTensor] | AsyncIterable[AnyTensor],
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        **options: Unpack[DecodeArguments],
+    ) -> AsyncIterator[Item]:
+        """`Client.decode_many`, for `async for`; an ordinary iterable runs in a thread."""
+        return _each(_queue(self, AsyncClient.decode_one, copy_of, in_flight, options), latents, ordered)
+
+    def encode_many(
+        self,
+        images: Iterable[AnyPicture] | AsyncIterable[AnyPicture],
+        *,
+        in_flight: int = 4,
+        ordered: bool = True,
+        **options: Unpack[EncodeArguments],
+    ) -> AsyncIterator[Item]:
+        """`Client.encode_many`, for `async for`; an ordinary iterable runs in a thread."""
+        return _each(_queue(self, AsyncClient.encode_one, held, in_flight, options), images, ordered)
+
+    async def decode_one(self, lane: AbstractAsyncContextManager[Any], latent: AnyTensor, options: Any) -> Any:
+        """A decode as a queue does it, within its lane."""
+        async with lane:
+            return await self.decode(latent, **options)
+
+    async def encode_one(self, lane: AbstractAsyncContextManager[Any], image: AnyPicture, options: Any) -> Any:
+        """An encode as a queue does it: made ready in a thread, and sent within its lane."""
+        request, like = await asyncio.to_thread(made_ready, image, options)
+        async with lane:
+            return answer(request, await self._ask(request), like=like).value
+
     async def models(self) -> list[dict[str, Any]]:
         """`Client.models`, awaited."""
         cards: list[dict[str, Any]] = (await self.model_list())["models"]
@@ -227,3 +194,28 @@ class AsyncClient(Calls[httpx2.AsyncClient]):
     async def ready(self) -> bool:
         """`Client.ready`, awaited."""
         return await self._ready()
+
+
+def _queue(calls: Calls[Any], work: Any, hold: Callable[[Any], Any], in_flight: int, options: Any) -> AsyncQueue[Any]:
+    """A queue with connections of its own; without `retries` an item is tried for as long as it has time."""
+    client = AsyncClient.__new__(AsyncClient)
+    client.take_after(calls, tries=TRIES)
+    return AsyncQueue(
+        partial(work, client),
+        hold=hold,
+        close=client.close,
+        options=options,
+        in_flight=in_flight,
+        size=WINDOW * in_flight,
+    )
+
+
+def _all(queue: AsyncQueue[Any], items: Iterable[Any], ordered: bool) -> Iterator[Item]:
+    with Queue(queue) as blocking:
+        yield from blocking.items(items, {}, ordered=ordered)
+
+
+async def _each(queue: AsyncQueue[Any], items: Any, ordered: bool) -> AsyncGenerator[Item]:
+    async with queue, aclosing(queue.items(items, {}, ordered=ordered)) as found:
+        async for item in found:
+            yield item

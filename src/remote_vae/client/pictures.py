@@ -3,14 +3,19 @@
 import io
 import struct
 import zlib
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from remote_vae.client.latents import copy_of
 from remote_vae.errors import InvalidReply, InvalidValue
 from remote_vae.values import Buffer, Format
+
+# A PIL image, a written picture, a tensor, or a function that returns one of them.
+AnyPicture: TypeAlias = Any
 
 PNG_MODES: Final = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")
 NEAREST_MODE: Final = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # otherwise RGB
@@ -26,6 +31,19 @@ BROKEN: Final = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+def held(image: AnyPicture) -> AnyPicture:
+    """The same picture, copied, so that the caller cannot change it; a function is left as it is."""
+    if callable(image):
+        return image
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, Image.Image):
+        with suppress(*BROKEN):  # what cannot be read becomes the item's error later on
+            return image.copy()
+        return image
+    return copy_of(image)
 
 
 def write_png(image: Image.Image) -> bytes:

@@ -1,55 +1,27 @@
-"""DecodeQueue: AsyncDecodeQueue for code that blocks, on an event loop in a thread."""
+"""A queue for code that blocks: an AsyncQueue on an event loop in a thread."""
 
 import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import suppress
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Generic, Self, TypeVar
 
-from remote_vae.client.aio_queue import AsyncDecodeQueue, Item, Progress
-from remote_vae.client.latents import AnyTensor
-from remote_vae.client.network import PathText
+from remote_vae.client.aio_queue import AsyncQueue, Item, place_of_done
 from remote_vae.client.one_process import OneProcess
-from remote_vae.protocol.options import DecodeArguments
 
 T = TypeVar("T")
+Q = TypeVar("Q", bound=AsyncQueue[Any])
 
 
-class DecodeQueue(OneProcess):
-    """Decodes latents in the background, several at a time, and returns the results in the order of the puts.
+class Queue(OneProcess, Generic[Q]):
+    """An `AsyncQueue` for code that blocks; `on_done` is called in a thread."""
 
-    `AsyncDecodeQueue` for code that blocks, with the same arguments; `on_done` is called in a thread. A forked process
-    must create another queue.
-    """
-
-    def __init__(
-        self,
-        endpoint: str,
-        *,
-        in_flight: int = 2,
-        size: int = 8,
-        on_done: Callable[[Item], Any] | None = None,
-        progress: bool | Progress = False,
-        token: str | None = None,
-        timeout: float = 300.0,
-        ca_file: PathText | None = None,
-        **options: Unpack[DecodeArguments],
-    ) -> None:
+    def __init__(self, queue: Q) -> None:
         super().__init__()
-        self._queue = AsyncDecodeQueue(
-            endpoint,
-            in_flight=in_flight,
-            size=size,
-            on_done=on_done,
-            progress=progress,
-            token=token,
-            timeout=timeout,
-            ca_file=ca_file,
-            **options,
-        )
+        self._queue = queue
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=_run_loop, args=(started,), name="remote-vae-queue", daemon=True)
         self._thread.start()
@@ -68,26 +40,21 @@ class DecodeQueue(OneProcess):
         with suppress(Exception):  # boundary: the block's own exception counts, not that of on_done
             self.close()
 
-    def put(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Future[Any]:
-        """The decode as a future: wait for it, cancel it, or leave it to `on_done`; waits while there is no room.
-
-        The latent is copied, so the caller may change it at once. *Raises* RuntimeError after `close`.
-        """
-        return self._put(latent, options)[1]
-
-    def map(self, latents: Iterable[AnyTensor], **options: Unpack[DecodeArguments]) -> Iterator[Item]:
-        """An item for each latent, in order; the next latents are made while the last ones are decoded.
+    def items(self, items: Iterable[Any], options: Mapping[str, Any], *, ordered: bool = True) -> Iterator[Item]:
+        """An `Item` for each item, in order or as each is done; the next ones are made meanwhile.
 
         If the iteration is abandoned, the remaining items are cancelled.
         """
         waiting = deque[tuple[int, Future[Any]]]()
         try:
-            for latent in latents:
-                waiting.append(self._put(latent, options))
-                while waiting and (waiting[0][1].done() or len(waiting) >= self._queue.size):
-                    yield _item(*waiting.popleft())
+            for item in items:
+                waiting.append(self.enqueue(item, options))
+                while waiting and (
+                    len(waiting) >= self._queue.size or place_of_done(waiting, ordered=ordered) is not None
+                ):
+                    yield _next(waiting, ordered=ordered)
             while waiting:
-                yield _item(*waiting.popleft())
+                yield _next(waiting, ordered=ordered)
         finally:
             for _, future in waiting:
                 future.cancel()
@@ -105,11 +72,15 @@ class DecodeQueue(OneProcess):
             finally:
                 self._end()
 
-    def _put(self, latent: AnyTensor, options: DecodeArguments) -> tuple[int, Future[Any]]:
+    def enqueue(self, item: Any, options: Mapping[str, Any]) -> tuple[int, Future[Any]]:
+        """The item's number, and its result as a future; waits while there is no room. *Raises* RuntimeError if closed.
+
+        What the caller may change of the item is copied, in the caller's thread.
+        """
         if not self._thread.is_alive():
             self.check_process()
             raise RuntimeError("the queue is closed; nothing more can be put into it")
-        index, task = self._call(self._queue.enqueue(latent, options))
+        index, task = self._call(self._queue.enqueue(self._queue.hold(item), options))
         return index, asyncio.run_coroutine_threadsafe(_result(task), self._loop)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -139,6 +110,16 @@ def _end_thread(thread: threading.Thread, loop: asyncio.AbstractEventLoop) -> No
 async def _result(task: asyncio.Task[Any]) -> Any:
     """The task's result; cancelling this wait cancels the task."""
     return await task
+
+
+def _next(waiting: deque[tuple[int, Future[Any]]], *, ordered: bool) -> Item:
+    """Waits for the next item and takes it out."""
+    wait([future for _, future in waiting][: 1 if ordered else None], return_when=FIRST_COMPLETED)
+    place = place_of_done(waiting, ordered=ordered)
+    assert place is not None, "one of them has been waited for"
+    index, future = waiting[place]
+    del waiting[place]
+    return _item(index, future)
 
 
 def _item(index: int, future: Future[Any]) -> Item:
