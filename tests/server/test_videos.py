@@ -1,4 +1,4 @@
-"""Videos that are encoded: pixels in eight bits travel as they are."""
+"""Videos that are encoded: pixels in eight bits travel as they are, and files are read here."""
 
 import base64
 import json
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from films import animation, film, moving, picture, pictures
 from remote_vae import Client
 from remote_vae.client.model import RemoteModel
 
@@ -79,3 +80,100 @@ def test_the_clients_model_sends_eight_bits(live: Any, monkeypatch: pytest.Monke
         close(model.encode(pixels, posterior="mode"), mean_of(live, LEVELS))
         model.encode(pixels * 0.999, posterior="mode")
     assert [str(pixels.dtype) for pixels in sent] == ["torch.uint8", "torch.float32"]
+
+
+def encode(live: Any, data: bytes, query: str = "", model: str = "video", media: str = "video/mp4") -> Any:
+    headers = {"content-type": media, "accept": "tensor/binary"}
+    return live.post(f"/{model}/encode?posterior=mode{query}", data=data, headers=headers)
+
+
+def latent_of(reply: Any) -> np.ndarray:
+    assert reply.status_code == 200, reply.text
+    return np.frombuffer(reply.content, reply.headers["dtype"]).reshape(json.loads(reply.headers["shape"])).copy()
+
+
+FILES = {
+    "MP4": lambda: film(moving(), codec="libx264rgb", pix_fmt="rgb24", qp="0"),
+    "Matroska": lambda: film(moving(), "matroska", codec="ffv1", pix_fmt="bgr0"),
+    "WebP": lambda: animation(moving(), "WEBP"),
+    "GIF": lambda: animation(moving()),
+    "ZIP": lambda: pictures(moving()),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("media", ["application/octet-stream", "video/mp4", "image/gif", "application/zip"])
+def test_a_file_is_encoded(live: Any, name: str, media: str) -> None:
+    """A file's frames give the latent of the same frames as a tensor, whatever the type says."""
+    reply = encode(live, FILES[name](), media=media)
+    close(latent_of(reply), mean_of(live, moving()[None]))
+    assert "x-note" not in reply.headers
+
+
+def test_a_file_on_a_bare_address(live: Any) -> None:
+    """A video on an address of both operations is encoded, also if its rate is named."""
+    headers = {"content-type": "video/mp4", "accept": "tensor/binary"}
+    reply = live.post("/video?fps=5&posterior=mode", data=FILES["MP4"](), headers=headers)
+    close(latent_of(reply), mean_of(live, moving()[None, ::2]))
+
+
+@pytest.mark.parametrize(
+    ("query", "taken", "note"),
+    [
+        ("&frames=5", slice(5), ""),
+        ("&start=0.4", slice(4, 9), ""),
+        ("&fps=5", slice(0, 9, 2), ""),
+        ("&frames=nearest", slice(9), ""),
+        ("&frames=nearest&start=0.1", slice(1, 6), "the first 5 of 8 frames were encoded"),
+        ("&start=0.1", slice(1, 9), "the latent holds the first 5 of 8 frames"),
+        ("&frames=7", slice(7), "the latent holds the first 5 of 7 frames"),
+    ],
+)
+def test_frames_that_a_model_can_hold(live: Any, query: str, taken: slice, note: str) -> None:
+    """The frames that are named are encoded; what is left out of the latent is said."""
+    reply = encode(live, FILES["MP4"](), query)
+    close(latent_of(reply), mean_of(live, moving()[None, taken]))
+    assert note in reply.headers.get("x-note", "")
+    assert bool(note) == ("x-note" in reply.headers)
+
+
+@pytest.mark.parametrize("layout", ["last", "first", "floats"])
+def test_frames_of_a_tensor(live: Any, layout: str) -> None:
+    """Of a tensor too the first frames are taken, or as many as the model can hold."""
+    levels = np.ascontiguousarray(np.concatenate([LEVELS, LEVELS[:, :2]], 1))
+    given = levels if layout == "last" else np.ascontiguousarray(levels.transpose(0, 4, 1, 2, 3))
+    given = given / np.float32(255) if layout == "floats" else given
+    with Client(live.url) as client:
+        reply = client.encode_reply(given, model="video", posterior="mode", frames="nearest")
+        assert reply.provenance.note == "the first 5 of 7 frames were encoded"
+        close(client.encode(given, model="video", posterior="mode", frames="nearest"), mean_of(live, LEVELS))
+        found = client.encode(given, model="video", posterior="mode", frames=1)
+        close(found, mean_of(live, LEVELS[:, :1]))
+
+
+REFUSED = {
+    "more frames than there are": ("MP4", "&frames=12", "video", 422, "9 frames; frames=12 needs more"),
+    "more frames than the limit": ("MP4", "&frames=300", "video", 413, "the limit here is 257"),
+    "a beginning after the end": ("MP4", "&start=60", "video", 422, "no frames from 60 s on"),
+    "times in a ZIP": ("ZIP", "&fps=5", "video", 422, "have no times"),
+    "a word": ("MP4", "&frames=most", "video", 400, "neither an integer nor nearest"),
+    "an MP4 for pictures": ("MP4", "", "sd", 415, "an MP4 file; expected PNG, JPEG or WebP"),
+    "a GIF for pictures": ("GIF", "", "sd", 415, "a model of videos takes its frames"),
+    "frames of pictures": ("WebP", "&frames=2", "sd", 422, "frames is for models of videos"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_had(live: Any, name: str) -> None:
+    """What a video or a model does not have is refused in a sentence with the numbers."""
+    file, query, model, status, why = REFUSED[name]
+    reply = encode(live, FILES[file](), query, model)
+    assert (reply.status_code, why in reply.json()["error"]) == (status, True), reply.text
+
+
+def test_an_animation_for_a_model_of_pictures(live: Any) -> None:
+    """A model of pictures encodes the first frame of an animated WebP, and says so."""
+    reply = encode(live, FILES["WebP"](), model="sd", media="image/webp")
+    still = encode(live, picture(moving()[0]), model="sd", media="image/png")
+    assert reply.content == still.content
+    assert reply.headers["x-note"] == "the first of 9 frames was encoded"

@@ -23,6 +23,7 @@ OPAQUE: Final = 255
 LEVELS: Final = 255  # the largest value in 8 bits
 BLACK: Final = "the picture has 16 bits and no value above 255, so it is black in the 8 bits that were encoded"
 TRANSPARENCY_DROPPED: Final = "transparency was dropped, and the colours beneath it were encoded"
+FIRST_FRAME: Final = "the first of {} frames was encoded"
 FULL_COLOUR_QUALITY: Final = 90  # from this JPEG quality on, colour is kept at full resolution
 AVIF_SPEED: Final = 10  # of 10: a reply should not wait for a somewhat smaller file
 WEBP_EFFORT: Final = 2  # of 6: a few percent larger, several times faster than the default
@@ -34,13 +35,20 @@ OTHERS: Final = (  # what people also send, by the bytes at a place
     (4, b"ftypavi", "AVIF"),
     (4, b"ftyphe", "HEIC"),
     (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypqt", "MOV"),
     (4, b"ftyp", "MP4"),
+    (4, b"moov", "MOV"),
+    (4, b"mdat", "MOV"),
+    (4, b"wide", "MOV"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska"),  # and WebM
+    (0, b"PK\3\4", "ZIP"),
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (0, b"8BPS", "Photoshop"),
 )
 AN: Final = ("AVIF", "MP4")
+VIDEOS: Final = ("GIF", "MP4", "MOV", "Matroska", "ZIP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ def read_image(
     colour profile is converted to sRGB if `use_profile`. What this loses is in the note.
     *Raises* UnsupportedMediaType for other formats, TooLarge before anything is decompressed, InvalidImage.
     """
-    kind = _format_of(data)
+    kind = _picture_format(data)
     png = read_parts(memoryview(data).cast("B")) if kind == "PNG" else None
     if kind == "JPEG":
         check_markers(data)
@@ -69,30 +77,38 @@ def read_image(
         check_chunks(data)
     try:
         picture: Image.Image = Image.open(BytesIO(data if png is None else png.pixels), formats=[kind])
-        _check_size(picture, max_pixels=max_pixels, max_side=max_side)
+        check_size(picture.size, max_pixels=max_pixels, max_side=max_side)
         if png is not None and png.broken:
             raise ValueError(png.broken)
         turned = upright(picture, metadata_of(picture) if png is None else png.metadata)
         profile = picture.info.get("icc_profile") if png is None else png.profile
-        found, note = _converted(turned, channels, profile or b"" if use_profile else b"")
+        found, note = converted(turned, channels, profile or b"" if use_profile else b"")
     except (RemoteVAEError, MemoryError):
         raise
     except Exception as exc:  # boundary: of a broken picture the imaging library raises anything, assertions among it
         raise InvalidImage(f"the {kind} picture is broken or cut short; send it again whole") from exc
-    width, height = (side - side % multiple for side in found.size)
+    frames = png.frames if png is not None else getattr(picture, "n_frames", 1) if kind == "WEBP" else 1
+    if frames > 1:
+        note = "; ".join(filter(None, (note, FIRST_FRAME.format(frames))))
+    return ReadPicture(np.ascontiguousarray(lower_multiple(found, multiple)), note)
+
+
+def lower_multiple(picture: Image.Image, multiple: int) -> Image.Image:
+    """The picture, resized if its sides are no multiples; *raises* InvalidImage if they are less than one."""
+    width, height = (side - side % multiple for side in picture.size)
     if min(width, height) < 1:
         raise InvalidImage(
-            f"the picture is {found.width}x{found.height} pixels; it needs at least {multiple}x{multiple}",
-            width=found.width,
-            height=found.height,
+            f"the picture is {picture.width}x{picture.height} pixels; it needs at least {multiple}x{multiple}",
+            width=picture.width,
+            height=picture.height,
         )
-    if (width, height) != found.size:
-        found = found.resize((width, height), Image.Resampling.LANCZOS)
-    return ReadPicture(np.ascontiguousarray(found), note)
+    if (width, height) == picture.size:
+        return picture
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _format_of(data: Buffer) -> str:
-    """By the first bytes, so that no other parser of the imaging library ever sees them."""
+def format_of(data: Buffer) -> str:
+    """By the first bytes, so that no other parser of a library ever sees them; empty if they are of none."""
     head = bytes(memoryview(data)[:12])
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
@@ -100,17 +116,26 @@ def _format_of(data: Buffer) -> str:
         return "JPEG"
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return "WEBP"
-    found = next((name for start, mark, name in OTHERS if head[start:].startswith(mark)), None)
-    what = "not a picture" if found is None else f"{'an' if found in AN else 'a'} {found} file"
-    advice = "" if found is None else "; the client and the command line send what Pillow reads as PNG"
+    return next((name for start, mark, name in OTHERS if head[start:].startswith(mark)), "")
+
+
+def _picture_format(data: Buffer) -> str:
+    """*Raises* UnsupportedMediaType for what is no PNG, JPEG or WebP."""
+    found = format_of(data)
+    if found in ("PNG", "JPEG", "WEBP"):
+        return found
+    what = f"{'an' if found in AN else 'a'} {found} file" if found else "not a picture"
+    advice = "; the client and the command line send what Pillow reads as PNG" if found else ""
+    if found in VIDEOS:
+        advice = "; a model of videos takes its frames; send one of them as PNG"
     raise UnsupportedMediaType(
         f"the body is {what}; expected PNG, JPEG or WebP, or a tensor with shape and dtype in the query{advice}"
     )
 
 
-def _check_size(picture: Image.Image, *, max_pixels: int, max_side: int) -> None:
+def check_size(size: tuple[int, int], *, max_pixels: int, max_side: int) -> None:
     """From the header: the pixels are still compressed."""
-    width, height = picture.size
+    width, height = size
     if width * height > max_pixels or max(width, height) > max_side:
         raise TooLarge(
             f"the picture is {width}x{height} pixels; at most {max_pixels} pixels and {max_side} a side are read",
@@ -121,7 +146,7 @@ def _check_size(picture: Image.Image, *, max_pixels: int, max_side: int) -> None
         )
 
 
-def _converted(picture: Image.Image, channels: int, profile: bytes) -> tuple[Image.Image, str]:
+def converted(picture: Image.Image, channels: int, profile: bytes) -> tuple[Image.Image, str]:
     """The picture in RGB or RGBA, and what that lost."""
     dark = ""
     if picture.mode.startswith("I"):  # 16 bits a pixel, which the imaging library would clip to white

@@ -44,13 +44,14 @@ def _chunk(name: bytes, data: bytes) -> Iterable[bytes]:
 class PngParts:
     """A PNG without what is not pixels. `broken` says what is wrong with the pixels' chunks.
 
-    `metadata` is its EXIF and XMP, `profile` its colour profile.
+    `metadata` is its EXIF and XMP, `profile` its colour profile; `frames` are those of an animation.
     """
 
     pixels: bytearray
     metadata: bytes
     profile: bytes
     broken: str
+    frames: int = 1
 
 
 def read_parts(data: memoryview) -> PngParts:
@@ -60,7 +61,7 @@ def read_parts(data: memoryview) -> PngParts:
     """
     kept = bytearray(SIGNATURE)  # bytes, because millions of views of empty chunks would take gigabytes
     described: list[tuple[bytes, bytes]] = []
-    broken = "there is no IEND"
+    broken, frames = "there is no IEND", 1
     for count, (name, chunk, checksum) in enumerate(_chunks(data[len(SIGNATURE) :])):
         if count == MOST_CHUNKS:
             broken = f"it has more than {MOST_CHUNKS} chunks"
@@ -74,11 +75,13 @@ def read_parts(data: memoryview) -> PngParts:
             if name == b"IEND":
                 broken = ""
                 break
+        elif name == b"acTL":
+            frames = int.from_bytes(chunk[8:12])
         elif name in METADATA and len(described) < MOST_DESCRIBED and len(chunk) <= LONGEST_METADATA:
             described.append((name, _readable(bytes(chunk[8:]), name)))
     profile = next((body for name, body in described if name == b"iCCP"), b"")
     metadata = b"".join(body for name, body in described if name != b"iCCP")
-    return PngParts(kept, metadata, profile, broken)
+    return PngParts(kept, metadata, profile, broken, frames)
 
 
 def _chunks(rest: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:

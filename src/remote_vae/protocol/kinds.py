@@ -164,6 +164,28 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class IntegerOr:
+    """An integer, or one word."""
+
+    integer: Integer
+    word: str
+
+    @property
+    def schema(self) -> Schema:
+        return {**self.integer.schema, "type": ["integer", "string"], "pattern": f"^{self.word}$"}
+
+    def read(self, name: str, text: str) -> int | str:
+        if text == self.word:
+            return self.word
+        if not _INTEGER.fullmatch(text):
+            raise MalformedRequest(f"{name}={clip(text)!r} is neither an integer nor {self.word}", name=name)
+        return self.integer.read(name, text)
+
+    def check(self, name: str, value: object) -> int | str:
+        return self.read(name, value) if isinstance(value, str) else self.integer.check(name, value)
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """`1,4,64,64` with or without brackets; every size is 1 or more."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_type_hints
 
-from remote_vae.protocol.kinds import LARGEST_SEED, Boolean, Choice, Integer, Kind, Real, Shape, Text
+from remote_vae.protocol.kinds import LARGEST_SEED, Boolean, Choice, Integer, IntegerOr, Kind, Real, Shape, Text
 from remote_vae.values import IMAGE_FORMATS, Posterior
 
 
@@ -29,6 +29,7 @@ class Option:
 
 
 PLAN: Final = Option(Text(), "How to run the VAE; plans that approximate run only when named.", flag=True)
+NEAREST: Final = "nearest"
 OLD_HINT: Final = Option(Text(), "A hint that old clients send; not needed.")
 
 
@@ -115,6 +116,23 @@ class EncodeOptions(TypedDict, total=False):
         str | None,
         Option(Choice(("convert", "ignore")), "A picture's colour profile: converted to sRGB, or ignored.", flag=True),
     ]
+    frames: Annotated[
+        int | str | None,
+        Option(
+            IntegerOr(Integer(1), NEAREST),
+            "Of a video, how many of its first frames; nearest: as many as the model can take.",
+            flag=True,
+        ),
+    ]
+    start: Annotated[
+        float | None, Option(Real(0, 1e6), "Of a video in a file, the seconds before the first frame.", flag=True)
+    ]
+    fps: Annotated[
+        float | None,
+        Option(
+            Real(0.01, 1000), "Of a video in a file: frames a second that are taken; if absent, every frame.", flag=True
+        ),
+    ]
     plan: Annotated[str | None, PLAN]
 
 
@@ -155,7 +173,11 @@ ENCODE_ROWS: Final[Rows] = dict(_rows(EncodeOptions))
 DECODE: Final[Rows] = dict(_rows(TensorOptions, ScalingOptions, DecodeOptions, Hints))
 ENCODE: Final[Rows] = dict(_rows(TensorOptions, ScalingOptions, EncodeOptions, Hints))
 # On an address that takes both operations, one of these names means a decode.
-MARKS_DECODE: Final = (DECODE_ROWS.keys() - ENCODE_ROWS.keys() - {"quality"}) | {"do_scaling", "input_tensor_type"}
+MARKS_DECODE: Final = (DECODE_ROWS.keys() - ENCODE_ROWS.keys() - {"quality"}) | {
+    "do_scaling",
+    "input_tensor_type",
+    "fps",
+}
 
 
 def complete(values: Mapping[str, object], rows: Rows) -> Any:

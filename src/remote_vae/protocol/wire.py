@@ -51,6 +51,7 @@ TIMEOUT_HEADER: Final = "x-request-timeout-seconds"
 TIMEOUT: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
 JSON_TYPES: Final = ("tensor/base64", "application/json")
 RAW_TYPES: Final = ("", "tensor/binary", "application/octet-stream", "binary/octet-stream")
+FILE_TYPES: Final = ("image/", "video/", "application/zip")
 CURL: Final = "--data-binary @FILE -H 'content-type: application/octet-stream'"
 FORM_TYPES: Final = {"application/x-www-form-urlencoded": "--data-binary", "multipart/form-data": "-F"}  # of curl
 
@@ -122,15 +123,16 @@ def parse_head(path: str, query: bytes, headers: Mapping[str, str], *, ignore_un
     if operation is None:
         operation = _operation_of(media, pairs)
     # Pictures are known by their bytes: many programs name them wrongly, or as they were named once.
-    if media not in JSON_TYPES and media not in RAW_TYPES and not media.startswith("image/"):
+    if media not in JSON_TYPES and media not in RAW_TYPES and not media.startswith(FILE_TYPES):
         flag = FORM_TYPES.get(media)
         advice = "" if flag is None else f"; it is what curl sends with {flag}: send {CURL}"
         raise UnsupportedMediaType(
             f"content-type {clip(media)!r} is not read; expected tensor/binary, tensor/base64, application/json, a "
-            f"picture's or none{advice}"
+            f"picture's, a video's or none{advice}"
         )
-    if operation is Operation.DECODE and media.startswith("image/"):
-        raise UnsupportedMediaType(f"content-type {media!r} is a picture; decoding takes a latent as tensor/binary")
+    if operation is Operation.DECODE and media.startswith(FILE_TYPES):
+        what = "picture" if media.startswith("image/") else "file"
+        raise UnsupportedMediaType(f"content-type {media!r} is a {what}; decoding takes a latent as tensor/binary")
     bare = Head(
         model=model,
         operation=operation,
@@ -160,6 +162,8 @@ def _operation_of(media: str, pairs: parameters.Pairs) -> Operation:
     """On one URL the content type says what is wanted, otherwise the names in the query."""
     if media.startswith("tensor/") or media == "application/json":
         return Operation.DECODE
+    if media.startswith(("video/", "application/zip")):
+        return Operation.ENCODE
     if any(name in options.MARKS_DECODE for name, _ in pairs):
         return Operation.DECODE
     return Operation.ENCODE
@@ -215,7 +219,7 @@ def parse_encode(head: Head, body: Buffer) -> EncodeRequest:
         raise TypeError("an encode needs the head of an encode")
     if not len(data):
         raise MalformedRequest(
-            "the body is empty; encoding takes a PNG, JPEG or WebP, or a tensor with shape and dtype"
+            "the body is empty; encoding takes a PNG, JPEG or WebP, a video, or a tensor with shape and dtype"
         )
     image = Tensor(head.dtype, head.shape, data) if head.dtype and head.shape else data
     chosen: EncodeOptions = head.options  # type: ignore[assignment]  # an encode's head has an encode's options

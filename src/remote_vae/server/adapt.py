@@ -21,6 +21,7 @@ from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
 from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
 from remote_vae.server.readers import Terms
 from remote_vae.server.settings import Settings
+from remote_vae.server.videos import first_frames
 from remote_vae.values import (
     RGB,
     RGBA,
@@ -128,9 +129,11 @@ def encode_job(
     elif picture is not None:
         multiple, note = info.spatial_compression_ratio * model.recipe.patch, picture.note
         image = Tensor("uint8", (1, *picture.pixels.shape), picture.pixels.data.cast("B"))
-        frames, height, width = 1, image.shape[1], image.shape[2]
+        frames, height, width = (1, *image.shape[1:-1])[-3:]
     else:
         raise TypeError("a request with a picture needs the picture that was read")
+    image, frames, cut = first_frames(model, info, request, image, frames)
+    note = "; ".join(filter(None, (note, cut)))
     _check_limits(settings, batch=image.shape[0], frames=frames, height=height, width=width)
     if min(height, width) < multiple:
         raise InvalidImage(
@@ -163,8 +166,9 @@ def _check_counts(model: Served, info: VAEInfo, *, frames: int, height: int, wid
     ):
         refusal = counts.refusal(number, model.name)
         if refusal:
+            advice = ", or take frames=nearest" if counts is info.frames.counts and number > counts.least else ""
             raise InvalidImage(
-                f"{text.format(number)}; {refusal}", frames=frames, height=height, width=width,
+                f"{text.format(number)}; {refusal}{advice}", frames=frames, height=height, width=width,
                 nearest=list(counts.nearest(number)),
             )  # fmt: skip
 

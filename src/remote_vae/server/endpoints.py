@@ -30,6 +30,7 @@ from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
 from remote_vae.server.threads import Threads, Work
 from remote_vae.server.tracked_response import TrackedResponse
+from remote_vae.server.videos import video_cut
 from remote_vae.values import Buffer, Format, Tensor, clip
 
 NO_OPTIONS: Final[DecodeOptions] = complete({}, DECODE_ROWS)  # an encode gives a tensor, which takes none
@@ -146,7 +147,11 @@ class Endpoints:
         picture = None
         if not isinstance(message.image, Tensor):
             terms = picture_terms(call.model, call.info, message, self._settings)
-            picture = await self._readers.picture(message.image, terms, client=call.client, seconds=call.seconds)
+            cut, who = video_cut(call.model, call.info, message, self._settings), {"client": call.client}
+            if cut is None:
+                picture = await self._readers.picture(message.image, terms, **who, seconds=call.seconds)
+            else:
+                picture = await self._readers.video(message.image, terms, cut, **who, seconds=call.seconds)
         job = encode_job(call.model, call.info, message, self._settings, picture)
         return await self._run(call, job, message.format, NO_OPTIONS)
 

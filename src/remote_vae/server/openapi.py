@@ -36,8 +36,18 @@ LATENT_BODY: Document = {
     "tensor/binary": {"schema": BINARY},
     **{media: {"schema": BASE64} for media in wire.JSON_TYPES},
 }
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")  # others are read too, because the bytes decide
-PICTURE_BODY: Document = {**RAW_BODY, **{media: {"schema": BINARY} for media in IMAGE_TYPES}}
+FILE_TYPES = (  # others are read too, because the bytes decide
+    "image/png",
+    "image/jpeg",
+    "image/webp",
+    "image/gif",
+    "video/mp4",
+    "video/quicktime",
+    "video/webm",
+    "video/x-matroska",
+    "application/zip",
+)
+PICTURE_BODY: Document = {**RAW_BODY, **{media: {"schema": BINARY} for media in FILE_TYPES}}
 
 
 def document(version: str, models: list[str]) -> Document:
@@ -48,7 +58,7 @@ def document(version: str, models: list[str]) -> Document:
     for name in models:
         paths[f"/{name}"] = {"post": _post("Decode or encode", "By content type and query.")}
         paths[f"/{name}/decode"] = {"post": _operation("Latent to picture or video", options.DECODE, LATENT_BODY)}
-        paths[f"/{name}/encode"] = {"post": _operation("Picture to latent", options.ENCODE, PICTURE_BODY)}
+        paths[f"/{name}/encode"] = {"post": _operation("Picture or video to latent", options.ENCODE, PICTURE_BODY)}
     about = {
         "/health": "The server answers.",
         "/live": "The server answers.",

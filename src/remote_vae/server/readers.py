@@ -1,4 +1,4 @@
-"""Reads pictures and large JSON in processes, which hold no interpreter up but their own and can be ended.
+"""Reads pictures, videos and large JSON in processes, which hold no interpreter up but their own and can be ended.
 
 They are ended by the limits on a body, at the request's deadline, or if its client goes.
 """
@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Final, TypedDict
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from remote_vae.engine.container import available_cores
 from remote_vae.errors import DeadlineExceeded, InvalidImage, MalformedRequest, Overloaded, from_json
+from remote_vae.media.frames import Cut
 from remote_vae.media.images import ReadPicture
 from remote_vae.server.reading import NEEDS_TOO_MUCH, Message, read_exactly, read_head, write_all
 from remote_vae.server.turns import Turns
@@ -34,6 +36,8 @@ CPU_PIXELS: Final = 4096 * 4096
 MEMORY_BYTES: Final = 64 << 20  # whatever the picture
 BYTES_PER_PIXEL: Final = 48  # of memory: the pixels several times over
 BYTES_PER_BYTE: Final = 6  # of memory: the file and parts of it
+VIDEO_CPU_SECONDS: Final = 30.0  # 257 frames of 1920x1080 take about ten
+VIDEO_MEMORY_BYTES: Final = 256 << 20  # the libraries', whatever the video
 MOST_IDLE: Final = 2  # processes
 PIPE_BYTES: Final = 1 << 20
 COMMAND: Final = (sys.executable, "-m", "remote_vae.server.reading")
@@ -50,7 +54,7 @@ class Terms(TypedDict):
 
 
 class Reader:
-    """A process that reads one picture after the other. Its methods block."""
+    """A process that reads one body after the other. Its methods block."""
 
     def __init__(self) -> None:
         one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
@@ -115,16 +119,16 @@ def _end(reader: Reader, reading: asyncio.Future[tuple[Message, memoryview]]) ->
 
 
 class Readers:
-    """The processes that read: two or more are for quick pictures, as many for other pictures, as many for JSON.
+    """The processes that read: two or more are for quick pictures, as many for others, for videos, and for JSON.
 
-    So small pictures never wait for large ones, and one client's never for another's. A process starts when a body
-    needs one, and one more that waits for the next body.
+    So small pictures never wait for large ones or videos, and one client's never for another's. A process starts when a
+    body needs one, and one more that waits for the next body.
     """
 
     def __init__(self, *, share: float, most_bytes: int) -> None:
         count = max(2, available_cores() // 2)
-        self._quick, self._slow, self._json = (Turns(count, share=share) for _ in range(3))
-        self._threads = ThreadPoolExecutor(3 * count, "remote-vae-readers")
+        self._quick, self._slow, self._videos, self._json = (Turns(count, share=share) for _ in range(4))
+        self._threads = ThreadPoolExecutor(4 * count, "remote-vae-readers")
         self._held, self._most_bytes = 0, most_bytes  # of the bodies that are being read or wait for it
         self._idle: list[Reader] = []
         self._closed = False
@@ -138,6 +142,12 @@ class Readers:
             if len(data) > QUICK_BYTES or "large" in answer:
                 async with self._slow.turn(client):
                     answer, pixels = await self._read_picture(data, terms, terms["max_pixels"])
+        return ReadPicture(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["note"])
+
+    async def video(self, data: Buffer, terms: Terms, cut: Cut, *, client: str | None, seconds: float) -> ReadPicture:
+        """The frames. *Raises* what `read_video` and `_held_for` raise, and InvalidImage if they take too much."""
+        async with self._held_for(data, seconds), self._videos.turn(client):
+            answer, pixels = await self._read(data, {"terms": terms, "cut": asdict(cut)}, pixels=terms["max_pixels"])
         return ReadPicture(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["note"])
 
     async def json(self, data: Buffer, *, client: str | None, seconds: float) -> tuple[Buffer, object | None]:
@@ -170,6 +180,9 @@ class Readers:
             "cpu_seconds": CPU_SECONDS * max(1.0, pixels / CPU_PIXELS),
             "memory_bytes": MEMORY_BYTES + BYTES_PER_PIXEL * pixels + BYTES_PER_BYTE * len(data),
         }
+        if "cut" in task:
+            head["cpu_seconds"] = VIDEO_CPU_SECONDS
+            head["memory_bytes"] += VIDEO_MEMORY_BYTES + 2 * task["cut"]["most_bytes"]  # once more as they grow
         reader = self._reader()
         reading = asyncio.get_running_loop().run_in_executor(self._threads, reader.read, data, head)
         try:

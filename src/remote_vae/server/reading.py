@@ -1,8 +1,8 @@
-"""The program that reads pictures and large JSON: whatever a body makes it do, ending the process ends that.
+"""The program that reads pictures, videos and large JSON: whatever a body makes it do, ending the process ends that.
 
 A request on stdin is the length of its head, the head as JSON, and the body. The head of a picture has the words of
-`read_image` under "terms". A reply on stdout is the length of its head, the head as JSON, and pixels or inputs. The
-process ends when stdin does.
+`read_image` under "terms", and that of a video also its `Cut` under "cut". A reply on stdout is the length of its head,
+the head as JSON, and pixels or inputs. The process ends when stdin does.
 """
 
 import io
@@ -28,7 +28,8 @@ from remote_vae.errors import (
     TooLarge,
     to_json,
 )
-from remote_vae.media.images import read_image
+from remote_vae.media.frames import Cut, read_video
+from remote_vae.media.images import ReadPicture, read_image
 from remote_vae.protocol.bodies import read_json_body
 
 LENGTH: Final = 4  # bytes of a head's length
@@ -36,7 +37,10 @@ FRAMES: Final = 8  # of an exception, in the log
 MOST_PARAMETERS: Final = 65_536  # characters of JSON
 KEPT_BYTES: Final = 256 << 20  # a picture that may take more leaves none of it to the next one
 NOTHING: Final = memoryview(b"")
-NEEDS_TOO_MUCH: Final = "the body takes more {} to read than an ordinary picture or JSON; write it again and send that"
+NEEDS_TOO_MUCH: Final = (
+    "the body takes more {} to read than an ordinary picture, video or JSON; write it again, or less of it, and send "
+    "that"
+)
 
 Message = dict[str, Any]
 
@@ -111,14 +115,23 @@ def _read(data: memoryview, head: Message) -> tuple[Message, memoryview]:
 
 
 def _read_picture(data: memoryview, head: Message) -> tuple[Message, memoryview]:
-    """The pixels. A picture of more than `quick_pixels` is only looked at, and the reply is that it is large."""
+    """The pixels of a picture, or of the frames of a video.
+
+    A picture of more than `quick_pixels` is only looked at, and the reply is that it is large.
+    """
     terms = head["terms"]
+    if "cut" in head:
+        return _pixels(read_video(data, **terms, cut=Cut(**head["cut"])))
     try:
         found = read_image(data, **{**terms, "max_pixels": min(terms["max_pixels"], head["quick_pixels"])})
     except TooLarge:
         if head["quick_pixels"] < terms["max_pixels"]:
             return {"large": True, "bytes": 0}, NOTHING
         raise
+    return _pixels(found)
+
+
+def _pixels(found: ReadPicture) -> tuple[Message, memoryview]:
     return {"shape": found.pixels.shape, "note": found.note, "bytes": found.pixels.nbytes}, found.pixels.data.cast("B")
 
 
