@@ -75,8 +75,16 @@ class Blocks:
         return self.peaks.find(key, lambda: self._predict((1, *shape[1:]), dtype)) + output
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        if not self.together and len(shape) == 5:
-            shape = (*shape[:2], min(shape[2], 1 + (STEADY - 1) * self.program.group), *shape[3:])
+        steady = 1 + (STEADY - 1) * self.program.group
+        if self.together or len(shape) < 5 or shape[2] <= steady:
+            return self._rehearsed(shape, dtype)
+        peak = self._rehearsed((*shape[:2], steady, *shape[3:]), dtype)
+        if not self.program.remembers:
+            return peak
+        more = self._rehearsed((*shape[:2], steady + self.program.group, *shape[3:]), dtype) - peak
+        return peak + more * (shape[2] - steady) // self.program.group
+
+    def _rehearsed(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         program, item = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
         with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
             self._run(program, item, lambda first, row, block: None, lambda: None, threads=1)
@@ -117,7 +125,8 @@ class Blocks:
         """The blocks of each run of frames."""
         together = self.together and not has_attention(stages)
         group, count = self.program.group, len(maps)
-        spans = [(0, count)] if together else [(0, 1), *((start, start + group) for start in range(1, count, group))]
+        later = ((start, min(start + group, count)) for start in range(1, count, group))
+        spans = [(0, count)] if together else [(0, 1), *later]
         size = maps.size(count if together else group)
         chain = Chain(stages, size, run)
         most = run.rows(size, size.channels, size.frames)

@@ -55,7 +55,8 @@ class Frames:
 class Layer:
     """A convolution, after the norm and SiLU if it has them. `frames` says what its taps in time read.
 
-    Rows and columns beyond the borders are zero, or, if it `mirrors`, those next to the border on the inner side.
+    Rows and columns beyond the borders are zero. If the convolution `repeats` edges, they are copies of the border, or,
+    if the layer `mirrors`, those next to the border on the inner side.
     """
 
     layer: Convolution | Upsample | Downsample
@@ -164,13 +165,17 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """x + out(softmax(q k' / sqrt(C)) v) over the positions of each frame, one head. *Shapes*: weights [C,C,1,1]."""
+    """x + out(softmax(q k' / sqrt(C)) v) over the positions of each frame, one head. *Shapes*: weights [C,C,1,1].
+
+    If it is `causal`, a frame attends to the frames before it too, so their keys and values are kept.
+    """
 
     norm: Norm
     query: Convolution
     key: Convolution
     value: Convolution
     out: Convolution
+    causal: bool = False
 
     def after(self, size: Size) -> Size:
         return size
@@ -194,6 +199,11 @@ class Local:
     @property
     def stages(self) -> tuple[Stage, ...]:
         return sum(self.sections, ())
+
+    @property
+    def remembers(self) -> bool:
+        """Whether something of every frame is kept until the last one."""
+        return any(isinstance(stage, Attention) and stage.causal for stage in parts_of(self.stages))
 
     @property
     def only_rows(self) -> bool:

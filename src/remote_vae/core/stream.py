@@ -235,17 +235,25 @@ class _Residual:
 
 
 class _Attention:
-    """Waits for all rows."""
+    """Waits for all rows. If it is causal, keys and values of all frames so far are kept."""
 
     def __init__(self, stage: Attention) -> None:
         self._stage = stage
+        self._keys: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         given = [block.rows for block in source]
         if given:
             rows = given.pop() if len(given) == 1 else torch.cat(given, 2)
             given.clear()
-            yield Block(self._attended(rows), True)
+            attended = self._attended(rows)
+            del rows
+            if moment.last:
+                self._keys = self._values = None
+            given.append(attended)
+            del attended
+            yield Block(given.pop(), True)
 
     def _attended(self, frames: torch.Tensor) -> torch.Tensor:
         stage, (_, channels, height, width) = self._stage, frames.shape
@@ -257,6 +265,13 @@ class _Attention:
             del normal
             query, key, value = (linear(tokens, part) for part in (stage.query, stage.key, stage.value))
             del tokens
+            if stage.causal:
+                key = self._keys = _joined(self._keys, key)
+                value = self._values = _joined(self._values, value)
             branch = linear(attend(query, key, value), stage.out)
             torch.add(frame, branch.view(1, height, width, channels).permute(0, 3, 1, 2), out=into)
         return found
+
+
+def _joined(before: torch.Tensor | None, now: torch.Tensor) -> torch.Tensor:
+    return now if before is None else torch.cat([before, now])

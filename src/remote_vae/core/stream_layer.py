@@ -8,8 +8,8 @@ import torch
 
 from remote_vae.core.account import Account, filter_on, kernel_bytes
 from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
-from remote_vae.core.filters import Direct, Margin, Recombined
-from remote_vae.core.local import Layer, Size
+from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
+from remote_vae.core.local import Frames, Layer, Size
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 
@@ -31,6 +31,9 @@ class Convolved:
         channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
         kernel = kernel_bytes(layer, size.height, size.width, run.device)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
+        # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.
+        self._flat = run.one_frame and stage.frames.repeats and arithmetic(layer.weight.dtype, run.device).itemsize == 4
+        self._frames = Frames() if self._flat else stage.frames
         self._past, self._starts = Past(), Start()
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
@@ -48,6 +51,8 @@ class Convolved:
             rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
             if self._stage.mirrors:
                 _mirror(window, kept, columns, top=not begun, bottom=last)
+            elif self._stage.layer.repeats:
+                _repeat(window, kept, columns, top=not begun, bottom=last)
             if rows < 1 or lead >= len(window):
                 held = window[:, :, :kept, columns]
                 continue
@@ -77,8 +82,10 @@ class Convolved:
 
     def _filter(self, frames: int) -> Filter:
         """What computes the layer; taps in time for which there are no frames are left out."""
-        layer, time = self._stage.layer, self._stage.frames
-        if isinstance(layer, Convolution) and frames < layer.taps and not (time.after or time.repeats):
+        layer, time = self._stage.layer, self._frames
+        if self._flat:
+            layer = replace(layer, weight=layer.weight.sum(2, dtype=torch.float32))
+        elif isinstance(layer, Convolution) and frames < layer.taps and not (time.after or time.repeats):
             weight = layer.weight[:, :, -1] if frames == 1 else layer.weight[:, :, -frames:]
             layer = replace(layer, weight=weight)
         return filter_on(layer, self._size.height, self._size.width, self._run.device, self._run.workers)
@@ -97,7 +104,7 @@ class Convolved:
         Returns the window, how many of its frames are only read, how many rows it has, and the margin around them.
         """
         stage, width = self._stage, self._size.width
-        time, frames, rows = stage.frames, len(piece.rows), piece.rows.shape[2]
+        time, frames, rows = self._frames, len(piece.rows), piece.rows.shape[2]
         earlier = 0 if past is None else len(past)
         front, back, lead = 0, 0, earlier
         if time.after or time.repeats:
@@ -139,6 +146,16 @@ def _mirror(window: torch.Tensor, kept: int, columns: slice, *, top: bool, botto
         window[:, :, kept - 1] = window[:, :, kept - 3]
     window[..., columns.start - 1] = window[..., columns.start + 1]
     window[..., columns.stop] = window[..., columns.stop - 2]
+
+
+def _repeat(window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:
+    """Fills the row and the column beyond each border with those of the border."""
+    if top:
+        window[:, :, 0] = window[:, :, 1]
+    if bottom:
+        window[:, :, kept - 1] = window[:, :, kept - 2]
+    window[..., columns.start - 1] = window[..., columns.start]
+    window[..., columns.stop] = window[..., columns.stop - 1]
 
 
 def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLHunyuanVideo15",
         _MODELS_15,
+        stages="hunyuan_video_15",
         whole_groups=True,
         convert=lambda weights, module: renamed(weights, LATENT_DIFFUSION),
     ),

@@ -6,7 +6,6 @@ AutoencoderKLQwenImage21, which has its structure with flat convolutions.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from fractions import Fraction
 from inspect import signature
 from typing import Any, Final
@@ -22,12 +21,11 @@ from remote_vae.core.local import (
     HalveFrames,
     Layer,
     Local,
-    Norm,
     Residual,
     Stage,
 )
 from remote_vae.core.stages import Convolution, Downsample
-from remote_vae.models.stages.local_parts import patchified, unpatchified
+from remote_vae.models.stages.local_parts import last_of, norm_of, patchified, unpatchified
 from remote_vae.models.stages.parts import Unknown, bias_of, expect, upsample_of
 
 GROUP: Final = 4  # frames that the encoder takes together, after the first one
@@ -46,25 +44,10 @@ def _decoder(module: Any, patch: int) -> Local:
     body = module.decoder
     head = [_layer(module.post_quant_conv), _layer(body.conv_in), *_middle(body.mid_block)]
     rest = [stage for block in body.up_blocks for stage in _up(block)]
-    last = _last(_layer(body.conv_out, body.norm_out))
+    last = last_of(_layer(body.conv_out, body.norm_out))
     channels = last[-1].layer.channels // patch**2
     patches = [Each(unpatchified(patch), channels, sides=Fraction(patch))] if patch > 1 else []
     return Local((tuple(head), (*rest, *last, *patches, Each(_clamped, channels))))
-
-
-def _last(layer: Layer) -> tuple[Layer, ...]:
-    """The last convolution, which has few channels: what its taps give is kept for later frames, not what they read."""
-    given = layer.layer
-    weight = given.weight
-    if weight.ndim < 5 or weight.dtype is not torch.float32:  # each part of a sum of 16 bits would be rounded
-        return (layer,)
-    channels, taps = len(weight), weight.shape[2]
-    parts = weight.transpose(1, 2).transpose(0, 1).flatten(0, 1)
-    choice = torch.eye(taps * channels, device=weight.device).view(taps, channels, -1).permute(1, 2, 0)
-    return (
-        replace(layer, layer=Convolution(parts, None), frames=Frames()),
-        Layer(Convolution(choice[..., None, None].contiguous(), given.bias), frames=layer.frames),
-    )
 
 
 def _encoder(module: Any, patch: int) -> Local:
@@ -126,7 +109,7 @@ def _attention(block: Any) -> Attention:
     channels = block.proj.out_channels
     weights, biases = block.to_qkv.weight.data.split(channels), block.to_qkv.bias.data.split(channels)
     query, key, value = (Convolution(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-    return Attention(_norm(block.norm), query, key, value, Convolution(block.proj.weight.data, block.proj.bias.data))
+    return Attention(norm_of(block.norm), query, key, value, Convolution(block.proj.weight.data, block.proj.bias.data))
 
 
 def _upsample(part: Any) -> Iterator[Stage]:
@@ -150,7 +133,7 @@ def _downsample(part: Any) -> Iterator[Stage]:
 
 def _layer(conv: Any, norm: Any = None) -> Layer:
     layer = _convolution(conv)
-    return Layer(layer, None if norm is None else _norm(norm), silu=norm is not None, frames=Frames(layer.taps - 1))
+    return Layer(layer, None if norm is None else norm_of(norm), silu=norm is not None, frames=Frames(layer.taps - 1))
 
 
 def _convolution(conv: Any) -> Convolution:
@@ -166,11 +149,6 @@ def _is_flat(conv: Any) -> bool:
     """Of a model for one frame, which leaves out its convolutions in time."""
     expect(isinstance(conv, nn.Conv3d | nn.Conv2d))
     return isinstance(conv, nn.Conv2d)
-
-
-def _norm(norm: Any) -> Norm:
-    expect(norm.channel_first and not isinstance(norm.bias, nn.Parameter) and norm.scale == len(norm.gamma) ** 0.5)
-    return Norm(norm.gamma.data.flatten().float())
 
 
 def _of_module(part: nn.Module) -> Callable[[torch.Tensor, bool], torch.Tensor]:

@@ -1,14 +1,17 @@
 """Parts of a module of diffusers that several local networks share, as stages of `core.local`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
 
 import torch
 from einops import rearrange
+from torch import nn
 from torch.nn import functional
 
-from remote_vae.core.local import ONE, Each, Near
+from remote_vae.core.local import ONE, Each, Frames, Layer, Near, Norm
+from remote_vae.core.stages import Convolution
 from remote_vae.models.stages.parts import expect
 
 HALF: Final = Fraction(1, 2)
@@ -42,3 +45,24 @@ def patchified(patch: int) -> Function:
 def unpatchified(patch: int) -> Function:
     """The inverse of `patchified`."""
     return lambda rows, new: rearrange(rows, "f (c q p) h w -> f c (h p) (w q)", p=patch, q=patch)
+
+
+def last_of(layer: Layer) -> tuple[Layer, ...]:
+    """The last convolution, which has few channels: what its taps give is kept for later frames, not what they read."""
+    given = layer.layer
+    weight = given.weight
+    if weight.ndim < 5 or weight.dtype is not torch.float32:  # each part of a sum of 16 bits would be rounded
+        return (layer,)
+    channels, taps = len(weight), weight.shape[2]
+    parts = weight.transpose(1, 2).transpose(0, 1).flatten(0, 1)
+    choice = torch.eye(taps * channels, device=weight.device).view(taps, channels, -1).permute(1, 2, 0)
+    return (
+        replace(layer, layer=Convolution(parts, None, repeats=given.repeats), frames=Frames()),
+        Layer(Convolution(choice[..., None, None].contiguous(), given.bias), frames=layer.frames),
+    )
+
+
+def norm_of(norm: Any) -> Norm:
+    """The root mean square of the channels of a position, by the classes of Wan and of HunyuanVideo 1.5."""
+    expect(norm.channel_first and not isinstance(norm.bias, nn.Parameter) and norm.scale == len(norm.gamma) ** 0.5)
+    return Norm(norm.gamma.data.flatten().float())
