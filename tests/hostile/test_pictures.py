@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import struct
 import sys
 import threading
@@ -154,6 +155,12 @@ async def test_memory_is_limited(pictures: Readers) -> None:
     with pytest.raises(InvalidImage, match="memory"):
         await asyncio.wait_for(ask(pictures, b"eat"), BUSY)
     assert await works(pictures) == pid
+
+
+async def test_models_come_first(pictures: Readers) -> None:
+    """A process that reads pictures gets little of a core that a model or a connection needs too."""
+    pid = await works(pictures)
+    assert os.getpriority(os.PRIO_PROCESS, pid) >= os.getpriority(os.PRIO_PROCESS, 0) + 15
 
 
 async def test_a_process_that_dies(pictures: Readers) -> None:

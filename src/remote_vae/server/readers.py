@@ -39,6 +39,7 @@ BYTES_PER_BYTE: Final = 6  # of memory: the file and parts of it
 VIDEO_CPU_SECONDS: Final = 30.0  # 257 frames of 1920x1080 take about ten
 VIDEO_MEMORY_BYTES: Final = 256 << 20  # the libraries', whatever the video
 MOST_IDLE: Final = 2  # processes
+NICENESS: Final = 15  # models and connections get the cores first, whatever strangers send
 PIPE_BYTES: Final = 1 << 20
 COMMAND: Final = (sys.executable, "-m", "remote_vae.server.reading")
 
@@ -66,6 +67,8 @@ class Reader:
             bufsize=0,
             env={**os.environ, **one_thread},
         )
+        with suppress(OSError):  # it has ended already, which `read` will find
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
         for pipe in (self._stdin, self._stdout):
             with suppress(OSError, AttributeError):  # no Linux, or no more room for pipes
                 fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
