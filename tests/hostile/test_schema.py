@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-for media in ("tensor/binary", "image/png", "image/jpeg", "image/webp"):
+from remote_vae.server.openapi import FILE_TYPES
+
+for media in ("tensor/binary", *FILE_TYPES):
 
     @schemathesis.serializer(media)
     def as_it_is(ctx: Any, value: Any) -> bytes:

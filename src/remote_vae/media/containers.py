@@ -64,18 +64,38 @@ def frames_of_container(data: Buffer, kind: str, limits: Limits, *, start: float
 
 
 def _check_whole(data: memoryview, kind: str) -> None:
-    """*Raises* InvalidImage for an encrypted video, and for a Matroska file that is shorter than it says."""
-    if kind == "Matroska":
-        at = bytes(data[:4096]).find(SEGMENT) + len(SEGMENT)
-        head = bytes(data[: 1 << 20]).partition(CLUSTER)[0]
-        if ENCRYPTED_MATROSKA.search(head):
-            raise InvalidImage("the video is encrypted; send it decrypted")
-        length = 9 - data[at].bit_length() if at < len(data) else 9
-        size = int.from_bytes(data[at : at + length]) - (1 << 7 * length)
-        if length <= 8 and size != (1 << 7 * length) - 1 and at + length + size > len(data):  # all ones: it is not said
-            raise InvalidImage(CUT_SHORT.format(kind))
-    elif ENCRYPTED_MP4.search(data):
+    """*Raises* InvalidImage for a file that is shorter than it says, and for an encrypted video."""
+    matroska = DEMUXERS[kind] == "matroska"
+    if _end_of_matroska(data) > len(data) if matroska else _end_of_boxes(data) > len(data):
+        raise InvalidImage(CUT_SHORT.format(kind))
+    head = bytes(data[: 1 << 20]).partition(CLUSTER)[0]
+    if ENCRYPTED_MATROSKA.search(head) if matroska else ENCRYPTED_MP4.search(data):
         raise InvalidImage("the video is encrypted; send it decrypted")
+
+
+def _end_of_boxes(data: memoryview) -> int:
+    """*Source*: ISO 14496-12, 4.2."""
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4])
+        if size == 1:  # it is in the eight bytes after the name
+            size = int.from_bytes(data[at + 8 : at + 16])
+        if size < 8:  # to the end of the file, or rubbish after the last box
+            break
+        at += size
+    return at
+
+
+def _end_of_matroska(data: memoryview) -> int:
+    """0 if the file does not say. *Source*: RFC 8794, 4 and 6."""
+    found = bytes(data[:4096]).find(SEGMENT)
+    at = found + len(SEGMENT)
+    if found < 0 or at >= len(data):
+        return len(data) + 1
+    length = 9 - data[at].bit_length()
+    size = int.from_bytes(data[at : at + length]) - (1 << 7 * length)
+    unsaid = length > 8 or size == (1 << 7 * length) - 1
+    return 0 if unsaid else at + length + size
 
 
 def _video_of(container: InputContainer, kind: str) -> VideoStream:

@@ -20,6 +20,7 @@ from remote_vae.values import Buffer, clip
 
 UNSAID: Final = Fraction(1, 10)  # s; browsers show a frame that says less than `LEAST` for as long
 LEAST: Final = Fraction(1, 50)
+UNENDED: Final = "the GIF has no end, so it may be cut short"
 MOST_BYTES_OF_A_PIXEL: Final = 10  # of a picture's file, as for a body that is a picture
 STORED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DIGITS: Final = re.compile(r"(\d{1,18})")
@@ -54,7 +55,7 @@ def frames_of_animation(data: Buffer, kind: str, limits: Limits) -> Iterator[Fra
     if kind == "WEBP":
         check_chunks(data)
     picture: Image.Image = Image.open(BytesIO(data), formats=[kind])
-    limits.check(*picture.size)
+    cut = kind == "GIF" and not bytes(memoryview(data)[-16:]).rstrip(b"\0").endswith(b";")
     profile = picture.info.get("icc_profile") or b"" if limits.use_profile else b""
     begins = Fraction(0)
     for number in count():
@@ -62,10 +63,12 @@ def frames_of_animation(data: Buffer, kind: str, limits: Limits) -> Iterator[Fra
             picture.seek(number)
         except EOFError:
             return
-        picture.load()
+        limits.check(*picture.size)  # a frame can make a GIF larger
         told = Fraction(int(picture.info.get("duration") or 0), 1000)
         ends = begins + (told if told >= LEAST else UNSAID)
         found, note = converted(picture, limits.channels, profile)
+        if cut:
+            note = "; ".join(filter(None, (note, UNENDED)))
         yield Frame(np.asarray(found), begins, ends, note)
         begins = ends
 

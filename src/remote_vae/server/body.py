@@ -108,4 +108,5 @@ def _limit(head: Head, settings: Settings) -> int:
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is over the limit of {limit} bytes; send fewer latents at a time", limit=limit)
+    text = "send fewer at a time, pixels as uint8, or a video as a file"
+    return TooLarge(f"the body is over the limit of {limit} bytes; {text}", limit=limit)
