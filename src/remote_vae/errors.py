@@ -99,6 +99,10 @@ class UnknownModel(UnknownRoute):
     code = "unknown_model"
 
 
+class UnknownJob(UnknownRoute):
+    code = "unknown_job"
+
+
 class MethodNotAllowed(RequestError):
     code, status = "method_not_allowed", 405
 
@@ -109,6 +113,10 @@ class NotAcceptable(RequestError):
 
 class RequestTimeout(RequestError):
     code, status = "request_timeout", 408
+
+
+class JobCancelled(RequestError):
+    code, status = "job_cancelled", 409
 
 
 class TooLarge(RequestError):

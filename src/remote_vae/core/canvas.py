@@ -19,6 +19,11 @@ class Canvas:
         self._output: torch.Tensor | None = None
 
     @property
+    def rows(self) -> int:
+        """The rows of all pictures or frames."""
+        return self._pictures * self._height
+
+    @property
     def output(self) -> torch.Tensor:
         if self._output is None:
             raise RuntimeError("the executor gave no block")

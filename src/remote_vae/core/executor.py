@@ -9,6 +9,7 @@ from typing import Final, Protocol
 import torch
 
 from remote_vae.core.canvas import Canvas
+from remote_vae.core.progress import Progress
 from remote_vae.errors import InvalidValue, Overloaded, TooLarge
 
 WHOLE: Final = "whole"  # every layer at once
@@ -65,7 +66,7 @@ class RunOptions:
     `plan` names the executor; None leaves the choice to the planner. `budget` returns the bytes that are free, or None
     for no limit. `checkpoint` is called between strips and between layers; an exception from it ends the job. `reserve`
     gets the predicted peak of the choice; if it returns False, the memory is taken by now, and a new choice is made.
-    `arguments` are for the model itself.
+    `arguments` are for the model itself. `progress` is told of finished rows.
     """
 
     plan: str | None = None
@@ -73,6 +74,7 @@ class RunOptions:
     checkpoint: Callable[[], None] = lambda: None
     reserve: Callable[[int | None], bool] = lambda peak: True
     arguments: Arguments = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
 
 
 RUN_OPTIONS: Final = RunOptions()
@@ -156,13 +158,23 @@ def execute(
     """
     for choice in _reserved(executors, z, options, output):
         try:
-            found = canvas()
-            choice.executor.run(z, found.put, options.checkpoint, options.arguments)
+            found, progress = canvas(), options.progress
+            progress.begin((choice.executor.name, tuple(z.shape), z.dtype, found.rows), found.rows)
+            choice.executor.run(z, _telling(found, progress), options.checkpoint, options.arguments)
+            progress.end()
             return found.output, choice
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
             if not is_out_of_memory(exc):
                 raise
     raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
+
+
+def _telling(canvas: Canvas, progress: Progress) -> Sink:
+    def put(first: int, row: int, block: torch.Tensor) -> None:
+        canvas.put(first, row, block)
+        progress.finish(len(block) * block.shape[2])
+
+    return put
 
 
 def _reserved(executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, output: int) -> Iterator[Choice]:

@@ -20,6 +20,7 @@ from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.executor import RunOptions, is_out_of_memory
 from remote_vae.core.layout import MatchedLayout, example_shape, fit_latent
+from remote_vae.core.progress import Progress
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.result import Result
 from remote_vae.core.vae import VAE
@@ -101,6 +102,7 @@ class JobRunner:
         self._vae, self._recipe, self._budget, self._signals = vae, recipe, budget, signals
         self._views, self._queue = Views(), DeviceQueue(vae.device)
         self._serial, self._trim = 0, malloc.Trim()
+        self._progress = Progress(signals.tell)
 
     def warm_up(self) -> None:
         """Decodes once, so that the first caller does not wait for libraries to be set up.
@@ -176,7 +178,8 @@ class JobRunner:
         self._checkpoint()
         scaling = Scaling(**{**job["scaling"], "mode": ScalingMode(job["scaling"]["mode"])})
         arguments = job.get("arguments", {})
-        terms = RunOptions(job["plan"], self._budget.bytes_now, self._checkpoint, self._budget.reserve, arguments)
+        budget, progress = self._budget, self._progress
+        terms = RunOptions(job["plan"], budget.bytes_now, self._checkpoint, budget.reserve, arguments, progress)
         if job["op"] == "decode":
             fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)
@@ -191,6 +194,7 @@ class JobRunner:
         """Called between blocks and layers: tells the server of the progress, and ends a job that nobody waits for."""
         self._queue.wait()
         self._signals.beat()
+        self._progress.checkpoint()
         self._trim.when_due()
         self._budget.update()
         if self._signals.stopped(self._serial):

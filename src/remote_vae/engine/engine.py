@@ -12,6 +12,7 @@ from remote_vae.engine.job import Job, Outcome
 from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Silent
 from remote_vae.engine.pool import Pool, Rules, Served
+from remote_vae.engine.progress import JobProgress
 from remote_vae.engine.queue import Ticket
 from remote_vae.engine.residency import Residency
 from remote_vae.errors import DeadlineExceeded, NotReady, SetupError, UnknownModel
@@ -134,21 +135,24 @@ class Engine:
             raise NotReady(f"the process of model {model.name!r} could not be started again yet", model=model.name)
         return self._admission.enter(model.name, job, client=client, seconds=seconds)
 
-    async def run(self, permit: Permit, *, request_id: str = "") -> Outcome:
-        """The job's outcome; `request_id` names it in the log.
+    async def run(self, permit: Permit, *, request_id: str = "", progress: JobProgress | None = None) -> Outcome:
+        """The job's outcome; `request_id` names it in the log, and `progress` is kept up to date.
 
         *Raises* what the core raises, ReplicaFailed, PoisonRequest, DeadlineExceeded, Overloaded.
         """
-        pool = self._pools[permit.model]
+        pool, progress = self._pools[permit.model], progress or JobProgress()
         try:
             async with asyncio.timeout(permit.seconds):
                 await self._want(pool)
-                ticket = Ticket(permit.job, permit.client, asyncio.get_running_loop().create_future(), request_id)
+                answer = asyncio.get_running_loop().create_future()
+                ticket = Ticket(permit.job, permit.client, answer, request_id, progress=progress)
+                progress.wait(lambda: pool.position(ticket))
                 pool.queue.put(ticket)
                 return await ticket.answer
         except TimeoutError:
             raise DeadlineExceeded(f"this was not done within {permit.seconds:g} s", seconds=permit.seconds) from None
         finally:
+            progress.leave()
             permit.worked()
 
     async def _want(self, pool: Pool) -> None:

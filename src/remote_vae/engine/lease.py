@@ -21,21 +21,25 @@ class Lease:
     Nobody else can stop the job, and a stop that comes after `run` has returned stops no other job.
     """
 
-    def __init__(self, replica: Replica, ticket: Ticket, *, hang_seconds: float) -> None:
+    def __init__(self, replica: Replica, ticket: Ticket, *, hang_seconds: float, expected: float = 0.0) -> None:
         self._replica, self._ticket, self._hang_seconds = replica, ticket, hang_seconds
         self._loop = asyncio.get_running_loop()
+        self._expected = expected  # seconds, 0 if nothing like this job has been measured
         self._serial, self._seen = 0, (0, 0.0)
         self._progressed = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> Outcome:
         """*Raises* what the job raised in the replica, ReplicaLost, Overloaded if there is no shared memory for it."""
-        self._serial = self._replica.begin()
+        self._serial, signals = self._replica.begin(), self._replica.signals
+        signals.tell(0, 0)
+        self._ticket.progress.run(lambda: signals.steps, expected=self._expected)
         self._watch_later()  # most jobs are over before the first look, which takes a tenth of a millisecond
         self._ticket.answer.add_done_callback(self._stop)
         try:
             return await self._run(self._ticket.job)
         finally:
+            self._ticket.progress.stop()
             self._ticket.answer.remove_done_callback(self._stop)
             if self._timer is not None:
                 self._timer.cancel()

@@ -63,7 +63,7 @@ class Pool:
         self._loader, self._rules, self._held, self._observer = loader, rules, held, observer
         self._ledger, self._entry = ledger, entry  # of its first replica; the others' entries follow
         self._loading = asyncio.Lock()
-        self._running = 0
+        self._at_work: list[Ticket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
@@ -84,7 +84,7 @@ class Pool:
     @property
     def idle(self) -> bool:
         """Nobody waits and nothing runs."""
-        return self._running == 0 and not len(self.queue)
+        return not self._at_work and not len(self.queue)
 
     @property
     def weight_bytes(self) -> int:
@@ -107,6 +107,15 @@ class Pool:
             planned_bytes=self.planned_bytes,
             restarts=self.restarts,
         )
+
+    def position(self, ticket: Ticket) -> tuple[int, float]:
+        """The place of a ticket in the queue, 1 for the next one, and the expected seconds until it is done.
+
+        The jobs that run count in full; a later job of another client may still come before it.
+        """
+        before, pace = self.queue.before(ticket), self._held.pace
+        waiting = sum(pace.seconds(each.job.pixels) for each in (*before, *self._at_work, ticket))
+        return len(before) + 1, waiting
 
     async def load(self) -> None:
         """Starts all replicas, one after the other: two loading at once only fight for the disk and memory.
@@ -191,9 +200,10 @@ class Pool:
     async def _run(self, replica: Replica, ticket: Ticket) -> Ticket | None:
         """Answers the ticket, or returns it if it is to be tried once more because the process has died."""
         started = time.perf_counter()
-        self._running += 1
+        self._at_work.append(ticket)
         try:
-            outcome = await Lease(replica, ticket, hang_seconds=self._rules.hang_seconds).run()
+            expected = self._held.pace.seconds(ticket.job.pixels) * self._held.pace.replicas
+            outcome = await Lease(replica, ticket, hang_seconds=self._rules.hang_seconds, expected=expected).run()
         except ReplicaLost:
             return ticket if self._deserves_another(replica, ticket) else None
         except RemoteVAEError as exc:
@@ -209,7 +219,7 @@ class Pool:
                 ticket.answer.set_result(replace(outcome, seconds=seconds))
             self._tell(ticket, outcome, started)
         finally:
-            self._running -= 1
+            self._at_work.remove(ticket)
         self.poison.acquit(ticket.job)
         return None
 

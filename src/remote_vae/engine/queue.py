@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from remote_vae.engine.job import Job, Outcome
+from remote_vae.engine.progress import JobProgress
 
 
 @dataclass(eq=False, slots=True)
@@ -19,6 +20,7 @@ class Ticket:
     request_id: str = ""
     asked: float = field(default_factory=time.perf_counter)
     due: int = 0
+    progress: JobProgress = field(default_factory=JobProgress)
 
     @property
     def wanted(self) -> bool:
@@ -43,6 +45,11 @@ class Queue:
     @property
     def pixels(self) -> int:
         return sum(ticket.job.pixels for ticket in self._waiting)
+
+    def before(self, ticket: Ticket) -> list[Ticket]:
+        """The tickets that would be taken before this one if no other ticket came."""
+        place = self._place(ticket)
+        return [other for other in self._waiting if other.wanted and self._place(other) < place]
 
     def put(self, ticket: Ticket) -> None:
         if not any(other.client == ticket.client for other in self._waiting):
@@ -72,10 +79,13 @@ class Queue:
 
     def _next(self) -> Ticket:
         """Removes the next ticket in order, and counts its pixels as served."""
-        ticket = min(self._waiting, key=lambda one: (self._served[one.client], one.due))
+        ticket = min(self._waiting, key=self._place)
         self._waiting.remove(ticket)
         self._served[ticket.client] += ticket.job.pixels
         return ticket
+
+    def _place(self, ticket: Ticket) -> tuple[int, int]:
+        return self._served[ticket.client], ticket.due
 
     def _join(self, client: str | None) -> None:
         """Admits a client that had no job waiting. It gets no credit for that time, and keeps its earlier excess."""

@@ -153,11 +153,11 @@ class Signals:
     """Signals between the server and a replica during a job.
 
     The server writes the serial number of a job that need not go on. It is never cleared: jobs are numbered from 1, so
-    a word that comes too late stops no other job. The replica counts its heartbeats.
+    a word that comes too late stops no other job. The replica counts its heartbeats, and the steps of the job.
     """
 
     def __init__(self, name: str | None = None) -> None:
-        self._words = Words(2, name=name)
+        self._words = Words(4, name=name)
 
     @property
     def name(self) -> str:
@@ -169,6 +169,17 @@ class Signals:
 
     def beat(self) -> None:
         self._words[1] += 1
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """How many steps of the job are done, and how many there are; 0 before that is known."""
+        return self._words[2], self._words[3]
+
+    def tell(self, done: int, total: int) -> None:
+        if total != self._words[3]:
+            self._words[2] = 0  # so that a reader between the two words sees too little and not too much
+            self._words[3] = total
+        self._words[2] = done
 
     def stop(self, serial: int) -> None:
         self._words[0] = serial

@@ -36,6 +36,7 @@ RESERVED_NAMES: Final = frozenset(
         "decode",
         "encode",
         "health",
+        "jobs",
         "live",
         "ready",
         "models",

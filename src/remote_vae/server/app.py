@@ -92,7 +92,7 @@ def _middleware(settings: Settings, endpoints: Endpoints) -> list[Middleware]:
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["*"],
             )
@@ -123,6 +123,8 @@ def _routes(endpoints: Endpoints, *, metrics_too: bool) -> list[Route]:
             for name, page in pages.items()
             for path in (f"/{name}", f"/{name}/")
         ),
+        Route("/jobs/{id}/events", named("events", endpoints.events), methods=METHODS),
+        Route("/jobs/{id}", named("jobs", endpoints.cancel), methods=METHODS),
         Route("/{path:path}", endpoints.post, methods=METHODS),
     ]
 

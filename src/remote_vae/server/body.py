@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from remote_vae.errors import MalformedRequest, Overloaded, RequestTimeout, TooLarge
+from remote_vae.errors import JobCancelled, MalformedRequest, Overloaded, RemoteVAEError, RequestTimeout, TooLarge
 from remote_vae.protocol.digest import check_digest
 from remote_vae.protocol.wire import Head
 from remote_vae.server.settings import Settings
@@ -64,7 +64,7 @@ class Bodies:
                 f"the body did not arrive within {self._settings.body_seconds:g} s", seconds=self._settings.body_seconds
             ) from None
         except ClientDisconnect:
-            raise MalformedRequest("the client went away before its body was complete") from None
+            raise MalformedRequest("the client went away before its body was complete", gone=True) from None
         finally:
             self._held -= len(body)
         if digest := ",".join(request.headers.getlist("content-digest")):
@@ -83,21 +83,32 @@ class Bodies:
             )
 
 
-async def while_wanted(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away, since nobody would read the answer.
+async def while_wanted(work: Coroutine[Any, Any, T], *, cancelled: asyncio.Event, request: Request | None = None) -> T:
+    """The result of `work`, which is cancelled when nobody would read the answer.
 
-    *Raises* MalformedRequest when the client goes away.
+    *Raises* JobCancelled after the event, and MalformedRequest when the client of the request goes away. A result that
+    is there already is returned in any case, because it can hold what its sender frees.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # after the body only this can come
+    ends: dict[asyncio.Future[Any], RemoteVAEError] = {asyncio.ensure_future(cancelled.wait()): _cancelled()}
+    if request is not None:
+        ends[asyncio.ensure_future(request.receive())] = _gone()  # after the body only this can come
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, *ends), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise MalformedRequest("the client went away before its answer was ready")
+        raise next(error for end, error in ends.items() if end.done())
     finally:
-        task.cancel()
-        gone.cancel()
+        for each in (task, *ends):
+            each.cancel()
+
+
+def _cancelled() -> RemoteVAEError:
+    return JobCancelled("this request was cancelled by a DELETE of its job")
+
+
+def _gone() -> RemoteVAEError:
+    return MalformedRequest("the client went away before its answer was ready", gone=True)
 
 
 def _limit(head: Head, settings: Settings) -> int:

@@ -14,6 +14,7 @@ from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.engine import Engine
 from remote_vae.engine.job import DecodeJob, EncodeJob, Job, Outcome
 from remote_vae.engine.pool import Served
+from remote_vae.engine.progress import JobProgress
 from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
 from remote_vae.protocol import wire
 from remote_vae.protocol.messages import Operation, Provenance, Reply
@@ -24,6 +25,8 @@ from remote_vae.server.adapt import decode_job, encode_job, fit_decode, picture_
 from remote_vae.server.body import Bodies, check_length, while_wanted
 from remote_vae.server.browser import page_part, wants_page
 from remote_vae.server.card import model_info
+from remote_vae.server.event_stream import EventStream
+from remote_vae.server.jobs import Jobs
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.readers import Readers
 from remote_vae.server.record import Record, record_of
@@ -97,13 +100,15 @@ class Endpoints:
         self._settings = settings
         self._threads = Threads()
         self._bodies = Bodies(settings, self._threads)
+        self._jobs = Jobs()
 
     async def post(self, request: Request) -> Response:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
         call = await self._accept(request)
-        body = await self._bodies.read(request, call.head)
         run = self._decode if call.head.operation is Operation.DECODE else self._encode
-        return await while_wanted(request, run(call, body))
+        with self._jobs.entered(call.record, call.client) as job:
+            body = await while_wanted(self._bodies.read(request, call.head), cancelled=job.cancelled)
+            return await while_wanted(run(call, body, job.progress), cancelled=job.cancelled, request=request)
 
     async def _accept(self, request: Request) -> Call:
         """Judges a request before its body is read: its form, its size, and whether the engine would take it now."""
@@ -136,13 +141,13 @@ class Endpoints:
         ignore = self._settings.unknown_parameters == "ignore"
         return wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
 
-    async def _decode(self, call: Call, body: Buffer) -> Response:
+    async def _decode(self, call: Call, body: Buffer, progress: JobProgress) -> Response:
         transparent = call.info.transparent
         message = await self._parsed(call, body, partial(wire.parse_decode, transparent=transparent))
         job = decode_job(call.model, call.info, message, self._settings)
-        return await self._run(call, job, message.format, message.options)
+        return await self._run(call, job, message.format, message.options, progress)
 
-    async def _encode(self, call: Call, body: Buffer) -> Response:
+    async def _encode(self, call: Call, body: Buffer, progress: JobProgress) -> Response:
         message = await self._parsed(call, body, wire.parse_encode)
         picture = None
         if not isinstance(message.image, Tensor):
@@ -153,11 +158,13 @@ class Endpoints:
             else:
                 picture = await self._readers.video(message.image, terms, cut, **who, seconds=call.seconds)
         job = encode_job(call.model, call.info, message, self._settings, picture)
-        return await self._run(call, job, message.format, NO_OPTIONS)
+        return await self._run(call, job, message.format, NO_OPTIONS, progress)
 
-    async def _run(self, call: Call, job: Job, asked: Format, options: DecodeOptions) -> Response:
+    async def _run(
+        self, call: Call, job: Job, asked: Format, options: DecodeOptions, progress: JobProgress
+    ) -> Response:
         with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
-            outcome = await self._engine.run(permit, request_id=call.record.request_id)
+            outcome = await self._engine.run(permit, request_id=call.record.request_id, progress=progress)
             status, headers, body = await self._rendered(asked, _render, call, job, outcome, asked, options)
             return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
 
@@ -223,6 +230,24 @@ class Endpoints:
         if loading and not cards:
             raise NotReady(f"model {loading[0]!r} is still loading; try again in a moment")
         return JSONResponse({"default": self._engine.default, "models": cards, "unknown": unknown, "loading": loading})
+
+    async def events(self, request: Request) -> Response:
+        """GET /jobs/<request id>/events: how far an unfinished request of this client is, as server-sent events."""
+        if request.method != "GET":
+            raise _wrong_method(request, ["GET"])
+        client = request.scope.get(CLIENT)
+        job = self._jobs.find(client, request.path_params["id"])[-1]
+        self._jobs.enter_stream(client)
+        return EventStream(job, on_end=partial(self._jobs.leave_stream, client))
+
+    async def cancel(self, request: Request) -> Response:
+        """DELETE /jobs/<request id>: ends every unfinished request of this client that has the id."""
+        if request.method != "DELETE":
+            raise _wrong_method(request, ["DELETE"])
+        found = self._jobs.find(request.scope.get(CLIENT), request.path_params["id"])
+        for job in found:
+            job.cancelled.set()
+        return JSONResponse({"cancelled": len(found)})
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""

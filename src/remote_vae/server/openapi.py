@@ -69,12 +69,19 @@ def document(version: str, models: list[str]) -> Document:
         "/docs": "This description, for people.",
     }
     paths.update({path: {"get": _get(text)} for path, text in about.items()})
+    paths["/jobs/{id}/events"] = {"get": _of_job("Server-sent events: how far your unfinished request is.")}
+    paths["/jobs/{id}"] = {"delete": _of_job("Cancel your unfinished request.")}
     info = {"title": "remote-vae", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": {"Error": _error_schema()}}}
 
 
 def _get(text: str) -> Document:
     return {"summary": text, "responses": {"200": {"description": text}}}
+
+
+def _of_job(text: str) -> Document:
+    place = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {**_get(text), "parameters": [{**place, "description": "The request's `x-request-id` or `x-call-id`."}]}
 
 
 def _post(summary: str, text: str) -> Document:
