@@ -105,7 +105,15 @@ def test_an_encrypted_or_odd_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "raw"), [("hunyuan_video", True), ("wan", False), ("qwen_image", False), ("flux_kontext", False)]
+    ("architecture", "raw"),
+    [
+        ("hunyuan_video", True),
+        ("hunyuan_video_1_5", True),
+        ("z_image", True),
+        ("wan", False),
+        ("qwen_image", False),
+        ("flux_kontext", False),
+    ],
 )
 def test_caches_of_musubi_tuner(tmp_path: Path, architecture: str, raw: bool) -> None:
     """The latent is found by its name beside other tensors, and the architecture says whether it is raw."""

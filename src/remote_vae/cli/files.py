@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
+from remote_vae.cli.caches import RAW_ARCHITECTURES, RAW_CACHES
 from remote_vae.client.latents import array_of, tensor_of
 from remote_vae.errors import ConfigurationError, InvalidValue
 from remote_vae.values import Tensor
@@ -27,11 +28,8 @@ COMFYUI_KEY = "latent_tensor"
 COMFYUI_MARK = "latent_format_version_0"  # without it, the file is of a time when ComfyUI kept latents scaled as SD 1's
 OLD_COMFYUI_FACTOR = 0.18215
 CACHED = re.compile(r"latents(_\d+(x\d+)+)?(_[a-z]\w*)?")  # what trainers call the latent among a cache's tensors
-# By the end of its name: whether a cache of kohya's scripts holds what the VAE gave, or what the trained model takes.
-RAW_CACHES = {"_sd": True, "_sdxl": True, "_sd3": True, "_flux": False, "_lumina": False}
 NOT_LATENTS = ("latents_image", "latents_control", "latents_flipped", "latents_mask", "latents_clean")
 OLD_CACHE = {"original_size", "crop_ltrb"}  # beside the latent of SD 1 or SDXL, whose caches had no such names
-RAW_ARCHITECTURES = ("hunyuan_video",)  # of musubi-tuner's caches; those of others are normalised
 ADVICE = 'save it with safetensors: save_file({"latents": latents.contiguous()}, "latents.safetensors")'
 
 

@@ -7,7 +7,8 @@ from rich.markup import escape
 
 from remote_vae import __version__
 from remote_vae.cli.demo import demo
-from remote_vae.cli.remote import decode, encode, models, verify
+from remote_vae.cli.encode import encode
+from remote_vae.cli.remote import decode, models, verify
 from remote_vae.cli.serve import ServeCommand, serve
 from remote_vae.cli.terminal import console
 from remote_vae.errors import RemoteVAEError

@@ -1,4 +1,4 @@
-"""`remote-vae encode | decode | models | verify`: the client at the command line."""
+"""`remote-vae decode | models | verify`: the client at the command line."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,14 +8,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from remote_vae.cli.files import TENSORS, check_output, read_file, read_latents, write_file, write_tensor
+from remote_vae.cli.files import TENSORS, check_output, read_latents, write_file, write_tensor
 from remote_vae.cli.flags import with_flags
 from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
 from remote_vae.client.latents import array_of
 from remote_vae.errors import ConfigurationError, InvalidReply
 from remote_vae.protocol.messages import Reply
-from remote_vae.protocol.options import DECODE_ROWS, ENCODE_ROWS
+from remote_vae.protocol.options import DECODE_ROWS
 from remote_vae.values import FORMATS, Tensor
 
 Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server.")]
@@ -41,30 +41,6 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 WRITTEN = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
 PICTURES = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_image)
 DECODED = f"{PICTURES}: the first picture of a batch or video; .mp4; .safetensors .npy: the VAE's raw output."
-
-
-@with_flags(ENCODE_ROWS)
-def encode(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, or another format that Pillow reads.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors or .npy")],
-    url: Url = DEFAULT_URL,
-    model: Model = None,
-    scaling: Scaled = True,
-    token: Token = None,
-    ca_file: Authority = None,
-    timeout: Timeout = 300.0,
-    **options: Any,
-) -> None:
-    """Turn a picture into a latent."""
-    check_output(output, TENSORS)
-    picture = read_file(image)
-    with Client(url, token=token, timeout=timeout, ca_file=ca_file) as client, working(f"encoding {image.name}"):
-        own = scaling and options["posterior"] != "parameters"
-        reply = client.encode_reply(picture, model=model, do_scaling=own, **options)
-    if not isinstance(reply.payload, Tensor):
-        raise InvalidReply("the server did not send a tensor")
-    write_tensor(output, array_of(reply.payload))
-    _report(output, reply, f"{reply.payload.dtype} {list(reply.payload.shape)}")
 
 
 @with_flags(DECODE_ROWS)
@@ -98,7 +74,7 @@ def decode(
         write_tensor(output, array_of(reply.payload))
     else:
         write_file(output, reply.payload)
-    _report(output, reply, human_bytes(output.stat().st_size))
+    tell(output, reply, human_bytes(output.stat().st_size))
 
 
 def _latent(path: Path, key: str | None, scaling: bool | None) -> tuple[Tensor, bool]:
@@ -116,7 +92,8 @@ def _latent(path: Path, key: str | None, scaling: bool | None) -> tuple[Tensor, 
     return found.latent, not found.raw
 
 
-def _report(output: Path, reply: Reply, what: str) -> None:
+def tell(output: Path, reply: Reply, what: str) -> None:
+    """What was written, and how it was made, for people."""
     made = reply.provenance
     stages = ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in made.timings_ms.items())
     by = escape(f"{output} ({what}) by {made.model}, plan {made.plan}, {made.dtype}; {stages}")

@@ -3,13 +3,24 @@
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 PIPE_COLUMNS = 200
 
@@ -28,6 +39,23 @@ def working(text: str) -> Iterator[None]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(escape(text), total=None)
         yield
+
+
+@contextlib.contextmanager
+def bar(text: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar with the number of items a second and the time that is left; not there without a terminal.
+
+    The function that it gives is called for each item.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=60) as progress:
+        task = progress.add_task(escape(text), total=total)
+        yield lambda: progress.advance(task)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 def psnr_db(a: np.ndarray, b: np.ndarray, *, peak: float) -> float:
