@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo15
 
-from remote_vae.core import stream, stream_layer
+from remote_vae.core import stream_layer, stream_whole
 from remote_vae.core.block import Past
 from remote_vae.core.blocks import Blocks
 from remote_vae.core.kept import Kept
@@ -171,7 +171,7 @@ def reads_zeros_before_the_first_frame(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sees_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_joined", lambda before, now: now)
+    monkeypatch.setattr(stream_whole, "_joined", lambda before, now: now)
 
 
 @pytest.mark.parametrize(

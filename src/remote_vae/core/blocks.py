@@ -110,8 +110,8 @@ class Blocks:
         frames = frames[: self._whole(len(frames))].contiguous(memory_format=torch.channels_last)
         maps = Maps([frames])
         workers = cores(self.device)
-        threads = threads or workers
-        run = Run(self.device, item.element_size(), self.block_bytes, workers, threads, len(frames) == 1, checkpoint)
+        threads, one_frame = threads or workers, len(frames) == 1 and not program.grows
+        run = Run(self.device, item.element_size(), self.block_bytes, workers, threads, one_frame, checkpoint)
         sections = program.sections if self.together else (program.stages,)
         for stages in sections[:-1]:
             maps = Maps(list(_stored(self._section(stages, maps, run))))
@@ -161,7 +161,7 @@ def block_executors(
 ) -> tuple[Blocks, ...]:
     """Few frames at a time come first, because larger blocks are faster; rows of all frames need the least memory."""
     most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)
-    names = (ROWS,) if program.only_rows else (FRAMES, ROWS)
+    names = (ROWS,) if program.only_rows else (FRAMES,) if program.only_frames else (FRAMES, ROWS)
     return tuple(
         Blocks(name, name == ROWS, program, meta, device, block_bytes, peaks)
         for name in names

@@ -1,7 +1,7 @@
 """An encoder or decoder whose norms see one position at a time, as data: the stages that `core.stream` runs.
 
-Apart from attention, an output value depends only on input values nearby, so blocks of frames and rows can go through
-all stages one after another. Weights are the tensors of the loaded module if possible.
+Apart from attention and from norms of whole frames, an output value depends only on input values nearby, so blocks of
+frames and rows can go through all stages one after another. Weights are the tensors of the loaded module if possible.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 
+from remote_vae.core import stages as of_maps
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 
 ONE: Final = Fraction(1)
@@ -153,6 +154,16 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameNorm:
+    """GroupNorm over all positions of each frame by itself, and SiLU. It waits for all rows."""
+
+    norm: of_maps.Norm
+
+    def after(self, size: Size) -> Size:
+        return size
+
+
+@dataclass(frozen=True, slots=True)
 class Residual:
     """The sum of what `main` and `shortcut` give. Each stage of the shortcut gives a block for a block."""
 
@@ -181,7 +192,7 @@ class Attention:
         return size
 
 
-Stage = Layer | DoubleFrames | HalveFrames | Each | Near | Sums | Residual | Attention
+Stage = Layer | DoubleFrames | HalveFrames | Each | Near | Sums | FrameNorm | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +200,13 @@ class Local:
     """What an encoder or decoder does. A section is a part of its stages.
 
     A section with attention always runs a few frames at a time. `group` is the number of frames after the first one
-    that are run together. `pictures`: it has no frames.
+    that are run together. `pictures`: it has no frames. `grows`: it makes several frames of the first one.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
     group: int = 1
     pictures: bool = False
+    grows: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -204,6 +216,11 @@ class Local:
     def remembers(self) -> bool:
         """Whether something of every frame is kept until the last one."""
         return any(isinstance(stage, Attention) and stage.causal for stage in parts_of(self.stages))
+
+    @property
+    def only_frames(self) -> bool:
+        """Whether a norm waits for all rows, so that few rows of all frames at a time would save nothing."""
+        return any(isinstance(stage, FrameNorm) for stage in parts_of(self.stages))
 
     @property
     def only_rows(self) -> bool:

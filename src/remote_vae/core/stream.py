@@ -12,13 +12,13 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core.account import filter_on
-from remote_vae.core.attention import attend, linear
 from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start, Streamed
 from remote_vae.core.filters import arithmetic
 from remote_vae.core.local import (
     Attention,
     DoubleFrames,
     Each,
+    FrameNorm,
     HalveFrames,
     Layer,
     Near,
@@ -28,8 +28,8 @@ from remote_vae.core.local import (
     Sums,
     after,
 )
-from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.stream_layer import Convolved, Filter
+from remote_vae.core.stream_whole import Attended, NormedFrames, popped
 
 
 class Chain:
@@ -62,10 +62,12 @@ def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
             found = _Near(stage, size, run)
         case Sums():
             found = _Sums(stage, size, run)
+        case FrameNorm():
+            found = NormedFrames(stage, run)
         case Residual():
             found = _Residual(stage, size, run)
         case Attention():
-            found = _Attention(stage)
+            found = Attended(stage)
     return found
 
 
@@ -191,16 +193,11 @@ class _Sums:
             sums = found if sums is None else sums.add_(found)
             del block
         if sums is not None:
-            for block in self._main(_popped(held), moment):
+            for block in self._main(popped(held), moment):
                 yield Block(self._stage.applied(block.rows, sums), block.last)
 
     def _main(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         return Chain(self._stage.main, self._size, self._run).through(source, moment)
-
-
-def _popped(held: "deque[Block]") -> Iterator[Block]:
-    while held:
-        yield held.popleft()
 
 
 class _Residual:
@@ -232,46 +229,3 @@ class _Residual:
             given = [block]
             del block
             yield given.pop()
-
-
-class _Attention:
-    """Waits for all rows. If it is causal, keys and values of all frames so far are kept."""
-
-    def __init__(self, stage: Attention) -> None:
-        self._stage = stage
-        self._keys: torch.Tensor | None = None
-        self._values: torch.Tensor | None = None
-
-    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
-        given = [block.rows for block in source]
-        if given:
-            rows = given.pop() if len(given) == 1 else torch.cat(given, 2)
-            given.clear()
-            attended = self._attended(rows)
-            del rows
-            if moment.last:
-                self._keys = self._values = None
-            given.append(attended)
-            del attended
-            yield Block(given.pop(), True)
-
-    def _attended(self, frames: torch.Tensor) -> torch.Tensor:
-        stage, (_, channels, height, width) = self._stage, frames.shape
-        found = torch.empty_like(frames)
-        for frame, into in zip(torch.split(frames, 1), torch.split(found, 1), strict=True):
-            normal = torch.empty_like(frame)
-            normalise(frame, normal, stage.norm)
-            tokens = normal.permute(0, 2, 3, 1).reshape(-1, channels)
-            del normal
-            query, key, value = (linear(tokens, part) for part in (stage.query, stage.key, stage.value))
-            del tokens
-            if stage.causal:
-                key = self._keys = _joined(self._keys, key)
-                value = self._values = _joined(self._values, value)
-            branch = linear(attend(query, key, value), stage.out)
-            torch.add(frame, branch.view(1, height, width, channels).permute(0, 3, 1, 2), out=into)
-        return found
-
-
-def _joined(before: torch.Tensor | None, now: torch.Tensor) -> torch.Tensor:
-    return now if before is None else torch.cat([before, now])

@@ -101,10 +101,10 @@ class DiffusersVAE:
         return (*found, Tiles(self.module, forgetting)) if self._family.tiles else tuple(found)
 
     def _described(self, module: torch.nn.Module) -> Pair:
-        """The decoder and the encoder as stages, or neither."""
+        """The decoder and the encoder as stages, or one of them, or neither."""
         if not self._family.stages:
             return None, None
-        found: tuple[Program, Program] | tuple[Local, Local] | None
+        found: Pair | None
         found = import_module(f"remote_vae.models.stages.{self._family.stages}").describe(module)
         return found or (None, None)
 

@@ -16,4 +16,4 @@ _RECIPE: Final = Recipe(
 )
 _MODELS: Final = (Model("mochi", _RECIPE, "genmo/mochi-1-preview", "bfloat16", aliases=("mochi-1",)),)
 
-FAMILIES: Final = (Family("AutoencoderKLMochi", _MODELS),)
+FAMILIES: Final = (Family("AutoencoderKLMochi", _MODELS, stages="mochi"),)

@@ -1,0 +1,156 @@
+"""Mochi is decoded a latent frame at a time and gives what diffusers gives, whose norms see one frame."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLMochi
+
+from remote_vae.core import stream_layer
+from remote_vae.core.block import Past
+from remote_vae.core.blocks import Blocks, block_executors
+from remote_vae.core.kept import Kept
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.norm import Moments
+from remote_vae.core.own_code import meta_copy
+from remote_vae.models.families import MODELS, family_of
+from remote_vae.models.stages import mochi as stages
+from remote_vae.models.vae import DiffusersVAE
+
+from .models import shaken
+from .test_blocks import ALL, CLOSE, CPU, FEW, apart, given_by
+
+
+def made(widths: tuple[int, ...] = (32, 32, 64, 64), **config: Any) -> Any:
+    torch.manual_seed(0)
+    return shaken(
+        AutoencoderKLMochi(
+            encoder_block_out_channels=(32,) * 4,
+            decoder_block_out_channels=widths,
+            layers_per_block=(1,) * 5,
+            **config,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return made()
+
+
+def way(module: Any, block_bytes: int) -> Blocks:
+    found, meta = stages.describe(module), stages.describe(meta_copy(module))
+    assert found is not None
+    assert meta is not None
+    return Blocks("frames", False, found[0], lambda: meta[0], CPU, block_bytes, Kept())
+
+
+def latent_of(frames: int, height: int = 3, width: int = 2, batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 12, frames, height, width)
+
+
+def decoded(module: Any, z: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        pixels: torch.Tensor = module.decode(z).sample
+    return pixels
+
+
+@pytest.mark.parametrize("block_bytes", [FEW, 2**14, ALL])
+@pytest.mark.parametrize(("frames", "batch"), [(1, 2), (2, 1), (4, 1)])
+def test_equals_diffusers(model: Any, frames: int, batch: int, block_bytes: int) -> None:
+    """From blocks of one row to whole frames, for odd sizes, one latent frame and several, and batches."""
+    z = latent_of(frames, batch=batch)
+    assert apart(given_by(way(model, block_bytes), z), decoded(model, z)) < CLOSE
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (9, 1)])
+@pytest.mark.parametrize("block_bytes", [FEW, ALL])
+def test_smallest_sides(model: Any, size: tuple[int, int], block_bytes: int) -> None:
+    z = latent_of(2, *size)
+    assert apart(given_by(way(model, block_bytes), z), decoded(model, z)) < CLOSE
+
+
+def test_all_frames_of_the_first_latent_frame() -> None:
+    model, z = made(), latent_of(2)
+    model.drop_last_temporal_frames = False
+    assert apart(given_by(way(model, 2**14), z), decoded(model, z)) < CLOSE
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits(dtype: torch.dtype) -> None:
+    """As near to float32 as diffusers is in the same precision, or nearer: at most 0.5 dB less."""
+    model, z = made(), latent_of(2, 4, 4)
+    exact = decoded(model, z)
+    model.to(dtype)
+    theirs = decoded(model, z.to(dtype)).float()
+    ours = given_by(way(model, 2**14), z.to(dtype)).float()
+
+    def noise(found: torch.Tensor) -> torch.Tensor:
+        return (found - exact).square().mean()
+
+    assert 10 * torch.log10(noise(ours) / noise(theirs)) < 0.5
+
+
+@pytest.mark.parametrize("frames", [1, 3, 5])
+def test_prediction(frames: int) -> None:
+    """The predicted peak is within 15 % of the live bytes, and does not grow with the length of a clip."""
+    decoder = way(made((32, 64, 64, 128)), 2**20)
+    z = latent_of(frames, 6, 4)
+    with torch.inference_mode(), LiveBytes() as live:
+        decoder.run(z, lambda first, row, block: None, lambda: None)
+    assert live.current == 0
+    predicted = decoder.peak_bytes(tuple(z.shape), torch.float32, 0)
+    assert abs(predicted / live.peak - 1) < 0.15, (predicted, live.peak)
+
+
+def test_memory_of_true_clips() -> None:
+    """Of what diffusers holds for 61 frames of 240x432, less than a fifth is held."""
+    with torch.device("meta"):
+        model = AutoencoderKLMochi().eval().requires_grad_(False)
+    vae = DiffusersVAE(model, source="", revision="", family=family_of(MODELS["mochi"]))
+    peaks = {way.name: way.peak_bytes((1, 12, 11, 30, 54), torch.float32, 0) for way in vae.decoders if way.exact}
+    assert peaks["frames"] < 0.2 * peaks["whole"]
+    assert vae.encoders[0].name == "whole"
+
+
+def test_only_frames(model: Any) -> None:
+    """A few rows of all frames at a time would hold all of them, because norms wait for all rows."""
+    found = stages.describe(model)
+    assert found is not None
+    assert {way.name for way in block_executors(found[0], lambda: found[0], CPU, Kept())} == {"frames"}
+
+
+def test_other_architectures_run_by_their_own_code() -> None:
+    model = made()
+    model.use_framewise_decoding = True
+    assert stages.describe(model) is None
+
+
+# --- faults that the comparison must see ---
+
+
+def drops_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Past.begin
+
+    def forgetful(self: Past, moment: Any) -> Any:
+        before, keep = begin(self, moment)
+        return deque(map(torch.zeros_like, before)), keep
+
+    monkeypatch.setattr(Past, "begin", forgetful)
+
+
+def reads_zeros_beyond_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_layer, "_repeat", lambda *window, **borders: None)
+
+
+def knows_the_first_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Moments, "merge", lambda self, other: self)
+
+
+@pytest.mark.parametrize("plant", [drops_frames, reads_zeros_beyond_the_borders, knows_the_first_block_only])
+def test_planted_errors(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, z = made(), latent_of(3)
+    plant(monkeypatch)
+    assert apart(given_by(way(model, FEW), z), decoded(model, z)) > 100 * CLOSE
