@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of what reads a stranger's bytes: `python tests/hostile/fuzz.py TARGET [libFuzzer options]`.
 
-Targets: `image` (pictures), `container` (what a picture's file is made of), `latents` (files of latents), `connection`
-(the bytes of a connection, into the whole server without a model), `request` (head and body), `reply` (what a client
-gets). An exception that is none of the project's own is a finding; libFuzzer then ends with the input that caused it.
+Targets: `image` (pictures), `container` (what a picture's file is made of), `video` (videos in files), `latents` (files
+of latents), `connection` (the bytes of a connection, into the whole server without a model), `request` (head and body),
+`reply` (what a client gets). An exception that is none of the project's own is a finding; libFuzzer then ends with the
+input that caused it. The folder `tests` must be on Python's path.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ import numpy as np
 import uvicorn
 from uvicorn.server import ServerState
 
+import films
+
 with atheris.instrument_imports(include=["remote_vae", "PIL"]):
     from PIL import Image
 
@@ -29,7 +32,8 @@ with atheris.instrument_imports(include=["remote_vae", "PIL"]):
 
     from remote_vae.cli.files import LATENTS, read_latents
     from remote_vae.errors import ConfigurationError, InvalidImage, RemoteVAEError, RequestError
-    from remote_vae.media import jpeg, orientation, png
+    from remote_vae.media import containers, jpeg, orientation, png
+    from remote_vae.media.frames import Cut, kind_of_video, read_video
     from remote_vae.media.images import read_image
     from remote_vae.protocol import digest, replies, wire
 
@@ -64,6 +68,21 @@ def container(data: bytes) -> None:
         jpeg.check_markers(data)
     except InvalidImage:
         return
+
+
+def video(data: bytes) -> None:
+    """A video is refused, or read within the limits, by its frames and at an even rate."""
+    if not kind_of_video(data):
+        return
+    with contextlib.suppress(InvalidImage):
+        containers.check_whole(memoryview(data), "Matroska" if data[:1] == b"\x1a" else "MP4")
+    terms = {"multiple": 8, "max_pixels": MOST_PIXELS, "max_side": MOST_SIDE, "use_profile": True}
+    for fps in (None, 3.0):
+        cut = Cut(most=6, most_bytes=2**22, fps=fps, leave_rest=True)
+        with contextlib.suppress(RequestError):
+            pixels = read_video(data, **terms, cut=cut).pixels
+            if pixels.ndim != 4 or len(pixels) > cut.most or pixels.nbytes > cut.most_bytes:
+                raise AssertionError(pixels.shape)
 
 
 def latents(data: bytes) -> None:
@@ -177,6 +196,12 @@ def pictures() -> list[bytes]:
     return found
 
 
+def videos() -> list[bytes]:
+    frames = films.moving(3, 16, 16)
+    kinds = [films.film(frames, kind) for kind in ("mp4", "mov", "webm", "matroska")]
+    return [*kinds, films.animation(frames), films.animation(frames, "WEBP"), films.pictures(frames)]
+
+
 SHAPE = b"shape=1,1,1,1&dtype=float16"
 JSON = b'{"inputs": "AAA=", "parameters": {"shape": [1, 1, 1, 1], "dtype": "float16"}}'
 
@@ -215,6 +240,7 @@ def seeds(target: str) -> list[bytes]:
     """Good inputs to begin with."""
     return {
         "image": pictures,
+        "video": videos,
         "container": lambda: [*pictures(), b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"],
         "latents": files,
         "connection": connections,
@@ -249,6 +275,7 @@ def main() -> None:
         (folders[0] / f"seed-{number}").write_bytes(seed)
     targets: dict[str, Callable[[bytes], None]] = {
         "image": image,
+        "video": video,
         "container": container,
         "latents": latents,
         "request": request,

@@ -10,17 +10,19 @@ import pytest
 pytest.importorskip("atheris", reason="has wheels for Linux only")
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
-FUZZ = Path(__file__).parent / "fuzz.py"
+TESTS = Path(__file__).parents[1]
+FUZZ = TESTS / "hostile/fuzz.py"
 
 
 @pytest.mark.timeout(SECONDS + 240)
-@pytest.mark.parametrize("target", ["image", "container", "latents", "connection", "request", "reply"])
+@pytest.mark.parametrize("target", ["image", "container", "video", "latents", "connection", "request", "reply"])
 def test_fuzz(target: str, tmp_path: Path) -> None:
     """Inputs bred for coverage raise nothing but the project's own errors, in little memory and time."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     options = [f"-max_total_time={SECONDS}", "-rss_limit_mb=2048", "-timeout=10", "-seed=1", "-print_final_stats=1"]
     command = [sys.executable, str(FUZZ), target, *options, f"-artifact_prefix={tmp_path}/", str(corpus)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 120, check=False)
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 120, check=False, env=path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert len(list(corpus.iterdir())) > len(list(corpus.glob("seed-*")))  # it found its way in

@@ -2,6 +2,8 @@
 
 import asyncio
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -49,6 +51,12 @@ def bomb(count: int) -> bytes:
             packet.pts = packet.dts = number * 40
             container.mux_one(packet)
     return out.getvalue()
+
+
+def wide_webp() -> bytes:
+    """An animated WebP whose canvas is 16383x16383."""
+    data = animation(moving(2), "WEBP")
+    return data[:24] + (16382).to_bytes(3, "little") * 2 + data[30:]
 
 
 def matroska_that_lies() -> bytes:
@@ -101,7 +109,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], type[RequestError], str]] = {
         InvalidImage,
         "frame 2 is 48x64 pixels, those before it 64x48",
     ),
-    "a wide frame of a GIF": (wide_gif, TooLarge, "16384x16384"),
+    "a wide WebP": (wide_webp, TooLarge, "16383x16383"),
+    "a wide frame of a GIF": (wide_gif, TooLarge, "over 1048576 pixels"),
     "a million pixels more": (lambda: film(np.zeros((1, 1040, 1040, 3), np.uint8)), TooLarge, "1040x1040"),
     "smaller than a cell": (lambda: film(np.zeros((2, 6, 6, 3), np.uint8)), InvalidImage, "6x6 pixels; it needs"),
     "a hundred thousand frames": (lambda: bomb(100_000), TooLarge, "more than 257 frames"),
@@ -174,11 +183,39 @@ def test_a_long_picture_costs_little_memory() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("disposal", [0, 2, 3])
+def test_a_wide_frame_takes_no_memory(disposal: int) -> None:
+    """The size of a GIF's frame is judged before the imaging library takes memory for it, or for what follows it."""
+    code = (
+        "import sys; from remote_vae.media.frames import Cut, read_video\n"
+        "terms = dict(multiple=8, max_pixels=2**20, max_side=2048, use_profile=True, cut=Cut(9, 2**24))\n"
+        "try: read_video(sys.stdin.buffer.read(), **terms)\n"
+        "except Exception as exc: print(type(exc).__name__)\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    data = wide_gif()
+    at = data.rindex(b"!\xf9\x04")
+    data = data[: at + 3] + bytes([disposal << 2]) + data[at + 4 :]
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    name, kilobytes = done.stdout.split()
+    assert name == b"TooLarge"
+    assert int(kilobytes) < 200 * 1024
+
+
 @pytest.fixture
 async def readers() -> AsyncIterator[Readers]:
     found = Readers(share=0.5, most_bytes=2**30)
     yield found
     found.close()
+
+
+async def test_a_wide_webp(readers: Readers) -> None:
+    """An extended WebP is refused for its size, as a video and as a picture, before it is opened."""
+    with pytest.raises(TooLarge, match="16383x16383"):
+        await readers.video(wide_webp(), TERMS, CUT, client=None, seconds=60)
+    with pytest.raises(TooLarge, match="16383x16383"):
+        await readers.picture(wide_webp(), TERMS, client=None, seconds=60)
 
 
 async def test_a_video_that_takes_too_long(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +249,20 @@ def test_by_the_server(live: Any, name: str) -> None:
     assert 400 <= reply.status_code < 500
     if name not in ("a ZIP of zeros", "no frames"):  # the server's limits are wider
         assert why in reply.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["MP4", "WebP", "GIF", "ZIP", "Matroska"])
+def test_the_first_bytes_alone(live: Any, name: str) -> None:
+    """A body that ends in the middle of what tells its kind is refused, however short it is."""
+    data = {
+        "MP4": lambda: film(moving(2)),
+        "WebP": lambda: animation(moving(2), "WEBP"),
+        "GIF": lambda: animation(moving(2)),
+        "ZIP": lambda: pictures(moving(2)),
+        "Matroska": lambda: film(moving(2), "matroska"),
+    }[name]()
+    for end in range(1, 40):
+        assert live.post("/video/encode", data=data[:end]).status_code in (415, 422)
 
 
 @pytest.mark.usefixtures("_then_works")

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from films import animation, film, moving, picture, pictures
 from remote_vae import Client
 from remote_vae.client.model import RemoteModel
+from remote_vae.errors import UnsupportedMediaType
 
 FRAMES, HEIGHT, WIDTH = 5, 24, 32
 LEVELS = np.random.default_rng(11).integers(0, 256, (1, FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -177,3 +181,36 @@ def test_an_animation_for_a_model_of_pictures(live: Any) -> None:
     still = encode(live, picture(moving()[0]), model="sd", media="image/png")
     assert reply.content == still.content
     assert reply.headers["x-note"] == "the first of 9 frames was encoded"
+
+
+@pytest.mark.parametrize("name", ["MP4", "GIF", "ZIP"])
+def test_a_client_sends_a_file(live: Any, name: str, tmp_path: Path) -> None:
+    """A client takes a video's bytes or path, and the rows of the wire as keywords."""
+    path = tmp_path / "clip"
+    path.write_bytes(FILES[name]())
+    with Client(live.url) as client:
+        for given in (path, str(path), path.read_bytes()):
+            found = client.encode(given, model="video", posterior="mode", frames=5)
+            close(found, mean_of(live, moving()[None, :5]))
+        with pytest.raises(UnsupportedMediaType, match="a model of videos takes its frames"):
+            client.encode(path, model="sd")
+        with pytest.raises(FileNotFoundError):
+            client.encode(tmp_path / "none.mp4", model="video")
+
+
+def test_the_command_line_encodes_a_file(live: Any, tmp_path: Path) -> None:
+    """`remote-vae encode clip.mp4` writes the latent, and says what was left out."""
+    path, output = tmp_path / "clip.mp4", tmp_path / "clip.npy"
+    path.write_bytes(FILES["MP4"]())
+    command = [sys.executable, "-m", "remote_vae.cli.main", "encode", str(path), "-o", str(output), "--no-scaling"]
+    flags = ["--url", live.url, "--model", "video", "--posterior", "mode", "--frames", "nearest", "--start", "0.1"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the first 5 of 8 frames were encoded" in " ".join((done.stdout + done.stderr).split())
+    close(np.load(output), mean_of(live, moving()[None, 1:6]))
+
+
+def test_a_still_is_a_video_of_one_frame(live: Any) -> None:
+    """A still gives the latent of its one frame, as pipelines that begin with a picture take it."""
+    reply = encode(live, picture(moving()[3]), media="image/png")
+    close(latent_of(reply), mean_of(live, moving()[None, 3:4]))

@@ -6,6 +6,8 @@ Everything of a client but the waiting.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
@@ -48,10 +50,13 @@ def decode_request(latent: AnyTensor, arguments: Mapping[str, object]) -> Decode
 def encode_request(image: Image.Image | Buffer | AnyTensor, arguments: Mapping[str, object]) -> EncodeRequest:
     """`arguments` are those of `options.EncodeArguments`.
 
-    *Raises* InvalidValue and MalformedRequest, as the server would, before anything is sent.
+    *Raises* InvalidValue and MalformedRequest, as the server would, before anything is sent; OSError for a path that
+    cannot be read.
     """
     model, scaling, values = _parts(arguments, options.ENCODE_ROWS)
     payload: Buffer | Tensor
+    if isinstance(image, (str, PathLike)):
+        image = Path(image).read_bytes()
     if isinstance(image, Image.Image):
         payload = write_png(image)
     elif isinstance(image, (bytes, bytearray, memoryview)):

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from contextlib import suppress
+from os import PathLike
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from remote_vae.client.latents import copy_of
 from remote_vae.errors import InvalidReply, InvalidValue
 from remote_vae.values import Buffer, Format
 
-# A PIL image, a written picture, a tensor, or a function that returns one of them.
+# A PIL image, a written picture or video, its path, a tensor, or a function that returns one of them.
 AnyPicture: TypeAlias = Any
 
 PNG_MODES: Final = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")
@@ -34,8 +35,8 @@ BROKEN: Final = (
 
 
 def held(image: AnyPicture) -> AnyPicture:
-    """The same picture, copied, so that the caller cannot change it; a function is left as it is."""
-    if callable(image):
+    """The same picture, copied, so that the caller cannot change it; a function or path is left as it is."""
+    if callable(image) or isinstance(image, (str, PathLike)):
         return image
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
@@ -81,12 +82,14 @@ def _grey(image: Image.Image) -> Image.Image:
 def readable(data: Buffer) -> Buffer:
     """The bytes of a picture as the server reads them: GIF, BMP, TIFF and what else Pillow reads become PNG.
 
-    Of an animation this is the first frame. What Pillow does not read stays as it is, and the server says why.
+    A GIF of several frames is a video, and stays as it is; so does what Pillow does not read.
     """
     if bytes(memoryview(data)[:4]).startswith(READ_BY_SERVERS):
         return data
     try:
         image = Image.open(io.BytesIO(data))
+        if image.format == "GIF" and getattr(image, "is_animated", False):
+            return data
         image.load()
     except BROKEN:
         return data

@@ -48,7 +48,7 @@ CUT_SHORT: Final = "the {} file is broken or cut short; send it again whole"
 
 def frames_of_container(data: Buffer, kind: str, limits: Limits, *, start: float) -> Iterator[Frame]:
     """The frames from the last one before `start` that needs no other frame. *Raises* InvalidImage."""
-    _check_whole(memoryview(data).cast("B"), kind)
+    check_whole(memoryview(data).cast("B"), kind)
     options = {"codec_whitelist": ",".join(CODECS), "max_streams": str(MOST_STREAMS)}
     with av.open(BytesIO(data), format=DEMUXERS[kind], options=options, metadata_errors="ignore") as container:
         stream = _video_of(container, kind)
@@ -63,7 +63,7 @@ def frames_of_container(data: Buffer, kind: str, limits: Limits, *, start: float
         yield from _decoded(container, stream, kind, limits, note, whole=whole)
 
 
-def _check_whole(data: memoryview, kind: str) -> None:
+def check_whole(data: memoryview, kind: str) -> None:
     """*Raises* InvalidImage for a file that is shorter than it says, and for an encrypted video."""
     matroska = DEMUXERS[kind] == "matroska"
     if _end_of_matroska(data) > len(data) if matroska else _end_of_boxes(data) > len(data):

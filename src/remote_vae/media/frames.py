@@ -40,7 +40,7 @@ def kind_of_video(data: Buffer) -> str:
     kind = format_of(data)
     if kind == "WEBP":  # the flag of animations: RFC 9649, 2.7
         head = bytes(memoryview(data)[12:21])
-        return kind if head[:4] == b"VP8X" and head[8] & 2 else ""
+        return kind if head[:4] == b"VP8X" and int.from_bytes(head[8:]) & 2 else ""
     return kind if kind in VIDEOS else ""
 
 

@@ -14,7 +14,7 @@ from remote_vae.media.colour import to_srgb
 from remote_vae.media.jpeg import check_markers
 from remote_vae.media.orientation import metadata_of, upright
 from remote_vae.media.png import read_parts, write_png
-from remote_vae.media.webp import check_chunks
+from remote_vae.media.webp import canvas, check_chunks
 from remote_vae.values import RGB, RGBA, Buffer, Format
 
 Image.MAX_IMAGE_PIXELS = None  # its limit is fixed and sometimes only a warning; ours is checked before every decode
@@ -75,6 +75,7 @@ def read_image(
         check_markers(data)
     if kind == "WEBP":
         check_chunks(data)
+        check_size(canvas(data), max_pixels=max_pixels, max_side=max_side)
     try:
         picture: Image.Image = Image.open(BytesIO(data if png is None else png.pixels), formats=[kind])
         check_size(picture.size, max_pixels=max_pixels, max_side=max_side)

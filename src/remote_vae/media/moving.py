@@ -1,8 +1,10 @@
 """Pictures that move without a codec of video: animated GIF and WebP, and pictures in a ZIP."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -15,7 +17,7 @@ from PIL import Image
 
 from remote_vae.errors import InvalidImage, TooLarge, UnsupportedMediaType
 from remote_vae.media.images import check_size, converted, read_image
-from remote_vae.media.webp import check_chunks
+from remote_vae.media.webp import canvas, check_chunks
 from remote_vae.values import Buffer, clip
 
 UNSAID: Final = Fraction(1, 10)  # s; browsers show a frame that says less than `LEAST` for as long
@@ -54,13 +56,16 @@ def frames_of_animation(data: Buffer, kind: str, limits: Limits) -> Iterator[Fra
     """The frames of a GIF or WebP, each as it is seen."""
     if kind == "WEBP":
         check_chunks(data)
-    picture: Image.Image = Image.open(BytesIO(data), formats=[kind])
+        limits.check(*canvas(data))
+    with _bounded(limits):
+        picture: Image.Image = Image.open(BytesIO(data), formats=[kind])
     cut = kind == "GIF" and not bytes(memoryview(data)[-16:]).rstrip(b"\0").endswith(b";")
     profile = picture.info.get("icc_profile") or b"" if limits.use_profile else b""
     begins = Fraction(0)
     for number in count():
         try:
-            picture.seek(number)
+            with _bounded(limits):
+                picture.seek(number)
         except EOFError:
             return
         limits.check(*picture.size)  # a frame can make a GIF larger
@@ -71,6 +76,19 @@ def frames_of_animation(data: Buffer, kind: str, limits: Limits) -> Iterator[Fra
             note = "; ".join(filter(None, (note, UNENDED)))
         yield Frame(np.asarray(found), begins, ends, note)
         begins = ends
+
+
+@contextmanager
+def _bounded(limits: Limits) -> Iterator[None]:
+    """Keeps the imaging library from taking memory for larger frames; no other thread of the process reads pictures."""
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2  # it warns of more, and refuses twice as many
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            yield
+    except Image.DecompressionBombError as exc:
+        raise TooLarge(f"a frame has over {limits.max_pixels} pixels, the limit", limit=limits.max_pixels) from exc
+    finally:
+        Image.MAX_IMAGE_PIXELS = None
 
 
 def frames_of_zip(data: Buffer, limits: Limits) -> Iterator[Frame]:

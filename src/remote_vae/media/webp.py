@@ -20,3 +20,14 @@ def check_chunks(data: Buffer) -> None:
         at += 8 + size + size % 2
     text = f"the WebP picture has more than {MOST_CHUNKS} chunks; save it again and send that"
     raise InvalidImage(text, limit=MOST_CHUNKS)
+
+
+def canvas(data: Buffer) -> tuple[int, int]:
+    """Width and height of an extended WebP, for which the imaging library takes memory as it opens the file.
+
+    A simple one, which has one picture, gives 1 and 1. *Source*: RFC 9649, 2.7.
+    """
+    head = bytes(memoryview(data)[HEAD : HEAD + 18])
+    if head[:4] != b"VP8X":
+        return 1, 1
+    return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
