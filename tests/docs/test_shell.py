@@ -43,6 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_file({"latent": np.zeros((1, 4, 8, 8), np.float32)}, "latents.safetensors")
     for name in ("folder", "my-vae", "ComfyUI/custom_nodes"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "photo.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes())
     for name in ("integrations", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     save_file({"x": np.zeros(1, np.float32)}, "vae.safetensors")
