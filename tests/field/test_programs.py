@@ -7,7 +7,7 @@ import pickle
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from typing import Any
 
@@ -27,6 +27,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 
 WAIT = 60.0
 EACH = 20
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What a test did not close is collected here, and not during a test of another file."""
+    yield
+    gc.collect()
 
 
 def latent(value: float) -> np.ndarray:
