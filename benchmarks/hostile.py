@@ -99,7 +99,11 @@ async def _measure(port: int, process: psutil.Process, arguments: argparse.Names
 
 
 def _replicas(process: psutil.Process) -> set[int]:
-    return {child.pid for child in process.children() if "spawn_main" in " ".join(child.cmdline())}
+    found = {}
+    for child in process.children():
+        with suppress(psutil.NoSuchProcess):
+            found[child.pid] = " ".join(child.cmdline())
+    return {pid for pid, command in found.items() if "spawn_main" in command}
 
 
 def attack(port: int, count: int, seconds: float) -> None:
