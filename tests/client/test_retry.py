@@ -1,5 +1,6 @@
 """The decisions about another try, without a network."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -101,6 +102,16 @@ def test_date_without_a_servers_clock():
     """Without a Date header the own clock is taken."""
     at = datetime.now(UTC) + timedelta(seconds=20)
     assert retry_after({"retry-after": format_datetime(at, usegmt=True)}) == pytest.approx(19.5, abs=1.5)
+
+
+def test_what_only_a_restart_says():
+    """The time counts too for a server that is loading, and for one that has answered before and is gone now."""
+    refused = Failure(ConnectionFailed("x"), passing=True)
+    loading = HttpReply(503, {}, bytearray(json.dumps({"error_type": "not_ready"}).encode()))
+    tries = Tries(most=None, budget=300)
+    assert all(tries.pause_after(each) for each in (refused, refused, loading, loading, refused))
+    tries = Tries(most=None, budget=300, known=True)
+    assert all(tries.pause_after(refused) for _ in range(5))
 
 
 def test_without_a_number_only_a_restart_is_waited_for():

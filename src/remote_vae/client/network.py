@@ -53,6 +53,8 @@ H = TypeVar("H", httpx2.Client, httpx2.AsyncClient)
 class Way(Generic[H]):
     """What both networks share: an injected client, or the proxy and the certificates for clients of this module."""
 
+    answered = False  # a server has, so its address is right
+
     def __init__(
         self, url: str, *, http: H | None = None, proxy: str | None = None, ca_file: PathText | None = None
     ) -> None:

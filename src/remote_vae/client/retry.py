@@ -25,7 +25,7 @@ from remote_vae.client.exchange import (
     settle,
 )
 from remote_vae.client.network import Network
-from remote_vae.errors import ClientError, InvalidValue
+from remote_vae.errors import ClientError, ConnectionFailed, InvalidValue, NotReady
 
 GIB: Final = 1024**3
 LONGEST_TIMEOUT: Final = 86400.0
@@ -68,10 +68,11 @@ class Bounds:
 
 async def send(network: Network, request: HttpRequest, bounds: Bounds) -> HttpReply:
     """The reply, which has status 200 or that of an error; *raises* ConnectionFailed, ClientTimeout, InvalidReply."""
-    tries = Tries(most=bounds.tries, budget=bounds.timeout)
+    tries = Tries(most=bounds.tries, budget=bounds.timeout, known=network.answered)
     while True:
         reader = ReplyReader(limit=bounds.max_reply_bytes, deadline=tries.deadline, request_id=request.request_id)
         outcome = await _attempt(network, request, reader)
+        network.answered |= not isinstance(outcome, Failure)
         pause = tries.pause_after(outcome)
         if pause is None:
             return settle(outcome)
@@ -90,15 +91,18 @@ async def _attempt(network: Network, request: HttpRequest, reader: ReplyReader) 
 
 
 class Tries:
-    """The tries of one call, all within one budget of time; *units*: seconds."""
+    """The tries of one call, all within one budget of time; *units*: seconds.
 
-    def __init__(self, *, most: int | None, budget: float) -> None:
+    `known` if the server has answered this client before: then a lost connection means a restart, not a wrong address.
+    """
+
+    def __init__(self, *, most: int | None, budget: float, known: bool = False) -> None:
         self.deadline = Deadline.after(budget)
         self._most = most
         self._done = 0
         self._late = 0  # gateway time-outs
         self._hang_ups = 0
-        self._restarts = False
+        self._known, self._restarts = known, False
         self._began = self.deadline.left
 
     def pause_after(self, outcome: Outcome) -> float | None:
@@ -121,12 +125,13 @@ class Tries:
 
     def _may_pass(self, outcome: Outcome) -> bool:
         if isinstance(outcome, Failure):
-            self._restarts |= outcome.hung_up
+            self._restarts |= outcome.hung_up or (self._known and isinstance(outcome.error, ConnectionFailed))
             self._hang_ups += outcome.hung_up
             return outcome.passing
         if outcome.status not in (BAD_GATEWAY, GATEWAY_TIMEOUT):
+            self._restarts |= _error_type(outcome) == NotReady.code
             return outcome.status in REFUSED
-        if _is_from_server(outcome):
+        if _error_type(outcome) is not None:
             return False
         self._restarts = True
         late = outcome.status == GATEWAY_TIMEOUT and self._began - self.deadline.left >= LATE_SECONDS
@@ -138,13 +143,15 @@ class Tries:
         return random.uniform(longest / 2, longest)
 
 
-def _is_from_server(reply: HttpReply) -> bool:
-    """Whether a Remote VAE server wrote this error, and not a proxy in front of it."""
+def _error_type(reply: HttpReply) -> object:
+    """The code of the error, if a Remote VAE server wrote it and not a proxy in front of it."""
+    if reply.status == 200:
+        return None
     try:
         document = json.loads(reply.body)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and "error_type" in document
+        return None
+    return document.get("error_type") if isinstance(document, dict) else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
