@@ -94,3 +94,22 @@ def test_memory_that_is_taken_half_way(vae: DiffusersVAE, monkeypatch: pytest.Mo
     assert windows == 4
     assert found.plan != "tiles"
     assert (found.tensor - vae.decode(z)).abs().max() < 1e-4
+
+
+def test_the_rest_of_a_video_is_not_decoded(vae: DiffusersVAE) -> None:
+    """If the first frame alone is wanted, the run ends when it is there, and nothing is left behind."""
+    counts: list[int] = []
+
+    def counted() -> None:
+        counts[-1] += 1
+
+    z, found = latent(13), []
+    for output in (Output.UINT8, Output.FIRST):
+        counts.append(0)
+        with LiveBytes() as live:
+            result = through(vae, z, RunOptions("strips", checkpoint=counted), output)
+            found.append(result.tensor.clone())
+            del result
+            assert live.current <= found[-1].nbytes + z.nbytes
+    assert torch.equal(found[1], found[0][:1])
+    assert counts[1] < counts[0] / 2

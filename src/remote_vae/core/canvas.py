@@ -17,11 +17,16 @@ class Canvas:
     ) -> None:
         self._pictures, self._height, self._finish, self._row_axis = pictures, height, finish, row_axis
         self._output: torch.Tensor | None = None
+        self._done = 0  # rows of all pictures
 
     @property
     def rows(self) -> int:
         """The rows of all pictures or frames."""
         return self._pictures * self._height
+
+    @property
+    def complete(self) -> bool:
+        return self._done == self.rows
 
     @property
     def output(self) -> torch.Tensor:
@@ -34,6 +39,7 @@ class Canvas:
         if first >= self._pictures:
             return
         done, rows = self._finish(block[: self._pictures - first]), block.shape[2]
+        self._done += len(done) * rows
         if len(done) == self._pictures and rows == self._height:
             self._output = done  # one block is all there is, so it is not copied
             return

@@ -1,6 +1,7 @@
 """Executors: the ways in which an encoder or decoder can run; and the planner, which takes the first one that fits."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
@@ -160,7 +161,8 @@ def execute(
         try:
             found, progress = canvas(), options.progress
             progress.begin((choice.executor.name, tuple(z.shape), z.dtype, found.rows), found.rows)
-            choice.executor.run(z, _telling(found, progress), options.checkpoint, options.arguments)
+            with suppress(_Complete):
+                choice.executor.run(z, _telling(found, progress), options.checkpoint, options.arguments)
             progress.end()
             return found.output, choice
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
@@ -169,8 +171,14 @@ def execute(
     raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
 
 
+class _Complete(Exception):
+    """Nothing more is wanted: the first frame of a video is there."""
+
+
 def _telling(canvas: Canvas, progress: Progress) -> Sink:
     def put(first: int, row: int, block: torch.Tensor) -> None:
+        if canvas.complete:
+            raise _Complete
         canvas.put(first, row, block)
         progress.finish(len(block) * block.shape[2])
 
