@@ -22,15 +22,20 @@ from remote_vae.values import Output, Scaling, ScalingMode
 from .cases import CASES
 
 H3, ALLEGRO, SVD, KVAE = "minimax-h3", "allegro", "svd", "kvae-3d"
+COGVIDEOX, EASYANIMATE = "cogvideox", "easyanimate"
 LATENTS = {  # one clip or tile, several, and numbers of frames and cells that leave the last ones overlapping more
     H3: ((1, 24, 3, 2, 3), (1, 24, 9, 17, 20), (2, 24, 12, 2, 17), (1, 24, 4, 29, 1)),
     ALLEGRO: ((1, 4, 6, 16, 16), (1, 4, 10, 17, 22), (2, 4, 6, 16, 16), (1, 4, 14, 17, 16)),
     KVAE: ((1, 16, 1, 4, 6), (1, 16, 10, 3, 5), (2, 16, 6, 4, 6), (1, 16, 15, 2, 3)),
+    COGVIDEOX: ((1, 16, 1, 2, 3), (1, 16, 5, 3, 5), (2, 16, 4, 2, 3), (1, 16, 2, 4, 6), (1, 16, 7, 4, 6)),
+    EASYANIMATE: ((1, 16, 1, 2, 3), (1, 16, 4, 3, 5), (2, 16, 2, 4, 6)),
 }
 PIXELS = {
     H3: ((1, 3, 1, 32, 48), (1, 3, 5, 272, 32), (2, 3, 22, 32, 48), (1, 3, 22, 32, 272)),
     ALLEGRO: ((1, 3, 24, 128, 128), (2, 3, 40, 136, 128)),
     KVAE: ((1, 3, 1, 32, 48), (2, 3, 21, 32, 48), (1, 3, 37, 16, 24)),
+    COGVIDEOX: ((1, 3, 1, 16, 24), (1, 3, 5, 16, 24), (2, 3, 17, 24, 40), (1, 3, 16, 32, 48), (1, 3, 13, 16, 24)),
+    EASYANIMATE: ((1, 3, 1, 16, 24), (2, 3, 9, 24, 40), (1, 3, 13, 32, 48)),
     SVD: ((1, 3, 1, 32, 48), (2, 3, 3, 32, 48)),
 }
 CALLS = [(name, shape, True) for name in LATENTS for shape in LATENTS[name]] + [
@@ -112,13 +117,29 @@ def forgotten_row(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def small_groups(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.num_latent_frames_batch_size = 1
+
+
+def no_memory(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.decoder.register_forward_pre_hook(lambda part, given: module._clear_conv_cache())
+
+
 def no_weights(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     place = "diffusers.models.autoencoders.autoencoder_kl_allegro._prepare_for_blend"
     monkeypatch.setattr(place, lambda frames, rows, columns, tile: tile)
 
 
 @pytest.mark.parametrize(
-    ("name", "plant"), [(H3, no_fade), (H3, forgotten_frame), (H3, forgotten_row), (ALLEGRO, no_weights)]
+    ("name", "plant"),
+    [
+        (H3, no_fade),
+        (H3, forgotten_frame),
+        (H3, forgotten_row),
+        (ALLEGRO, no_weights),
+        (COGVIDEOX, small_groups),
+        (EASYANIMATE, no_memory),
+    ],
 )
 @torch.inference_mode()
 def test_planted_errors(name: str, plant: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +164,9 @@ def test_planted_errors(name: str, plant: Callable[..., None], monkeypatch: pyte
         (SVD, (1, 3, 3, 32, 48), 1, False),
         (KVAE, (1, 16, 17, 2, 3), 4, True),
         (KVAE, (1, 3, 49, 16, 24), 16, False),
+        (COGVIDEOX, (1, 16, 7, 2, 3), 2, True),
+        (COGVIDEOX, (1, 3, 25, 16, 24), 8, False),
+        (EASYANIMATE, (1, 16, 3, 2, 3), 1, True),
     ],
 )
 @torch.inference_mode()
