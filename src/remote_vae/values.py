@@ -212,7 +212,8 @@ class Format:
     """A way in which a reply's body is written.
 
     `name` is what `image_format` says; `pillow` is the imaging library's name, empty if another library writes it.
-    `accepts` are further media types by which clients ask for it. *Units*: longest_side in pixels.
+    `accepts` are further media types by which clients ask for it. A video with `parts` can be sent while it is written.
+    *Units*: longest_side in pixels.
     """
 
     name: str
@@ -223,7 +224,7 @@ class Format:
     longest_side: int = 2**31 - 1
     lossy: bool = False
     alpha: bool = False
-    animation: bool = False
+    parts: bool = False
     accepts: tuple[str, ...] = ()
 
     @property
@@ -231,22 +232,45 @@ class Format:
         return self.kind == "image"
 
     @property
+    def is_video(self) -> bool:
+        return not (self.is_image or self.is_tensor)
+
+    @property
     def is_tensor(self) -> bool:
         return self.kind == "tensor"
 
 
-_FORMATS: Final = (
+_PICTURES: Final = (
     Format("jpg", "image/jpeg", "image", (".jpg", ".jpeg"), "JPEG", 65500, lossy=True),
     Format("png", "image/png", "image", (".png",), "PNG", alpha=True),
-    Format("webp", "image/webp", "image", (".webp",), "WEBP", 16383, lossy=True, alpha=True, animation=True),
-    Format("avif", "image/avif", "image", (".avif",), "AVIF", 65536, lossy=True, alpha=True, animation=True),
+    Format("webp", "image/webp", "image", (".webp",), "WEBP", 16383, lossy=True, alpha=True),
+    Format("avif", "image/avif", "image", (".avif",), "AVIF", 65536, lossy=True, alpha=True),
+)
+_VIDEOS: Final = (
     Format(
-        "mp4", "video/mp4", "video", (".mp4",), lossy=True, animation=True,
+        "mp4",
+        "video/mp4",
+        "video",
+        (".mp4",),
+        lossy=True,
+        parts=True,
         accepts=("text/plain", "application/octet-stream"),
     ),
-    Format("binary", "tensor/binary", "tensor", accepts=("application/octet-stream",)),
+    Format("webm", "video/webm", "video", (".webm",), "", 16383, lossy=True, parts=True),
+    Format("mkv", "video/matroska", "video", (".mkv",), parts=True, accepts=("video/x-matroska",)),
+    Format("gif", "image/gif", "video", (".gif",), "", 65535, lossy=True, parts=True),
+    Format("webp", "image/webp", "video", (), "", 16383, lossy=True),
+    Format("avif", "image/avif", "video", (), "", 8192, lossy=True),
+    Format("zip", "application/zip", "video", (".zip",), parts=True),
+)
+_TENSORS: Final = (
+    Format("binary", "tensor/binary", "tensor", parts=True, accepts=("application/octet-stream",)),
     Format("base64", "tensor/base64", "tensor", accepts=("application/json",)),
-)  # fmt: skip
-FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for row in _FORMATS})
-IMAGE_FORMATS: Final = tuple(row.name for row in _FORMATS if row.kind == "image")
-TRANSPARENT_FORMATS: Final = tuple(row.name for row in _FORMATS if row.alpha)
+)
+VIDEO_FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for row in _VIDEOS})
+# A name that pictures and videos have is the picture's here, for which pictures come last again.
+FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
+    {row.name: row for row in (*_PICTURES, *_VIDEOS, *_TENSORS, *_PICTURES)}
+)
+IMAGE_FORMATS: Final = tuple(row.name for row in _PICTURES)
+TRANSPARENT_FORMATS: Final = tuple(row.name for row in _PICTURES if row.alpha)

@@ -206,7 +206,7 @@ WRONG = {
         ["decode", "latents.gz", "-o", "out.png"],
         "latents are read from .safetensors, .npy, .latent",
     ),
-    "an unknown output": (["decode", "good.npy", "-o", "out.gif"], "out.gif has suffix '.gif'; expected one of .jpg"),
+    "an unknown output": (["decode", "good.npy", "-o", "out.bmp"], "out.bmp has suffix '.bmp'; expected one of .jpg"),
     "a latent as picture": (["encode", "photo.png", "-o", "out.png"], "expected one of .safetensors, .npy"),
     "no output folder": (["decode", "good.npy", "-o", "none/out.png"], "none/out.png cannot be written: there is no"),
     "no URL": (["models", "--url", "localhost:8000"], "the endpoint is not an http or https URL"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remote_vae.client.pictures import check_mp4, read_picture, readable, write_png
+from remote_vae.client.pictures import read_picture, readable, write_png
+from remote_vae.client.videos import check_mp4
 from remote_vae.errors import InvalidReply
 from remote_vae.values import FORMATS
 

@@ -1,12 +1,21 @@
 """Frames become a video that every player knows."""
 
+import zipfile
+from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from remote_vae.media.video import write_mp4
+from remote_vae.errors import UnsupportedOutput
+from remote_vae.media.video import VideoTerms, open_video
+from remote_vae.values import VIDEO_FORMATS
+
+CODECS = {"h264": "h264", "hevc": "hevc", "av1": "libdav1d"}  # FFmpeg's decoder of each
+STILLS = ("gif", "webp", "avif", "zip")  # formats that Pillow reads
 
 
 def frames(count: int, height: int, width: int) -> np.ndarray:
@@ -15,48 +24,201 @@ def frames(count: int, height: int, width: int) -> np.ndarray:
     return np.stack([(x * 2 + f * 4) % 200, y * 2 % 200, 100 + f], axis=-1).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("count", "height", "width"), [(1, 16, 16), (9, 48, 64), (5, 33, 47)])
-def test_frames_come_back(count: int, height: int, width: int) -> None:
+def written(pixels: np.ndarray, name: str = "mp4", *, fps: float = 10, out: Any = None, **terms: Any) -> bytes:
+    """The video, its frames added a few at a time, as a decode gives them."""
+    out = out or BytesIO()
+    writer = open_video(out, VIDEO_FORMATS[name], VideoTerms(*pixels.shape[:3], fps=fps, **terms))
+    for start in range(0, len(pixels), 4):
+        writer.add(pixels[start : start + 4])
+    writer.end()
+    return out.getvalue()
+
+
+def read(data: bytes) -> np.ndarray:
+    with av.open(BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def read_stills(data: bytes) -> np.ndarray:
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            return np.stack([np.asarray(Image.open(archive.open(name))) for name in archive.namelist()])
+    found = []
+    with Image.open(BytesIO(data)) as picture:
+        for number in range(getattr(picture, "n_frames", 1)):
+            picture.seek(number)
+            found.append(np.asarray(picture.convert("RGB")))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 16, 16), (9, 48, 64), (5, 33, 47), (5, 65, 99)])
+def test_frames_come_back(count: int, height: int, width: int, codec: str) -> None:
     """As many frames, in order, of the same size (an odd side has one line more), close to their pixels."""
+    if codec != "h264":
+        count, height, width = max(count, 9), height + 64, width + 64
     pixels = frames(count, height, width)
-    with av.open(BytesIO(write_mp4(pixels, fps=10))) as container:
+    data = written(pixels, codec=codec)
+    with av.open(BytesIO(data)) as container:
         stream = container.streams.video[0]
-        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.name == CODECS[codec]
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert stream.average_rate == 10
-        got = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert len(got) == count
-    assert got[0].shape == (height + height % 2, width + width % 2, 3)
-    error = np.stack(got)[:, :height, :width].astype(float) - pixels
+    got = read(data)
+    assert got.shape == (count, height + height % 2, width + width % 2, 3)
+    error = got[:, :height, :width].astype(float) - pixels
     assert np.abs(error).mean() < 8
 
 
+@pytest.mark.parametrize("name", VIDEO_FORMATS)
+@pytest.mark.parametrize("size", [(80, 64), (65, 99)])
+def test_every_format_holds_the_frames(name: str, size: tuple[int, int]) -> None:
+    """Every format gives back as many frames, in order, close to their pixels."""
+    pixels = frames(6, *size)
+    got = (read_stills if name in STILLS else read)(written(pixels, name))
+    assert len(got) == 6
+    error = got[:, : size[0], : size[1]].astype(float) - pixels
+    assert np.abs(error).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("name", "quality", "back"),
+    [("mkv", 100, read), ("mkv", 95, read), ("zip", 95, read_stills), ("webp", 100, read_stills)],
+)
+@pytest.mark.parametrize("size", [(48, 64), (33, 47)])
+def test_lossless_formats_give_the_very_levels(
+    name: str, quality: int, back: Callable[[bytes], np.ndarray], size: tuple[int, int]
+) -> None:
+    """What is lossless comes back as the very levels, of noise too."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, *size, 3), np.uint8)
+    np.testing.assert_array_equal(back(written(noise, name, quality=quality)), noise)
+
+
+@pytest.mark.parametrize("name", ["mp4", "webm"])
+def test_full_chroma(name: str) -> None:
+    """With colours of full resolution, odd sides stay and lines of one pixel keep their colour."""
+    pixels = np.zeros((3, 33, 47, 3), np.uint8)
+    pixels[:, ::2, :, 0], pixels[:, 1::2, :, 2] = 255, 255
+    half, full = (read(written(pixels, name, full_colour=wanted))[0, :33, :47] for wanted in (False, True))
+    assert read(written(pixels, name, full_colour=True)).shape == pixels.shape
+    assert np.abs(full.astype(int) - pixels[0]).mean() < 8 < np.abs(half.astype(int) - pixels[0]).mean()
+
+
+@pytest.mark.parametrize("name", ["mp4", "webm", "webp", "avif"])
+def test_quality_costs_bytes(name: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    small, middle, large = (len(written(noise, name, quality=quality)) for quality in (10, 60, 99))
+    assert small < middle < large
+
+
+@pytest.mark.parametrize(
+    ("name", "terms", "text"),
+    [
+        ("mp4", {"codec": "av1", "full_colour": True}, "codec=av1 is written with colours of half"),
+        ("avif", {"full_colour": True}, "avif is written with colours of half"),
+        ("mp4", {"codec": "hevc"}, "a side of 8 pixels; codec=hevc needs at least 64"),
+        ("webp", {"streamed": True}, "webp is written as a whole"),
+    ],
+)
+def test_what_a_format_cannot_be(name: str, terms: dict[str, Any], text: str) -> None:
+    """It is refused before anything is written, in a sentence that says what to do."""
+    with pytest.raises(UnsupportedOutput, match=text):
+        written(frames(1, 8, 8), name, **terms)
+
+
+def test_sides_beyond_the_format() -> None:
+    with pytest.raises(UnsupportedOutput, match=r"a side of 16384 pixels; webm holds at most 16383; ask for mkv"):
+        written(np.zeros((1, 2, 16384, 3), np.uint8), "webm")
+
+
 @pytest.mark.parametrize("fps", [1, 24, 23.976, 29.97, 120])
-def test_the_rate_is_heard(fps: float) -> None:
+@pytest.mark.parametrize("name", ["mp4", "webm", "mkv"])
+def test_the_rate_is_heard(fps: float, name: str) -> None:
     """A file plays at the rate that was asked for, also at the fractional rates of film and television."""
-    with av.open(BytesIO(write_mp4(frames(4, 16, 16), fps=fps))) as container:
-        assert float(container.streams.video[0].average_rate) == pytest.approx(fps, abs=1e-3)
+    with av.open(BytesIO(written(frames(4, 16, 16), name, fps=fps))) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=2e-3)
 
 
+@pytest.mark.parametrize("name", ["gif", "webp", "avif"])
+def test_pictures_that_move_have_their_rate_and_go_on(name: str) -> None:
+    """Each frame of an animation stays for its share of a second, and the animation begins again."""
+    with Image.open(BytesIO(written(frames(5, 64, 64), name, fps=10))) as picture:
+        picture.seek(1)
+        picture.load()
+        assert picture.info["duration"] == 100
+        assert picture.info.get("loop", 0) == 0
+
+
+MATRICES = {64: (6, 5), 720: (1,)}  # the matrices of H.273 by height: BT.601 in either spelling, BT.709
+
+
+@pytest.mark.parametrize("height", MATRICES)
 @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 200, 0), (30, 60, 220), (255, 255, 255)])
-def test_colours_are_written_as_they_are_tagged(colour: tuple[int, int, int]) -> None:
-    """A player that takes the tag at its word, BT.709 in the range of television, sees the colour that was written."""
-    pixels = np.broadcast_to(np.array(colour, np.uint8), (3, 32, 32, 3))
-    with av.open(BytesIO(write_mp4(pixels, fps=10))) as container:
+@pytest.mark.parametrize(("name", "codec"), [("mp4", "h264"), ("mp4", "hevc"), ("mp4", "av1"), ("webm", "h264")])
+def test_colours_are_written_as_they_are_tagged(
+    colour: tuple[int, int, int], height: int, name: str, codec: str
+) -> None:
+    """A player that takes the tag at its word, by height BT.601 or BT.709 in the range of television, sees the colour.
+
+    The primaries and the transfer are those of BT.709, which are sRGB's.
+    """
+    pixels = np.broadcast_to(np.array(colour, np.uint8), (9, height, 64, 3))
+    with av.open(BytesIO(written(pixels, name, codec=codec))) as container:
         frame = next(container.decode(video=0))
-    assert (int(frame.colorspace), int(frame.color_range)) == (1, 1)
-    y, u, v = (int(plane[8, 8]) for plane in np.split(frame.to_ndarray(format="yuv420p").reshape(-1, 16), [64, 80]))
+        context = container.streams.video[0].codec_context
+    assert int(frame.colorspace) in MATRICES[height]
+    assert int(frame.color_range) == 1
+    assert (context.color_primaries, context.color_trc) == (1, 1)
+    planes = np.split(frame.to_ndarray(format="yuv420p").reshape(-1), [height * 64, height * 80])
+    y, u, v = (int(plane[len(plane) // 2]) for plane in planes)
     luma, cb, cr = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
-    red, blue = luma + 1.5748 * cr, luma + 1.8556 * cb
-    seen = (red, (luma - 0.2126 * red - 0.0722 * blue) / 0.7152, blue)
+    of_red, of_blue = (0.2126, 0.0722) if height == 720 else (0.299, 0.114)
+    red, blue = luma + 2 * (1 - of_red) * cr, luma + 2 * (1 - of_blue) * cb
+    seen = (red, (luma - of_red * red - of_blue * blue) / (1 - of_red - of_blue), blue)
     np.testing.assert_allclose(np.clip(seen, 0, 1) * 255, colour, atol=6)
 
 
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("count", [1, 5, 400])
-def test_the_index_comes_first(count: int) -> None:
+def test_the_index_comes_first(count: int, codec: str) -> None:
     """A player can begin before it has the whole file, and nothing is lost of a long video whose frames all differ."""
-    noise = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), np.uint8)
-    data = write_mp4(noise, fps=23.976)
+    count = max(count, 9) if codec == "hevc" else count
+    noise = np.random.default_rng(0).integers(0, 255, (count, 64, 64, 3), np.uint8)
+    data = written(noise, fps=23.976, codec=codec)
     assert data.index(b"moov") < data.index(b"mdat")
-    with av.open(BytesIO(data)) as container:
-        assert sum(1 for _ in container.decode(video=0)) == count
+    assert len(read(data)) == count
+
+
+class Pipe:
+    """A file without a seek, as a connection is; knows how much had come after each frame."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> int:
+        self.data += data
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def getvalue(self) -> bytes:
+        return self.data
+
+
+@pytest.mark.parametrize("name", [name for name, row in VIDEO_FORMATS.items() if row.parts])
+def test_a_video_can_be_sent_while_it_is_written(name: str) -> None:
+    """What has parts is whole in the end without going back, and its first part comes early."""
+    pixels, out, came = frames(96, 32, 32), Pipe(), []
+    writer = open_video(out, VIDEO_FORMATS[name], VideoTerms(96, 32, 32, fps=24, streamed=True))
+    for frame in pixels:
+        writer.add(frame[None])
+        came.append(len(out.data))
+    writer.end()
+    got = (read_stills if name in STILLS else read)(out.data)
+    assert len(got) == 96
+    if name == "mp4":
+        early = out.data[: came[24]]
+        assert b"moof" in early
+        assert b"mdat" in early
+        assert out.data.index(b"moov") < out.data.index(b"moof")

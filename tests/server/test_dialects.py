@@ -173,6 +173,34 @@ def test_a_video_s_rate(live: Any, asked: dict[str, float], played: float) -> No
         assert float(container.streams.video[0].average_rate) == pytest.approx(played, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("asked", "media", "codec"),
+    [
+        ({"output_type": "mp4"}, "video/mp4", "h264"),
+        ({"output_type": None, "accept": "video/mp4"}, "video/mp4", "h264"),
+        ({"output_type": "pil", "accept": "video/webm"}, "video/webm", "vp9"),
+        ({"output_type": "webm"}, "video/webm", "vp9"),
+        ({"output_type": "mkv"}, "video/matroska", "ffv1"),
+        ({"output_type": "gif"}, "image/gif", "gif"),
+    ],
+)
+def test_a_video_s_format(live: Any, asked: dict[str, Any], media: str, codec: str) -> None:
+    """A video has the format that the parameter names, or the Accept header alone."""
+    reply = ask(live, "/video", latent(1, 16, 2, 2, 2), **{"accept": "*/*", **asked})
+    assert reply.headers["content-type"] == media
+    with av.open(io.BytesIO(reply.content)) as container:
+        assert container.streams.video[0].codec_context.name == codec
+        assert sum(1 for _ in container.decode(video=0)) == 5
+
+
+def test_a_codec_that_does_not_go_with_the_size(live: Any) -> None:
+    """A codec that cannot hold the video is refused in a sentence, before the decode."""
+    query = "shape=1,16,2,2,2&dtype=float32&output_type=mp4&codec=av1"
+    reply = requests.post(f"{live.url}/video?{query}", data=bytes(4 * 128), timeout=30)
+    assert (reply.status_code, reply.json()["error_type"]) == (422, "unsupported_output")
+    assert "codec=av1 needs at least 64" in reply.json()["error"]
+
+
 @pytest.mark.parametrize("fps", ["0", "120.5", "-24", "nan", "fast"])
 def test_a_rate_that_no_video_has(live: Any, fps: str) -> None:
     """A rate outside 1 to 120 is refused, naming it."""

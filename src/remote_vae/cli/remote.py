@@ -40,7 +40,10 @@ LATENT_FILE = ".safetensors, .npy, .npz, or ComfyUI's .latent"
 DEFAULT_URL = "http://127.0.0.1:8000"
 WRITTEN = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
 PICTURES = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_image)
-DECODED = f"{PICTURES}: the first picture of a batch or video; .mp4; .safetensors .npy: the VAE's raw output."
+VIDEOS = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_video)
+DECODED = (
+    f"{PICTURES}: the first picture of a batch or video; {VIDEOS}: a video; .safetensors .npy: the VAE's raw output."
+)
 
 
 @with_flags(DECODE_ROWS)

@@ -5,7 +5,7 @@ Everything of a client but the waiting.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,8 @@ from remote_vae.client.checks import check_decoded, check_encoded, most_pixels
 from remote_vae.client.endpoint import Endpoint
 from remote_vae.client.exchange import HttpReply, HttpRequest
 from remote_vae.client.latents import AnyTensor, tensor_like, tensor_of
-from remote_vae.client.pictures import AnyPicture, check_mp4, read_picture, readable, write_png
+from remote_vae.client.pictures import AnyPicture, read_picture, readable, write_png
+from remote_vae.client.videos import check_video
 from remote_vae.errors import InvalidReply, InvalidValue
 from remote_vae.protocol import options, parameters
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
@@ -95,14 +96,14 @@ def post(endpoint: Endpoint, request: DecodeRequest | EncodeRequest) -> HttpRequ
 def read_reply(request: DecodeRequest | EncodeRequest, reply: HttpReply) -> Reply:
     """The reply, its tensor checked; *raises* InvalidReply, and what the server raised."""
     found = parse_reply(reply.status, reply.headers, reply.body)
-    if found.format is not request.format:
+    if found.format.media_type != request.format.media_type:
         raise InvalidReply(f"the reply is {found.format.media_type}; {request.format.media_type} was asked for")
     if isinstance(found.payload, Tensor):
         if isinstance(request, DecodeRequest):
             check_decoded(request, found.payload)
         else:
             check_encoded(request, found.payload)
-    return found
+    return replace(found, format=request.format)  # pictures and videos may have one media type
 
 
 def answer(request: DecodeRequest | EncodeRequest, found: Reply, *, like: object) -> Answer:
@@ -112,7 +113,7 @@ def answer(request: DecodeRequest | EncodeRequest, found: Reply, *, like: object
         return Answer(found, tensor_like(payload, like))
     if found.format.is_image and isinstance(request, DecodeRequest):
         return Answer(found, read_picture(payload, found.format, most_pixels=most_pixels(request)))
-    check_mp4(payload)
+    check_video(payload, found.format)
     return Answer(found, payload)
 
 

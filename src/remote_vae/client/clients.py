@@ -55,10 +55,10 @@ class Client(Calls[httpx2.Client]):
         run(self._network.close())
 
     def decode(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Any:
-        """A PIL image; with output_type="pt" a tensor of the latent's kind, torch or numpy; with "mp4" bytes.
+        """A PIL image; with output_type="pt" a tensor of the latent's kind, torch or numpy; of a video bytes.
 
         `options`: model, scaling_factor, shift_factor, do_scaling=False, output_type="pil", image_format="png",
-        partial_postprocess=False, quality, height, width, plan.
+        partial_postprocess=False, quality, fps, codec, chroma, height, width, plan.
         """
         return run(self._decode(latent, options)).value
 

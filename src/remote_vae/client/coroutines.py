@@ -23,7 +23,7 @@ from remote_vae.client.exchange import HttpReply, HttpRequest
 from remote_vae.client.latents import AnyTensor
 from remote_vae.client.network import H, Network, PathText
 from remote_vae.client.parts import NEEDED, Card, joined, parts_of
-from remote_vae.client.retry import GIB, Bounds, send
+from remote_vae.client.retry import LARGEST_REPLY, Bounds, send
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, RemoteVAEError, TooLarge
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
 from remote_vae.protocol.options import DecodeArguments, EncodeArguments
@@ -48,7 +48,7 @@ class Calls(Generic[H]):
         http: H | None = None,
         proxy: str | None = None,
         ca_file: PathText | None = None,
-        max_reply_bytes: int = GIB,
+        max_reply_bytes: int = LARGEST_REPLY,
     ) -> None:
         bounds = Bounds(timeout=timeout, tries=retries, max_reply_bytes=max_reply_bytes)
         self._set_up(read_endpoint(endpoint, token=token), bounds, proxy, ca_file, http)

@@ -23,9 +23,9 @@ from remote_vae.errors import InvalidValue, TooLarge
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
 from remote_vae.protocol.options import DecodeArguments
 from remote_vae.protocol.wire import render_request
-from remote_vae.values import FORMATS
+from remote_vae.values import FORMATS, VIDEO_FORMATS
 
-RETURN_TYPES = {"pil": ("pil", "pt"), "pt": ("pil", "pt"), "mp4": ("mp4",)}
+RETURN_TYPES = {"pil": ("pil", "pt"), "pt": ("pil", "pt"), **{name: (name,) for name in VIDEO_FORMATS}}
 
 
 def remote_decode(

@@ -1,4 +1,4 @@
-"""Pictures and videos as they travel: written for an encode, checked when they come back."""
+"""Pictures as they travel: written for an encode, checked when they come back."""
 
 import io
 import struct
@@ -116,23 +116,3 @@ def read_picture(data: bytes, asked: Format, *, most_pixels: int) -> Image.Image
     converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
     converted.format = image.format
     return converted
-
-
-def check_mp4(data: bytes) -> None:
-    """*Raises* InvalidReply unless the file's boxes begin with ftyp, hold a moov and fill it exactly.
-
-    *Source*: ISO 14496-12, 4.2.
-    """
-    kinds, position = [], 0
-    while position + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, position)
-        if size == 1 and position + 16 <= len(data):
-            size = struct.unpack_from(">Q", data, position + 8)[0]
-        elif size == 0:
-            size = len(data) - position
-        if size < 8:
-            break
-        kinds.append(kind)
-        position += size
-    if position != len(data) or kinds[:1] != [b"ftyp"] or b"moov" not in kinds:
-        raise InvalidReply(f"the reply is not a whole MP4 file; {len(data)} bytes came")

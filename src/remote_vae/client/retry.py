@@ -27,7 +27,7 @@ from remote_vae.client.exchange import (
 from remote_vae.client.network import Network
 from remote_vae.errors import ClientError, ConnectionFailed, InvalidValue, NotReady
 
-GIB: Final = 1024**3
+LARGEST_REPLY: Final = 2**31  # bytes: the raw floats of a common video are 1.4 GB
 LONGEST_TIMEOUT: Final = 86400.0
 PROBE_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.5  # seconds, doubled for every further try
@@ -51,7 +51,7 @@ class Bounds:
 
     timeout: float = 300.0
     tries: int | None = None
-    max_reply_bytes: int = GIB
+    max_reply_bytes: int = LARGEST_REPLY
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout <= LONGEST_TIMEOUT:

@@ -24,10 +24,11 @@ from remote_vae.client.pictures import write_png
 from remote_vae.errors import ConfigurationError, MalformedRequest, from_json
 from remote_vae.server.app import build_app
 from remote_vae.server.settings import Settings, read_settings
-from remote_vae.values import FORMATS
+from remote_vae.values import FORMATS, VIDEO_FORMATS
 
 HOME: Final = "http://handler"
-ANSWERS: Final = {"pil": FORMATS["png"], "pt": FORMATS["base64"], "mp4": FORMATS["mp4"]}  # by output_type
+ANSWERS: Final = {**VIDEO_FORMATS, "pil": FORMATS["png"], "pt": FORMATS["base64"]}  # by output_type
+VIDEO_TYPES: Final = {row.media_type for row in VIDEO_FORMATS.values()}
 
 
 class EndpointHandler:
@@ -90,9 +91,9 @@ class EndpointHandler:
         if reply.status_code != 200:
             raise from_json(reply.json(), status=reply.status_code)
         media = reply.headers["content-type"]
-        if media.startswith("image/"):
+        if media == FORMATS["png"].media_type:
             return Image.open(io.BytesIO(reply.content))
-        if media == FORMATS["mp4"].media_type:
+        if media in VIDEO_TYPES:
             return {"inputs": base64.b64encode(reply.content).decode(), "parameters": {"content_type": media}}
         answer: dict[str, Any] = reply.json()
         return answer

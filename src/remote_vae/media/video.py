@@ -1,46 +1,287 @@
-"""uint8 frames -> MP4."""
+"""uint8 frames -> videos: MP4, WebM, Matroska, GIF, animated WebP and AVIF by FFmpeg, and a ZIP of PNGs.
 
+Frames are added as they come, so that a video can be written while the rest of it is decoded.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from io import BytesIO
-from typing import Final
+from typing import IO, Any, Final, Protocol
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
-OPTIONS: Final = {"crf": "17", "preset": "veryfast"}  # to the eye no loss
-BT_709: Final = 1  # of primaries and of transfer, in the numbers of H.273
+from remote_vae.errors import UnsupportedOutput
+from remote_vae.media.png import write_png
+from remote_vae.values import Format
+
+os.environ.setdefault("SVT_LOG", "1")  # otherwise the encoder of AV1 writes a report on stderr for each video
+
+BT_709: Final = 1  # of primaries, transfer and matrix, in the numbers of H.273
+BT_601: Final = 6  # of the matrix
+HD_LINES: Final = 720  # from this height on players take the matrix of BT.709 for a video that does not name one
+FRAGMENT_SECONDS: Final = 0.5
+KEY_SECONDS: Final = 2  # a player can go to every such moment, and drops nothing before it
+VISIBLY_LOSSLESS: Final = 17  # the constant rate factor of H.264 for quality 95, which is the default
+LOWEST_FACTOR: Final = 51  # of quality 1
+DEFAULT_QUALITY: Final = 95
+DEFAULT_CODEC: Final = "h264"
+LEAST_SIDE: Final = 64  # the encoders of HEVC and AV1 write beyond their memory for less than one of their blocks
 
 
-def write_mp4(frames: NDArray[np.uint8], *, fps: float) -> bytes:
-    """H.264 in yuv420p, which every browser plays; nothing touches the disk.
+@dataclass(frozen=True, slots=True)
+class VideoTerms:
+    """What a video is to be. *Units*: fps in frames a second, also 23.976; sides in pixels.
 
-    *Shapes*: RGB [F,H,W,3]. *Units*: frames per second, also 23.976.
-    H.264 halves the colour's resolution, so an odd side gets its last line twice. Colours are written by BT.709 and
-    say so, because players guess the matrix of an untagged video by its height. The index comes first, so a player can
-    begin before it has the whole file.
+    `codec` is for MP4. With `full_colour` the colours have the resolution of the pixels. `streamed` if it is sent while
+    it is written, to a file without a seek.
     """
-    height, width = frames.shape[1:3]
-    rate = Fraction(fps).limit_denominator(1001)  # 24000/1001 and the like are exact
-    out = BytesIO()
-    with av.open(out, "w", format="mp4", options={"moov_size": str(_index_bytes(len(frames)))}) as container:
-        stream = container.add_stream("libx264", rate=rate, options=dict(OPTIONS))
-        stream.height, stream.width = height + height % 2, width + width % 2
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = Colorspace.ITU709, BT_709, BT_709
-        context.color_range = ColorRange.MPEG
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    quality: int = DEFAULT_QUALITY
+    codec: str = DEFAULT_CODEC
+    full_colour: bool = False
+    streamed: bool = False
+
+    @property
+    def rate(self) -> Fraction:
+        return Fraction(self.fps).limit_denominator(1001)  # 24000/1001 and the like are exact
+
+    @property
+    def factor(self) -> float:
+        """The constant rate factor of H.264 for the quality. 0 would be a profile that browsers do not play."""
+        if self.quality > DEFAULT_QUALITY:
+            return max(1.0, VISIBLY_LOSSLESS * (100 - self.quality) / (100 - DEFAULT_QUALITY))
+        share = (DEFAULT_QUALITY - self.quality) / (DEFAULT_QUALITY - 1)
+        return VISIBLY_LOSSLESS + (LOWEST_FACTOR - VISIBLY_LOSSLESS) * share
+
+
+class VideoWriter(Protocol):
+    """A video that is being written to a file."""
+
+    def add(self, frames: NDArray[np.uint8]) -> None:
+        """*Shapes*: RGB [F,H,W,3]."""
+        ...
+
+    def end(self) -> None:
+        """Writes what is left, so that the video is whole."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How FFmpeg writes a format. `half` and `full` are layouts of pixels by the resolution of colours.
+
+    A coding without `full` has colours of half the resolution only; one without `half` has full ones only. `rgb` if
+    neither is made of brightness and colours. A `picture` has the matrix of pictures, BT.601, at every height.
+    `tag` is the codec's name in a container that has several for it.
+    """
+
+    container: str
+    encoder: str
+    half: str = ""
+    full: str = ""
+    rgb: bool = False
+    picture: bool = False
+    options: Callable[[VideoTerms], Mapping[str, object]] = lambda terms: {}
+    head: Callable[[VideoTerms], Mapping[str, object]] = lambda terms: {}
+    tag: str = ""
+    least_side: int = 1
+    least_frames: int = 1
+
+
+def _of_mp4(terms: VideoTerms) -> Mapping[str, object]:
+    """The index comes first: in a stream that of each fragment, otherwise in room that is left for it.
+
+    A frame takes up to 37 bytes of the index's tables, the rest less than 4,000 bytes.
+    """
+    if terms.streamed:
+        microseconds = int(FRAGMENT_SECONDS * 1e6)
+        return {"movflags": "empty_moov+default_base_moof+delay_moov", "frag_duration": microseconds}
+    return {"moov_size": 4000 + 40 * terms.frames}
+
+
+def _of_matroska(terms: VideoTerms) -> Mapping[str, object]:
+    return {} if terms.streamed else {"reserve_index_space": 1000 + 30 * terms.frames}
+
+
+def _keys(terms: VideoTerms) -> Mapping[str, object]:
+    return {"g": max(1, round(KEY_SECONDS * terms.fps))}
+
+
+def _of_av1(terms: VideoTerms) -> Mapping[str, object]:
+    return {"crf": round(terms.factor * 63 / 51), "preset": 10, **_keys(terms)}
+
+
+def _of_vp9(terms: VideoTerms) -> Mapping[str, object]:
+    speed = {"deadline": "realtime", "cpu-used": 8, "row-mt": 1}
+    return {"crf": round(terms.factor * 63 / 51), "b": 0, **speed, **_keys(terms)}
+
+
+def _of_webp(terms: VideoTerms) -> Mapping[str, object]:
+    return {"lossless": int(terms.quality == 100), "quality": terms.quality, "compression_level": 1}
+
+
+MP4: Final[Mapping[str, Coding]] = {
+    "h264": Coding(
+        "mp4", "libx264", "yuv420p", "yuv444p", head=_of_mp4,
+        options=lambda terms: {"crf": terms.factor, "preset": "veryfast", **_keys(terms)},
+    ),
+    "hevc": Coding(
+        "mp4", "libx265", "yuv420p", "yuv444p", head=_of_mp4, tag="hvc1", least_side=LEAST_SIDE, least_frames=9,
+        options=lambda terms: {
+            "crf": terms.factor, "preset": "veryfast", "x265-params": "log-level=error:info=0", **_keys(terms)
+        },
+    ),
+    "av1": Coding("mp4", "libsvtav1", "yuv420p", options=_of_av1, head=_of_mp4, least_side=LEAST_SIDE),
+}  # fmt: skip
+CODINGS: Final[Mapping[str, Coding]] = {
+    "webm": Coding("webm", "libvpx-vp9", "yuv420p", "yuv444p", options=_of_vp9, head=_of_matroska),
+    "mkv": Coding("matroska", "ffv1", full="bgr0", rgb=True, options=lambda terms: {"slices": 4}, head=_of_matroska),
+    "gif": Coding("gif", "gif", full="pal8", rgb=True, head=lambda terms: {"loop": 0}),
+    "webp": Coding(
+        "webp", "libwebp_anim", full="bgra", rgb=True, options=_of_webp, head=lambda terms: {"loop": 0}
+    ),
+    "avif": Coding("avif", "libsvtav1", "yuv420p", picture=True, options=_of_av1, least_side=LEAST_SIDE),
+}  # fmt: skip
+
+
+def open_video(out: IO[bytes], asked: Format, terms: VideoTerms) -> VideoWriter:
+    """*Raises* what `check_video` raises."""
+    check_video(asked, terms)
+    if asked.name == "zip":
+        return ZippedPictures(out, terms)
+    return Film(out, _coding(asked, terms), terms)
+
+
+def check_video(asked: Format, terms: VideoTerms) -> None:
+    """*Raises* UnsupportedOutput for what the format cannot be."""
+    name, sides = asked.name, (terms.height, terms.width)
+    if max(sides) > asked.longest_side:
+        raise UnsupportedOutput(
+            f"the video has a side of {max(sides)} pixels; {name} holds at most {asked.longest_side}; ask for mkv"
+        )
+    if terms.streamed and not asked.parts:
+        raise UnsupportedOutput(f"{name} is written as a whole; leave stream out, or ask for mp4 or webm")
+    if name == "zip":
+        return
+    coding = _coding(asked, terms)
+    what = f"codec={terms.codec}" if name == "mp4" else name
+    if terms.full_colour and not coding.full:
+        raise UnsupportedOutput(f"{what} is written with colours of half the resolution; ask for h264, hevc or webm")
+    if min(sides) < coding.least_side:
+        raise UnsupportedOutput(
+            f"the video has a side of {min(sides)} pixels; {what} needs at least {coding.least_side}; ask for h264"
+        )
+    if terms.frames < coding.least_frames:  # FFmpeg refuses one in twelve of such files
+        raise UnsupportedOutput(f"{what} needs at least {coding.least_frames} frames; ask for h264")
+
+
+def _coding(asked: Format, terms: VideoTerms) -> Coding:
+    return MP4[terms.codec] if asked.name == "mp4" else CODINGS[asked.name]
+
+
+class Film:
+    """A video that FFmpeg writes; nothing touches the disk.
+
+    Colours of half the resolution need even sides, so an odd side gets its last line twice. Colours say by which matrix
+    they are written, because players guess that of an untagged video by its height.
+    """
+
+    def __init__(self, out: IO[bytes], coding: Coding, terms: VideoTerms) -> None:
+        self._count = 0
+        self._full = bool(coding.full) and (terms.full_colour or not coding.half)
+        self._layout = coding.full if self._full else coding.half
+        high = terms.height >= HD_LINES and not coding.picture
+        self._matrix = None if coding.rgb else Colorspace.ITU709 if high else Colorspace.ITU601
+        self._container = av.open(out, "w", format=coding.container, options=_texts(coding.head(terms)))
+        stream: Any = self._container.add_stream(coding.encoder, rate=terms.rate, options=_texts(coding.options(terms)))
+        self._stream, self._rate = stream, terms.rate
+        stream.height, stream.width = terms.height, terms.width
+        if not self._full:
+            stream.height, stream.width = terms.height + terms.height % 2, terms.width + terms.width % 2
+        stream.pix_fmt = self._layout
+        if coding.tag:
+            stream.codec_context.codec_tag = coding.tag
+        if self._matrix is not None:
+            self._name_colours(stream.codec_context)
+        self._palette = _palette(stream.width, stream.height, terms.rate) if self._layout == "pal8" else None
+
+    def _name_colours(self, context: Any) -> None:
+        context.color_primaries, context.color_trc, context.color_range = BT_709, BT_709, ColorRange.MPEG
+        context.colorspace = BT_709 if self._matrix is Colorspace.ITU709 else BT_601
+
+    def add(self, frames: NDArray[np.uint8]) -> None:
+        odd = ((0, 0), (0, 0)) if self._full else tuple((0, side % 2) for side in frames.shape[1:3])
         for pixels in frames:
-            even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return out.getvalue()
+            even = np.pad(pixels, (*odd, (0, 0)), mode="edge") if np.any(odd) else pixels
+            self._container.mux(self._stream.encode(self._frame(np.ascontiguousarray(even))))
+
+    def _frame(self, pixels: NDArray[np.uint8]) -> av.VideoFrame:
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        if self._palette is not None:
+            frame = self._palette(frame, self._count)
+        elif self._matrix is None:
+            frame = frame.reformat(format=self._layout)
+        else:
+            frame = frame.reformat(format=self._layout, dst_colorspace=self._matrix, dst_color_range=ColorRange.MPEG)
+        frame.pts, frame.time_base = self._count, 1 / self._rate
+        self._count += 1
+        return frame
+
+    def end(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
 
 
-def _index_bytes(frames: int) -> int:
-    """Room for the index before the pictures. A frame takes up to 37 bytes of its tables, the rest less than 2,000."""
-    return 2000 + 40 * frames
+def _texts(options: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in options.items()}
+
+
+def _palette(width: int, height: int, rate: Fraction) -> Callable[[av.VideoFrame, int], av.VideoFrame]:
+    """Gives each frame the 256 colours that are best for it."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate)
+    split, colours = graph.add("split"), graph.add("palettegen", "stats_mode=single")
+    use, sink = graph.add("paletteuse", "new=1"), graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(colours, 0, 0)
+    split.link_to(use, 1, 0)
+    colours.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+
+    def through(frame: av.VideoFrame, number: int) -> av.VideoFrame:
+        frame.pts, frame.time_base = number, 1 / rate
+        source.push(frame)
+        found = graph.pull()
+        assert isinstance(found, av.VideoFrame)
+        return found
+
+    return through
+
+
+class ZippedPictures:
+    """PNGs with numbers as names, which are compressed already and so are only stored."""
+
+    def __init__(self, out: IO[bytes], terms: VideoTerms) -> None:
+        self._archive, self._names = zipfile.ZipFile(out, "w"), _names(terms.frames)
+
+    def add(self, frames: NDArray[np.uint8]) -> None:
+        for pixels in frames:
+            self._archive.writestr(zipfile.ZipInfo(next(self._names)), write_png(pixels))
+
+    def end(self) -> None:
+        self._archive.close()
+
+
+def _names(count: int) -> Iterator[str]:
+    digits = max(4, len(str(count)))
+    return (f"{number:0{digits}}.png" for number in range(count))

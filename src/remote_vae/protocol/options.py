@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_type_hints
 
 from remote_vae.protocol.kinds import LARGEST_SEED, Boolean, Choice, Integer, IntegerOr, Kind, Real, Shape, Text
-from remote_vae.values import IMAGE_FORMATS, Posterior
+from remote_vae.values import IMAGE_FORMATS, VIDEO_FORMATS, Posterior
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class DecodeOptions(ModelOptions, total=False):
     output_type: Annotated[
         str,
         Option(
-            Choice(("pil", "pt", "mp4")),
-            "pil: a picture; pt: the VAE's raw output; mp4: a video.",
+            Choice(("pil", "pt", *VIDEO_FORMATS)),
+            "pil: a picture; pt: the VAE's raw output; a format of video: a video. mkv is lossless.",
             "pil",
             always=True,
         ),
@@ -89,15 +89,27 @@ class DecodeOptions(ModelOptions, total=False):
     partial_postprocess: Annotated[
         bool, Option(Boolean(), "With pt: uint8 pixels, channels last.", default=False, always=True)
     ]
-    quality: Annotated[int | None, Option(Integer(1, 100), "Of JPEG, WebP and AVIF, 1 to 100.", 95, flag=True)]
+    quality: Annotated[
+        int | None,
+        Option(
+            Integer(1, 100), "Of JPEG, WebP, AVIF and videos, 1 to 100; a WebP video of 100 is lossless.", 95, flag=True
+        ),
+    ]
     image_format: Annotated[str | None, Option(Choice(IMAGE_FORMATS), "How a picture is written.")]
     fps: Annotated[
         float | None,
         Option(
             Real(1, 120),
-            "Frames a second of an MP4, 1 to 120; if absent, those of the family's own examples.",
+            "Frames a second of a video, 1 to 120; if absent, those of the family's own examples.",
             flag=True,
         ),
+    ]
+    codec: Annotated[
+        str | None, Option(Choice(("h264", "hevc", "av1")), "Of an MP4: h264 if absent, hevc or av1.", flag=True)
+    ]
+    chroma: Annotated[
+        str | None,
+        Option(Choice(("half", "full")), "Resolution of a video's colours: half if absent, or full.", flag=True),
     ]
     height: Annotated[int | None, Option(Integer(1), "Height of the picture in pixels; for packed latents.", flag=True)]
     width: Annotated[int | None, Option(Integer(1), "Width of the picture in pixels; for packed latents.", flag=True)]

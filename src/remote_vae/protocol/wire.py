@@ -197,8 +197,8 @@ def _promised_tensor(
     return shape, check_dtype(dtype, allowed=dtypes)
 
 
-def parse_decode(head: Head, body: Buffer, *, transparent: bool = False) -> DecodeRequest:
-    """The request; `transparent` tells whether the model's pictures have transparency.
+def parse_decode(head: Head, body: Buffer, *, transparent: bool = False, video: bool = False) -> DecodeRequest:
+    """The request; `transparent` tells whether the model's pictures have transparency, `video` whether it has frames.
 
     *Raises* RequestError: 400 for a body that is not what the head promised, 406, 422.
     """
@@ -209,7 +209,7 @@ def parse_decode(head: Head, body: Buffer, *, transparent: bool = False) -> Deco
     if head.dtype is None or head.shape is None:
         raise MalformedRequest("shape and dtype are missing; a latent needs both, like shape=1,4,64,64&dtype=float16")
     latent = Tensor(head.dtype, head.shape, data)
-    asked = decode_format(head.accept, chosen, transparent=transparent)
+    asked = decode_format(head.accept, chosen, transparent=transparent, video=video)
     return DecodeRequest(head.model, latent, head.scaling, chosen, asked)
 
 

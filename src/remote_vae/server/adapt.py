@@ -1,5 +1,7 @@
 """Wire messages -> jobs of the engine, within the server's limits; outcomes -> replies."""
 
+from io import BytesIO
+
 import numpy as np
 
 from remote_vae.core.layout import MatchedLayout, fit_latent
@@ -16,7 +18,7 @@ from remote_vae.errors import (
     UnsupportedOutput,
 )
 from remote_vae.media.images import ReadPicture, write_image
-from remote_vae.media.video import write_mp4
+from remote_vae.media.video import DEFAULT_CODEC, DEFAULT_QUALITY, VideoTerms, check_video, open_video
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
 from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
 from remote_vae.server.readers import Terms
@@ -26,6 +28,7 @@ from remote_vae.values import (
     RGB,
     RGBA,
     TRANSPARENT_FORMATS,
+    VIDEO_FORMATS,
     Format,
     Output,
     Posterior,
@@ -57,9 +60,9 @@ def fit_decode(
     _check_arguments(options, info, model)
     video = model.recipe.has_frames
     output_type = options["output_type"]
-    if output_type == "mp4" and not video:
+    if output_type in VIDEO_FORMATS and not video:
         raise UnsupportedOutput(
-            f"model {model.name!r} gives pictures; output_type=mp4 needs a video model", model=model.name
+            f"model {model.name!r} gives pictures; output_type={output_type} needs a video model", model=model.name
         )
     one_video = output_type != "pt" or options["partial_postprocess"]
     if video and one_video and fit.batch > 1:
@@ -81,6 +84,9 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
             f"for one of {', '.join(TRANSPARENT_FORMATS)}",
             model=model.name,
         )
+    if request.format.is_video:
+        terms = video_terms(model, options, frames=fit.frames, height=fit.height, width=fit.width)
+        check_video(request.format, terms)
     given, output = _arguments(options), _output(request)
     job = DecodeJob(scaling, options["plan"], request.latent, fit, output, given, info.pixel_channels)
     if job.reply_bytes > settings.max_reply_bytes and request.format.is_tensor:
@@ -90,6 +96,19 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
             limit=settings.max_reply_bytes,
         )
     return job
+
+
+def video_terms(model: Served, options: DecodeOptions, *, frames: int, height: int, width: int) -> VideoTerms:
+    """What a video is to be, by the request and the model's family."""
+    return VideoTerms(
+        frames,
+        height,
+        width,
+        fps=options["fps"] or model.recipe.fps,
+        quality=options["quality"] or DEFAULT_QUALITY,
+        codec=options["codec"] or DEFAULT_CODEC,
+        full_colour=options["chroma"] == "full",
+    )
 
 
 def _output(request: DecodeRequest) -> Output:
@@ -269,4 +288,9 @@ def write_payload(model: Served, outcome: Outcome, asked: Format, options: Decod
     pixels = np.frombuffer(tensor.buffer, dtype=np.uint8).reshape(tensor.shape)
     if asked.is_image:
         return write_image(pixels[0], asked, quality=options["quality"])
-    return write_mp4(pixels, fps=options["fps"] or model.recipe.fps)
+    out = BytesIO()
+    frames, height, width = tensor.shape[:3]
+    writer = open_video(out, asked, video_terms(model, options, frames=frames, height=height, width=width))
+    writer.add(pixels)
+    writer.end()
+    return out.getvalue()

@@ -142,8 +142,8 @@ class Endpoints:
         return wire.parse_head(path, query, request.headers, ignore_unknown=ignore)
 
     async def _decode(self, call: Call, body: Buffer, progress: JobProgress) -> Response:
-        transparent = call.info.transparent
-        message = await self._parsed(call, body, partial(wire.parse_decode, transparent=transparent))
+        transparent, video = call.info.transparent, call.model.recipe.has_frames
+        message = await self._parsed(call, body, partial(wire.parse_decode, transparent=transparent, video=video))
         job = decode_job(call.model, call.info, message, self._settings)
         return await self._run(call, job, message.format, message.options, progress)
 

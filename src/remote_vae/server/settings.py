@@ -124,7 +124,7 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = _limit(2**30, "Of a request's body.")
     max_arriving_bytes: int = _limit(2**31, "Of all bodies that arrive, and of all pictures that are being read.")
-    max_reply_bytes: int = _limit(2**30, "Of a reply with a tensor.")
+    max_reply_bytes: int = _limit(2**31, "Of a reply with a tensor.")
     max_pixels: int = _limit(4096 * 4096, "Of one picture or frame.")
     max_side: int = _limit(8192, "Of a picture or frame, in pixels.")
     max_batch: int = _limit(8, "Latents in a request.")
