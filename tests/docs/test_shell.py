@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from films import film, moving
 from remote_vae.cli.main import app
 from remote_vae.server import run
 from remote_vae.server.app import _served
@@ -40,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     Image.fromarray(noise).save("photo.jpg")
+    Path("clip.mp4").write_bytes(film(moving(81, 16, 16), rate=16))
     save_file({"latent": np.zeros((1, 4, 8, 8), np.float32)}, "latents.safetensors")
     for name in ("folder", "my-vae", "ComfyUI/custom_nodes"):
         (tmp_path / name).mkdir(parents=True)
@@ -58,7 +60,11 @@ def test_shell_of_the_pages(code: str, live: Any, folder: Path, monkeypatch: pyt
     kept = [line for line in lines if line.strip() and not line.startswith(CHECKED)]
     assert [line for line in kept if not line.startswith(RUN)] == [], "add it to what may be run here"
     script = "\n".join(kept)
-    script = script.replace("--model sd1", "--model sd").replace("http://127.0.0.1:8000", live.url)
+    script = (
+        script.replace("--model sd1", "--model sd")
+        .replace("--model wan2.1", "--model video")
+        .replace("http://127.0.0.1:8000", live.url)
+    )
     script = ASKS.sub(rf"\1 --url {live.url} ", script)
     # As it stands it would take minutes.
     tiny = f"--models sd={live.folder}/sd,recipe=sd1 --sizes 64 --directions decode --plans chosen --rivals none"

@@ -4,7 +4,9 @@ import base64
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from films import animation, film, moving, picture, pictures
 from remote_vae import Client
 from remote_vae.client.model import RemoteModel
 from remote_vae.errors import UnsupportedMediaType
+from remote_vae.server.videos import first_frames
+from remote_vae.values import Counts, Frames, Tensor
 
 FRAMES, HEIGHT, WIDTH = 5, 24, 32
 LEVELS = np.random.default_rng(11).integers(0, 256, (1, FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -214,3 +218,36 @@ def test_a_still_is_a_video_of_one_frame(live: Any) -> None:
     """A still gives the latent of its one frame, as pipelines that begin with a picture take it."""
     reply = encode(live, picture(moving()[3]), media="image/png")
     close(latent_of(reply), mean_of(live, moving()[None, 3:4]))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `first_frames` looks at."""
+
+    image: Tensor
+    options: dict[str, Any]
+
+
+WHOLE = Frames(4, first=4, whole=True, latents=Counts(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("rule", "frames", "wanted", "kept", "note"),
+    [
+        (WHOLE, 10, "nearest", 8, "the first 8 of 10 frames were encoded"),
+        (WHOLE, 8, "nearest", 8, ""),
+        (WHOLE, 3, "nearest", 3, ""),  # too few for the model, which is refused later on
+        (WHOLE, 10, 4, 4, ""),
+        (Frames(8, latents=Counts(1, 1, 3)), 40, "nearest", 17, "the first 17 of 40 frames were encoded"),
+        (Frames(4), 7, None, 7, "the latent holds the first 5 of 7 frames, in whole groups"),
+        (Frames(), 7, None, 7, ""),
+    ],
+)
+def test_frames_of_families(rule: Frames, frames: int, wanted: Any, kept: int, note: str) -> None:
+    """The nearest number that a family can hold is below that of the video, and no frame is lost without a word."""
+    video = Tensor("uint8", (1, frames, 8, 8, 3), bytes(frames * 8 * 8 * 3))
+    asked: Any = Asked(video, {"frames": wanted, "start": None, "fps": None})
+    model: Any = SimpleNamespace(recipe=SimpleNamespace(has_frames=True))
+    info: Any = SimpleNamespace(frames=rule, pixel_channels=3)
+    found, number, said = first_frames(model, info, asked, video, frames)
+    assert (found.shape[1], number, said) == (kept, kept, note)

@@ -67,9 +67,10 @@ class Client(Calls[httpx2.Client]):
         return run(self._decode(latent, options)).reply
 
     def encode(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> AnyTensor:
-        """The latent of a PIL image, of a written PNG, JPEG or WebP, or of a tensor; torch for torch, otherwise numpy.
+        """The latent of a PIL image, of a written picture or video or its path, or of a tensor; torch for torch.
 
-        `options`: model, scaling_factor, shift_factor, do_scaling=False, posterior, seed, plan.
+        For all but torch tensors the latent is a numpy array. A model of videos takes files as docs/wire.md lists them.
+        `options`: model, scaling_factor, shift_factor, do_scaling=False, posterior, seed, frames, start, fps, plan.
         """
         return run(self._encode(image, options)).value
 
