@@ -121,7 +121,8 @@ def test_memory_is_foretold(name: str) -> None:
     latent = (1, vae.info.latent_channels, first[1] if first[2] == vae.info.latent_channels else first[2], *first[-2:])
     height, width = (side * vae.info.spatial_compression_ratio for side in latent[-2:])
     pixels = (1, 3, vae.info.frames.of_latent(latent[2]), height, width)
-    for executor, shape in ((vae.decoders[0], latent), (vae.encoders[0], pixels)):
+    for ways, shape in ((vae.decoders, latent), (vae.encoders, pixels)):
+        executor = next(way for way in ways if way.name != "frames")  # Mochi's, whose tests predict it within 15 %
         with torch.inference_mode(), LiveBytes() as live:
             executor.run(noise(*shape), lambda *_: None, lambda: None)
         assert executor.peak_bytes(shape, torch.float32, 0) == live.peak
