@@ -194,7 +194,7 @@ PARAMETERS = {
     "factor empty": sd(f"{SHAPE}&scaling_factor=", 400, "malformed_request", "scaling_factor is empty"),
     "shift NaN": sd(f"{SHAPE}&shift_factor=NaN", 422, "invalid_value", "shift_factor=NaN"),
     "boolean": sd(f"{SHAPE}&do_scaling=yes", 400, "malformed_request", "do_scaling='yes'.*True or False"),
-    "output type": sd(f"{SHAPE}&output_type=gif", 422, "invalid_value", "'gif'.*pil, pt, mp4"),
+    "output type": sd(f"{SHAPE}&output_type=bmp", 422, "invalid_value", "'bmp'.*pil, pt, mp4"),
     "image format": sd(f"{SHAPE}&image_format=bmp", 422, "invalid_value", "'bmp'.*jpg, png, webp"),
     "quality": sd(f"{SHAPE}&quality=101", 422, "invalid_value", "quality=101 must be from 1 to 100"),
     "plan": sd(f"{SHAPE}&plan=magic", 422, "invalid_value", "plan='magic'"),
