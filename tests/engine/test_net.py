@@ -356,7 +356,8 @@ def test_what_a_failed_job_held_is_not_taken_for_other_work(error: Any, monkeypa
     monkeypatch.setattr(JobRunner, "_input", lambda self, job: None)
     monkeypatch.setattr(JobRunner, "_run", fill)
     budget, model = Budget(CPU, limit_bytes=None, weights_bytes=0), SimpleNamespace(device=CPU)
-    runner: Any = JobRunner(model, None, budget, None)  # type: ignore[arg-type]
+    signals = SimpleNamespace(tell=lambda *told: None)
+    runner: Any = JobRunner(model, None, budget, signals)  # type: ignore[arg-type]
     budget.begin()
     assert runner._answer({})["error"]["error_type"] == "too_large"
 

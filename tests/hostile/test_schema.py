@@ -29,8 +29,8 @@ def test_described(live: Any, mode: GenerationMode) -> None:
     """Whatever is sent, by the description or against it, the answer is one that the description has, and no 5xx."""
     api = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
     for operation in (found.ok() for found in api.get_all_operations()):
-        if mode is GenerationMode.NEGATIVE and operation.method == "get":
-            continue  # pages take nothing that could be wrong
+        if mode is GenerationMode.NEGATIVE and operation.method in ("get", "delete"):
+            continue  # pages take nothing that could be wrong, and any text may be the id of a job
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -81,7 +81,8 @@ def _get(text: str) -> Document:
 
 def _of_job(text: str) -> Document:
     place = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    return {**_get(text), "parameters": [{**place, "description": "The request's `x-request-id` or `x-call-id`."}]}
+    row = {**place, "description": "The request's `x-request-id` or `x-call-id`."}
+    return {"summary": text, "parameters": [row], "responses": {"200": {"description": text}, **_errors()}}
 
 
 def _post(summary: str, text: str) -> Document:
