@@ -144,5 +144,5 @@ def test_mp4_of_a_video_pipeline(families: Any) -> None:
 
 
 def luma(frames: list[Image.Image]) -> np.ndarray:
-    """By BT.709, as the video has it; chroma is halved there and would be no measure. *Shapes*: [F,H,W]."""
-    return np.stack([np.asarray(frame, dtype=np.float64) @ (0.2126, 0.7152, 0.0722) for frame in frames])
+    """By BT.601, as a small video has it; chroma is halved there and would be no measure. *Shapes*: [F,H,W]."""
+    return np.stack([np.asarray(frame, dtype=np.float64) @ (0.299, 0.587, 0.114) for frame in frames])

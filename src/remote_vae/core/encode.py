@@ -98,7 +98,8 @@ def prepare(image: torch.Tensor, channels: int = RGB, *, multiple: int) -> torch
     if image.dtype is torch.uint8:
         if image.shape[-1] == channels:  # no picture is so narrow
             image = image.movedim(-1, 1)
-        pixels = signed(image.contiguous().float() / 255)
+        # A picture stays channels last, as the pipelines prepare it: another order of sums would change the last bits.
+        pixels = signed((image if image.ndim == 4 else image.contiguous()).float() / 255)
     else:
         pixels = _signed_of_floats(image.float())
     height, width = (side - side % multiple for side in pixels.shape[-2:])
