@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import atheris
+import av
 import numpy as np
 import uvicorn
 from uvicorn.server import ServerState
@@ -79,7 +80,8 @@ def video(data: bytes) -> None:
     terms = {"multiple": 8, "max_pixels": MOST_PIXELS, "max_side": MOST_SIDE, "use_profile": True}
     for fps in (None, 3.0):
         cut = Cut(most=6, most_bytes=2**22, fps=fps, leave_rest=True)
-        with contextlib.suppress(RequestError):
+        # FFmpeg refuses a table that claims too much memory as if there were none; the server answers that too.
+        with contextlib.suppress(RequestError, av.error.MemoryError):
             pixels = read_video(data, **terms, cut=cut).pixels
             if pixels.ndim != 4 or len(pixels) > cut.most or pixels.nbytes > cut.most_bytes:
                 raise AssertionError(pixels.shape)
