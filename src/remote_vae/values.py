@@ -260,7 +260,6 @@ _VIDEOS: Final = (
     Format("mkv", "video/matroska", "video", (".mkv",), parts=True, accepts=("video/x-matroska",)),
     Format("gif", "image/gif", "video", (".gif",), "", 65535, lossy=True, parts=True),
     Format("webp", "image/webp", "video", (), "", 16383, lossy=True),
-    Format("avif", "image/avif", "video", (), "", 8192, lossy=True),
     Format("zip", "application/zip", "video", (".zip",), parts=True),
 )
 _TENSORS: Final = (

@@ -23,7 +23,6 @@ FILES = {
     "MOV of ProRes": lambda: film(moving(), "mov", codec="prores_ks", pix_fmt="yuv422p10le"),
     "WebM of VP8": lambda: film(moving(), "webm", codec="libvpx"),
     "WebM of VP9": lambda: film(moving(), "webm"),
-    "WebM of AV1": lambda: film(moving(), "webm", codec="libsvtav1"),
     "Matroska": lambda: film(moving(), "matroska"),
     "Matroska of FFV1": lambda: film(moving(), "matroska", codec="ffv1", pix_fmt="bgr0"),
     "10 bits": lambda: film(moving(), codec="libx265", pix_fmt="yuv420p10le"),

@@ -195,10 +195,10 @@ def test_a_video_s_format(live: Any, asked: dict[str, Any], media: str, codec: s
 
 def test_a_codec_that_does_not_go_with_the_size(live: Any) -> None:
     """A codec that cannot hold the video is refused in a sentence, before the decode."""
-    query = "shape=1,16,2,2,2&dtype=float32&output_type=mp4&codec=av1"
+    query = "shape=1,16,2,2,2&dtype=float32&output_type=mp4&codec=hevc"
     reply = requests.post(f"{live.url}/video?{query}", data=bytes(4 * 128), timeout=30)
     assert (reply.status_code, reply.json()["error_type"]) == (422, "unsupported_output")
-    assert "codec=av1 needs at least 64" in reply.json()["error"]
+    assert "codec=hevc needs at least 64" in reply.json()["error"]
 
 
 @pytest.mark.parametrize("fps", ["0", "120.5", "-24", "nan", "fast"])

@@ -18,8 +18,6 @@ def check_video(data: bytes, asked: Format) -> None:
         case "mp4":
             check_mp4(data)
             return
-        case "avif":
-            whole = _boxes(data)[:1] == [b"ftyp"]
         case "gif":
             whole = data[:4] == b"GIF8" and data[-1:] == b";"
         case "webp":

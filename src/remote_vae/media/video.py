@@ -1,9 +1,8 @@
-"""uint8 frames -> videos: MP4, WebM, Matroska, GIF, animated WebP and AVIF by FFmpeg, and a ZIP of PNGs.
+"""uint8 frames -> videos: MP4, WebM, Matroska, GIF and animated WebP by FFmpeg, and a ZIP of PNGs.
 
 Frames are added as they come, so that a video can be written while the rest of it is decoded.
 """
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from remote_vae.errors import UnsupportedOutput
 from remote_vae.media.png import write_png
 from remote_vae.values import Format
 
-os.environ.setdefault("SVT_LOG", "1")  # otherwise the encoder of AV1 writes a report on stderr for each video
-
 BT_709: Final = 1  # of primaries, transfer and matrix, in the numbers of H.273
 BT_601: Final = 6  # of the matrix
 HD_LINES: Final = 720  # from this height on players take the matrix of BT.709 for a video that does not name one
@@ -30,7 +27,7 @@ VISIBLY_LOSSLESS: Final = 17  # the constant rate factor of H.264 for quality 95
 LOWEST_FACTOR: Final = 51  # of quality 1
 DEFAULT_QUALITY: Final = 95
 DEFAULT_CODEC: Final = "h264"
-LEAST_SIDE: Final = 64  # the encoders of HEVC and AV1 write beyond their memory for less than one of their blocks
+LEAST_SIDE: Final = 64  # the encoder of HEVC writes beyond its memory for less than one of its blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class Coding:
     """How FFmpeg writes a format. `half` and `full` are layouts of pixels by the resolution of colours.
 
     A coding without `full` has colours of half the resolution only; one without `half` has full ones only. `rgb` if
-    neither is made of brightness and colours. A `picture` has the matrix of pictures, BT.601, at every height.
+    neither is made of brightness and colours.
     `tag` is the codec's name in a container that has several for it.
     """
 
@@ -89,7 +86,6 @@ class Coding:
     half: str = ""
     full: str = ""
     rgb: bool = False
-    picture: bool = False
     options: Callable[[VideoTerms], Mapping[str, object]] = lambda terms: {}
     head: Callable[[VideoTerms], Mapping[str, object]] = lambda terms: {}
     tag: str = ""
@@ -116,10 +112,6 @@ def _keys(terms: VideoTerms) -> Mapping[str, object]:
     return {"g": max(1, round(KEY_SECONDS * terms.fps))}
 
 
-def _of_av1(terms: VideoTerms) -> Mapping[str, object]:
-    return {"crf": round(terms.factor * 63 / 51), "preset": 10, **_keys(terms)}
-
-
 def _of_vp9(terms: VideoTerms) -> Mapping[str, object]:
     speed = {"deadline": "realtime", "cpu-used": 8, "row-mt": 1}
     return {"crf": round(terms.factor * 63 / 51), "b": 0, **speed, **_keys(terms)}
@@ -129,6 +121,7 @@ def _of_webp(terms: VideoTerms) -> Mapping[str, object]:
     return {"lossless": int(terms.quality == 100), "quality": terms.quality, "compression_level": 1}
 
 
+# AV1 and animated AVIF are missing: their encoder takes real-time priority for the process if it runs as root.
 MP4: Final[Mapping[str, Coding]] = {
     "h264": Coding(
         "mp4", "libx264", "yuv420p", "yuv444p", head=_of_mp4,
@@ -140,7 +133,6 @@ MP4: Final[Mapping[str, Coding]] = {
             "crf": terms.factor, "preset": "veryfast", "x265-params": "log-level=error:info=0", **_keys(terms)
         },
     ),
-    "av1": Coding("mp4", "libsvtav1", "yuv420p", options=_of_av1, head=_of_mp4, least_side=LEAST_SIDE),
 }  # fmt: skip
 CODINGS: Final[Mapping[str, Coding]] = {
     "webm": Coding("webm", "libvpx-vp9", "yuv420p", "yuv444p", options=_of_vp9, head=_of_matroska),
@@ -149,7 +141,6 @@ CODINGS: Final[Mapping[str, Coding]] = {
     "webp": Coding(
         "webp", "libwebp_anim", full="bgra", rgb=True, options=_of_webp, head=lambda terms: {"loop": 0}
     ),
-    "avif": Coding("avif", "libsvtav1", "yuv420p", picture=True, options=_of_av1, least_side=LEAST_SIDE),
 }  # fmt: skip
 
 
@@ -174,8 +165,6 @@ def check_video(asked: Format, terms: VideoTerms) -> None:
         return
     coding = _coding(asked, terms)
     what = f"codec={terms.codec}" if name == "mp4" else name
-    if terms.full_colour and not coding.full:
-        raise UnsupportedOutput(f"{what} is written with colours of half the resolution; ask for h264, hevc or webm")
     if min(sides) < coding.least_side:
         raise UnsupportedOutput(
             f"the video has a side of {min(sides)} pixels; {what} needs at least {coding.least_side}; ask for h264"
@@ -199,7 +188,7 @@ class Film:
         self._count = 0
         self._full = bool(coding.full) and (terms.full_colour or not coding.half)
         self._layout = coding.full if self._full else coding.half
-        high = terms.height >= HD_LINES and not coding.picture
+        high = terms.height >= HD_LINES
         self._matrix = None if coding.rgb else Colorspace.ITU709 if high else Colorspace.ITU601
         self._container = av.open(out, "w", format=coding.container, options=_texts(coding.head(terms)))
         stream: Any = self._container.add_stream(coding.encoder, rate=terms.rate, options=_texts(coding.options(terms)))

@@ -104,9 +104,7 @@ class DecodeOptions(ModelOptions, total=False):
             flag=True,
         ),
     ]
-    codec: Annotated[
-        str | None, Option(Choice(("h264", "hevc", "av1")), "Of an MP4: h264 if absent, hevc or av1.", flag=True)
-    ]
+    codec: Annotated[str | None, Option(Choice(("h264", "hevc")), "Of an MP4: h264 if absent, or hevc.", flag=True)]
     chroma: Annotated[
         str | None,
         Option(Choice(("half", "full")), "Resolution of a video's colours: half if absent, or full.", flag=True),
