@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 import requests
 
 from confined import read_only
+from ports import free_port
 
 if TYPE_CHECKING:
     import torch  # most tests do without it, and it takes seconds
@@ -93,12 +93,6 @@ def make_modules() -> "dict[str, torch.nn.Module]":
 
 
 RECIPES = {"sd": "sd1", "flux": "flux1", "video": "hunyuanvideo"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
+
+from ports import free_port
 
 SCALE = 0.31  # of the model "sd" that the live server has
 
@@ -181,10 +182,8 @@ def figures(table: str) -> tuple[float, float]:
 
 def test_no_server(command: Any, latents: Path) -> None:
     """Without a server the end is one sentence with its address, and exit code 1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        said = command("decode", latents, "-o", "out.png", "--url", f"http://127.0.0.1:{port}")
+    port = free_port()
+    said = command("decode", latents, "-o", "out.png", "--url", f"http://127.0.0.1:{port}")
     assert said.code == 1
     assert said.err.startswith(f"remote-vae: the connection to 127.0.0.1:{port} failed")
     assert said.err.count("\n") == 1

@@ -132,7 +132,10 @@ def test_the_loaded_video_vae(module: ModuleType, live: Any) -> None:
 
 def test_the_drop_down_shows_what_is_served(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every node offers the models of the server at REMOTE_VAE_ENDPOINT, and its address."""
-    monkeypatch.setattr(sys.modules[f"{module.__name__}.nodes"], "PROBE_SECONDS", 60.0)  # on a busy machine too
+    nodes = sys.modules[f"{module.__name__}.nodes"]
+    monkeypatch.setattr(nodes, "PROBE_SECONDS", 60.0)  # on a busy machine too
+    nodes._listed.clear()
+    assert nodes.list_models(nodes.DEFAULT_URL) == ["sd", "flux", "video"]
     for cls in module.NODE_CLASS_MAPPINGS.values():
         required = cls.INPUT_TYPES()["required"]
         assert required["model"][0] == [FIRST, "sd", "flux", "video"]

@@ -1,10 +1,11 @@
 """A running server of two models that copy."""
 
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,5 @@ def copy(start: Any) -> Iterator[Any]:
 @pytest.fixture
 def free_address() -> tuple[str, int]:
     """Where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
+    port = free_port()
     return f"http://127.0.0.1:{port}", port
