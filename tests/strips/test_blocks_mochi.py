@@ -13,7 +13,7 @@ from remote_vae.core.block import Past
 from remote_vae.core.blocks import Blocks, block_executors
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.norm import Moments
+from remote_vae.core.norm import ChannelMoments
 from remote_vae.core.own_code import meta_copy
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages import mochi as stages
@@ -146,7 +146,7 @@ def reads_zeros_beyond_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def knows_the_first_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Moments, "merge", lambda self, other: self)
+    monkeypatch.setattr(ChannelMoments, "merge", lambda self, other: self)
 
 
 @pytest.mark.parametrize("plant", [drops_frames, reads_zeros_beyond_the_borders, knows_the_first_block_only])

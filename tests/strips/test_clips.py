@@ -12,7 +12,7 @@ from remote_vae.core import clips, filters, rows
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.clips import frames_of, run_windows
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.norm import Moments
+from remote_vae.core.norm import ChannelMoments
 from remote_vae.core.stages import Program
 from remote_vae.core.strips import Strips, run, strip_executors
 from remote_vae.core.sweep import MapSize, RowSink, StripPlan, map_sizes
@@ -127,7 +127,7 @@ def forgets_a_halo_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_other_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Moments, "merge", lambda self, other: self)
+    monkeypatch.setattr(ChannelMoments, "merge", lambda self, other: self)
 
 
 def sees_later_frames(monkeypatch: pytest.MonkeyPatch) -> None:

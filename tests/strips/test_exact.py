@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from remote_vae.core import rows, sweep
 from remote_vae.core.attention import CHUNK_BYTES, attend
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.norm import Cpu, Moments, Plain
+from remote_vae.core.norm import ChannelMoments, Cpu, Plain
 from remote_vae.core.stages import Program, Upsample
 from remote_vae.core.strips import run
 from remote_vae.core.sweep import StripPlan
@@ -147,12 +147,12 @@ def test_upsampling_as_it_is(plan: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_dispersion_of_means_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above notice it when strips' variances are averaged about their own means."""
 
-    def merge(self: Moments, other: Moments) -> Moments:
+    def merge(self: ChannelMoments, other: ChannelMoments) -> ChannelMoments:
         count = self.count + other.count
         mean = self.mean + (other.mean - self.mean) * (other.count / count)
-        return Moments(count, mean, self.spread + other.spread)
+        return ChannelMoments(count, mean, self.spread + other.spread)
 
-    monkeypatch.setattr(Moments, "merge", merge)
+    monkeypatch.setattr(ChannelMoments, "merge", merge)
     model, z = small(), torch.randn(1, 4, 7, 5)
     assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) > 100 * CLOSE
 

@@ -1,11 +1,12 @@
 """The kernels for CUDA devices; without one they are run by Triton's interpreter: the same code, on a CPU."""
 
+from functools import reduce
 from typing import Any
 
 import pytest
 import torch
 
-from remote_vae.core import rows, sweep
+from remote_vae.core import local, root_mean_square, rows, sweep
 from remote_vae.core.norm import Plain
 from remote_vae.core.stages import Norm
 from remote_vae.core.sweep import StripPlan
@@ -25,35 +26,45 @@ def kernels() -> norm_triton.Triton:
     return norm_triton.Triton()
 
 
-def strip(channels: int, rows: int, width: int, dtype: torch.dtype, *, right: int = 0) -> torch.Tensor:
-    whole = (torch.randn(1, channels, rows, width + right) * 3 + 20).to(dtype)
-    return whole.contiguous(memory_format=torch.channels_last)[..., :width]
+def strip(
+    channels: int, rows: int, width: int, dtype: torch.dtype, *, frames: int = 1, right: int = 0, below: int = 0
+) -> torch.Tensor:
+    """A part of a map that may have more columns and more rows."""
+    whole = (torch.randn(frames, channels, rows + below, width + right) * 3 + 20).to(dtype)
+    return whole.contiguous(memory_format=torch.channels_last)[:, :, :rows, :width]
 
 
 SHAPES = [(8, 3, 5), (64, 8, 16), (96, 9, 31), (200, 2, 7)]
+PARTS: list[dict[str, int]] = [{}, {"frames": 3, "right": 2, "below": 1}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_moments(shape: tuple[int, int, int], dtype: torch.dtype, kernels: Any) -> None:
-    """Statistics of any shape are those of the values in double precision, also of a strip within wider rows."""
-    for right in (0, 1):
-        given = strip(*shape, dtype, right=right)
-        found = kernels.moments(given)
-        exact = given.double()
-        torch.testing.assert_close(found.mean.double(), exact.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
-        spread = exact.var((0, 2, 3), correction=0) * found.count
-        torch.testing.assert_close(found.spread.double(), spread, rtol=1e-4, atol=0)
+@pytest.mark.parametrize("part", PARTS)
+def test_moments(part: dict[str, int], shape: tuple[int, int, int], dtype: torch.dtype, kernels: Any) -> None:
+    """Statistics of the groups of any map, also of a part of a map, are those of the values in double precision."""
+    given = strip(*shape, dtype, **part)
+    for groups in (shape[0], 8):
+        close(kernels.moments(given).of_groups(groups), given, groups)
 
 
-def test_many_parts(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of several tiles, and a last one that is not full, are merged by their true counts."""
-    monkeypatch.setattr(norm_triton, "MOST_PARTS", 3)
+def close(found: tuple[torch.Tensor, torch.Tensor], values: torch.Tensor, groups: int) -> None:
+    exact = values.double().transpose(0, 1).reshape(groups, -1)
+    for one, expected in zip(found, (exact.mean(1), exact.var(1, correction=0)), strict=True):
+        per_channel = expected.repeat_interleave(values.shape[1] // groups)
+        torch.testing.assert_close(one.double(), per_channel, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 3, 512])
+def test_many_parts(most: int, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of several tiles, a last one that is not full, and strips are merged by their true counts."""
+    monkeypatch.setattr(norm_triton, "MOST_PARTS", most)
+    monkeypatch.setattr(norm_triton, "LEAST_TILES", 1)
+    monkeypatch.setattr(norm_triton, "TILE_PARTS", 4)
     given = strip(16, 21, 37, torch.float32)
     given += torch.linspace(0, 50, 21).view(1, 1, -1, 1)  # the means of blocks lie far apart
-    found, exact = kernels.moments(given), given.double()
-    spread = exact.var((0, 2, 3), correction=0) * found.count
-    torch.testing.assert_close(found.spread.double(), spread, rtol=1e-4, atol=0)
+    first, *others = (kernels.moments(rows) for rows in torch.split(given, 8, 2))
+    close(reduce(lambda one, other: one.merge(other), others, first).of_groups(4), given, 4)
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -63,7 +74,7 @@ def test_normalise(shape: tuple[int, int, int], dtype: torch.dtype, silu: bool, 
     """Norm and SiLU are those of plain PyTorch, and nothing beside the rows is written."""
     channels = shape[0]
     stage = Norm(8, 1e-6, torch.randn(channels), torch.randn(channels))
-    source, moments = strip(*shape, dtype), Plain().moments(strip(*shape, torch.float32))
+    source, moments = strip(*shape, dtype, right=1), Plain().moments(strip(*shape, torch.float32))
     into, expected = (torch.zeros_like(strip(*shape, dtype, right=2)) for _ in range(2))
     frame = torch.full((1, channels, shape[1], shape[2] + 2), 7.0, dtype=dtype)
     frame = frame.contiguous(memory_format=torch.channels_last)
@@ -72,6 +83,47 @@ def test_normalise(shape: tuple[int, int, int], dtype: torch.dtype, silu: bool, 
     Plain().normalise(source, expected, stage, moments.of_groups(8), silu=silu)
     torch.testing.assert_close(into, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
     assert (frame[..., shape[2] :] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("part", PARTS)
+def test_frames(part: dict[str, int], dtype: torch.dtype, kernels: Any) -> None:
+    """Frames, and rows of a larger map, are normalised as one after the other; what lies beside them stays."""
+    source, moments = strip(24, 3, 5, dtype, **part), Plain().moments(strip(24, 3, 5, torch.float32))
+    stage, into = Norm(4, 1e-6, torch.randn(24), torch.randn(24)), strip(24, 3, 5, dtype, **part)
+    around = (into._base if into._base is not None else into).clone()
+    kernels.normalise(source, into, stage, moments.of_groups(4), silu=True)
+    expected = torch.empty_like(source)
+    Plain().normalise(source, expected, stage, moments.of_groups(4), silu=True)
+    torch.testing.assert_close(into, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+    beside(into, around)
+
+
+def beside(into: torch.Tensor, before: torch.Tensor) -> None:
+    """Nothing was written but `into`."""
+    after = (into._base if into._base is not None else into).clone()
+    for values in (after, before):
+        values.as_strided(into.shape, into.stride()).zero_()
+    assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [3, 64, 96, 200])
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("weighted", "silu"), [(True, True), (True, False), (False, True), (None, True)])
+def test_root_mean_square(
+    weighted: bool | None, silu: bool, part: dict[str, int], channels: int, dtype: torch.dtype
+) -> None:
+    """The norm of one position and SiLU are those of plain PyTorch, for zeros too, with a weight, without, or alone."""
+    norm = None if weighted is None else local.Norm(torch.randn(channels) if weighted else None)
+    source, into = strip(channels, 3, 5, dtype, **part), strip(channels, 3, 5, dtype, **part)
+    source[:, :, 1] = 0
+    before = (into._base if into._base is not None else into).clone()
+    norm_triton.divide(source, into, norm, root_mean_square.LEAST, silu=silu)
+    expected = torch.empty_like(source)
+    root_mean_square.normalise(source, expected, norm, silu=silu)
+    torch.testing.assert_close(into, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+    beside(into, before)
 
 
 def test_through_a_model(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +139,6 @@ def test_where_they_run(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
     """CUDA devices take these kernels where Triton is installed, and plain PyTorch where it is not."""
     cuda = torch.device("cuda")
     assert type(rows.kernels_for(cuda)).__name__ == "Triton"
-    monkeypatch.setattr(rows, "find_spec", lambda name: None)
+    monkeypatch.setattr(rows, "has_triton", lambda: False)
     assert isinstance(rows.kernels_for(cuda), Plain)
     assert isinstance(rows.kernels_for(torch.device("mps")), Plain)

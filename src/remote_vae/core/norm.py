@@ -1,8 +1,10 @@
 """GroupNorm over strips: statistics that merge, and their application with SiLU. Kernels depend on the device."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
-from typing import Final, Protocol
+from functools import cache, reduce
+from importlib.util import find_spec
+from typing import Final, Protocol, Self
 
 import torch
 from torch.nn import functional
@@ -15,8 +17,25 @@ EXACT_COUNT: Final = 2**13  # values for one call of batch norm's kernel, which 
 Groups = tuple[torch.Tensor, torch.Tensor]  # mean and biased variance of each channel's group, [C] both
 
 
+class Moments(Protocol):
+    """Statistics of a map or of strips of it."""
+
+    def merge(self, other: Self) -> Self:
+        """The statistics of both together."""
+        ...
+
+    def of_groups(self, groups: int) -> Groups:
+        """The mean and the variance of each channel's group."""
+        ...
+
+
+def merged(parts: Iterable[Moments]) -> Moments:
+    """The statistics of all parts together."""
+    return reduce(lambda one, other: one.merge(other), parts)
+
+
 @dataclass(frozen=True, slots=True)
-class Moments:
+class ChannelMoments:
     """For each channel the number of values, their mean, and the sum of squared distances from it, in float32.
 
     Moments merge, so the statistics of a map come from those of its strips.
@@ -28,7 +47,7 @@ class Moments:
     mean: torch.Tensor
     spread: torch.Tensor
 
-    def merge(self, other: "Moments") -> "Moments":
+    def merge(self, other: "ChannelMoments") -> "ChannelMoments":
         """The moments of both sets together; the distance of the two means is part of the spread.
 
         *Source*: Chan, Golub and LeVeque, 1979.
@@ -36,14 +55,13 @@ class Moments:
         count = self.count + other.count
         apart = other.mean - self.mean
         share = other.count / count
-        return Moments(
+        return ChannelMoments(
             count,
             self.mean + apart * share,
             self.spread + other.spread + apart.square() * (self.count * share),
         )
 
     def of_groups(self, groups: int) -> Groups:
-        """The mean and the variance of each channel's group."""
         means, spreads = self.mean.view(groups, -1), self.spread.view(groups, -1)
         mean = means.mean(1, keepdim=True)
         spread = spreads.sum(1, keepdim=True) + self.count * (means - mean).square().sum(1, keepdim=True)
@@ -64,8 +82,9 @@ class Kernels(Protocol):
 class Plain:
     """Runs on any device. It copies a few rows at a time to float32, so that the copies stay small beside a map."""
 
-    def moments(self, strip: torch.Tensor) -> Moments:
-        return reduce(Moments.merge, (_moments(rows.float()) for rows in torch.split(strip, _rows(strip), 2)))
+    def moments(self, strip: torch.Tensor) -> ChannelMoments:
+        parts = (_moments(rows.float()) for rows in torch.split(strip, _rows(strip), 2))
+        return reduce(ChannelMoments.merge, parts)
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
         mean, variance = of_groups
@@ -82,10 +101,10 @@ def _rows(strip: torch.Tensor) -> int:
     return max(1, PLAIN_BYTES // (4 * len(strip) * strip.shape[1] * strip.shape[3]))
 
 
-def _moments(rows: torch.Tensor) -> Moments:
+def _moments(rows: torch.Tensor) -> ChannelMoments:
     variance, mean = torch.var_mean(rows, (0, 2, 3), correction=0)
     count = rows.shape[0] * rows.shape[2] * rows.shape[3]
-    return Moments(count, mean, variance * count)
+    return ChannelMoments(count, mean, variance * count)
 
 
 class Cpu:
@@ -94,11 +113,11 @@ class Cpu:
     In evaluation mode batch norm becomes a GroupNorm if every channel is given the statistics of its group.
     """
 
-    def moments(self, strip: torch.Tensor) -> Moments:
+    def moments(self, strip: torch.Tensor) -> ChannelMoments:
         frames = max(1, EXACT_COUNT // (strip.shape[2] * strip.shape[3]))  # whole frames lie side by side
         rows = max(1, EXACT_COUNT // strip.shape[3])
         parts = (part for some in torch.split(strip, frames) for part in torch.split(some, rows, 2))
-        return reduce(Moments.merge, map(_batch_moments, parts))
+        return reduce(ChannelMoments.merge, map(_batch_moments, parts))
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
         mean, variance = of_groups
@@ -119,8 +138,13 @@ class Cpu:
             functional.silu(into, inplace=True)
 
 
-def _batch_moments(rows: torch.Tensor) -> Moments:
+def _batch_moments(rows: torch.Tensor) -> ChannelMoments:
     channels, count = rows.shape[1], len(rows) * rows.shape[2] * rows.shape[3]
     unused = torch.zeros(channels), torch.ones(channels)  # as these are float32, so are the results
     mean, variance = torch.batch_norm_update_stats(rows, *unused, 0.0)
-    return Moments(count, mean, variance * count)
+    return ChannelMoments(count, mean, variance * count)
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -1,29 +1,41 @@
-"""The kernels of `core.norm` for CUDA devices, in Triton: statistics in one sweep, norm and SiLU in another.
+"""The kernels of `core.norm` and `core.root_mean_square` for CUDA devices, in Triton.
 
 PyTorch's own GroupNorm starts one block per group, 32 on a device with over a hundred multiprocessors, and knows
-channels-last maps only by copying them. These kernels run one block for each tile of a strip, count in float32, and
-merge by the same rule as strips do. Import this module only if Triton is installed.
+channels-last maps only by copying them. A norm takes three launches here: the statistics of tiles, those of groups, and
+norm and SiLU together. They count in float32, and merge by the same rule as strips do. Maps are [F,C,rows,W], channels
+last; they may be a part of wider rows or of more rows. Import this module only if Triton is installed.
 """
 
-from functools import reduce
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 import triton
 import triton.language as tl
 
-from remote_vae.core.norm import Groups, Moments
+from remote_vae.core import local
+from remote_vae.core.norm import Groups
 from remote_vae.core.stages import Norm
 
 TILE_PIXELS: Final = 64
 TILE_CHANNELS: Final = 64
 TILE: Final = {"tile_pixels": TILE_PIXELS, "tile_channels": TILE_CHANNELS}
-MOST_PARTS: Final = 512  # blocks for a strip's pixels: enough for every multiprocessor, few enough to merge
+TILE_PARTS: Final = 128
+MOST_PARTS: Final = 512  # blocks for a map's pixels: enough for every multiprocessor, few enough to merge
+LEAST_TILES: Final = 4  # that a block takes, if there are so many
+TILE_VALUES: Final = 4096  # of a tile with all channels
+
+
+@triton.jit
+def _place(pixel, area, width, channels, frame_stride, row_stride):  # type: ignore[no-untyped-def]
+    """Where the channels of a pixel begin, counted in values."""
+    row = pixel % area // width
+    return (pixel // area).to(tl.int64) * frame_stride + row.to(tl.int64) * row_stride + pixel % width * channels
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _partial_moments(  # type: ignore[no-untyped-def]
-    source, means, spreads, pixels, width, channels, row_stride, steps,
+def _tile_moments(  # type: ignore[no-untyped-def]
+    source, into, pixels, area, width, channels, frame_stride, row_stride, steps,
     tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
     """Mean and squared distances for one tile of channels over `steps` tiles of pixels, merged tile by tile."""
@@ -35,7 +47,7 @@ def _partial_moments(  # type: ignore[no-untyped-def]
     for step in range(steps):
         pixel = (part * steps + step) * tile_pixels + tl.arange(0, tile_pixels)
         inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-        place = (pixel // width).to(tl.int64) * row_stride + (pixel % width) * channels
+        place = _place(pixel, area, width, channels, frame_stride, row_stride)
         values = tl.load(source + place[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
         new = tl.minimum(tl.maximum(pixels - (part * steps + step) * tile_pixels, 0), tile_pixels).to(tl.float32)
         new_mean = tl.sum(values, 0) / tl.maximum(new, 1.0)
@@ -45,13 +57,49 @@ def _partial_moments(  # type: ignore[no-untyped-def]
         mean += delta * (new / total)
         spread += tl.sum(apart * apart, 0) + delta * delta * (count * new / total)
         count += new
-    tl.store(means + part * channels + channel, mean, mask=channel < channels)
-    tl.store(spreads + part * channels + channel, spread, mask=channel < channels)
+    row = into + part * (2 * channels + 1)
+    tl.store(row + channel, mean, mask=channel < channels)
+    tl.store(row + channels + channel, spread, mask=channel < channels)
+    tl.store(row + 2 * channels, count)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _group_moments(  # type: ignore[no-untyped-def]
+    source, means, variances, parts, channels, width,
+    tile_parts: tl.constexpr, tile_width: tl.constexpr,
+):  # fmt: skip
+    """The mean and the variance of one group of `width` channels, from all parts, for each of its channels."""
+    within = tl.arange(0, tile_width)
+    channel = tl.program_id(0) * width + within
+    known = within < width
+    count = 0.0
+    total = 0.0
+    for first in range(0, parts, tile_parts):
+        part = first + tl.arange(0, tile_parts)
+        row = source + part * (2 * channels + 1)
+        counts = tl.load(row + 2 * channels, mask=part < parts, other=0.0)
+        inside = (part < parts)[:, None] & known[None, :]
+        found = tl.load(row[:, None] + channel[None, :], mask=inside, other=0.0)
+        count += tl.sum(counts, 0)
+        total += tl.sum(tl.sum(found * counts[:, None], 1), 0)
+    mean = total / (count * width)
+    spread = 0.0
+    for first in range(0, parts, tile_parts):
+        part = first + tl.arange(0, tile_parts)
+        row = source + part * (2 * channels + 1)
+        counts = tl.load(row + 2 * channels, mask=part < parts, other=0.0)
+        inside = (part < parts)[:, None] & known[None, :]
+        apart = tl.where(inside, tl.load(row[:, None] + channel[None, :], mask=inside, other=0.0) - mean, 0.0)
+        spreads = tl.load(row[:, None] + channels + channel[None, :], mask=inside, other=0.0)
+        spread += tl.sum(tl.sum(spreads + apart * apart * counts[:, None], 1), 0)
+    tl.store(means + channel, tl.zeros((tile_width,), tl.float32) + mean, mask=known)
+    tl.store(variances + channel, tl.zeros((tile_width,), tl.float32) + spread / (count * width), mask=known)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _normalise(  # type: ignore[no-untyped-def]
-    source, into, mean, variance, weight, bias, eps, pixels, width, channels, source_stride, into_stride,
+    source, mean, variance, weight, bias, into, eps, pixels, area, width, channels,
+    source_frame, source_row, into_frame, into_row,
     silu: tl.constexpr, tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
     """One tile of (x - mean) / sqrt(variance + eps) * weight + bias, or of SiLU of that, rounded once."""
@@ -64,55 +112,100 @@ def _normalise(  # type: ignore[no-untyped-def]
     centre = tl.load(mean + channel, mask=known, other=0.0)
     shift = tl.load(bias + channel, mask=known, other=0.0)
     inside = (pixel < pixels)[:, None] & known[None, :]
-    row, column = (pixel // width).to(tl.int64), (pixel % width) * channels
-    values = tl.load(source + (row * source_stride + column)[:, None] + channel[None, :], mask=inside, other=0.0)
-    found = (values.to(tl.float32) - centre[None, :]) * scale[None, :] + shift[None, :]
+    place = _place(pixel, area, width, channels, source_frame, source_row)
+    values = tl.load(source + place[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    found = (values - centre[None, :]) * scale[None, :] + shift[None, :]
     if silu:
         found = found * tl.sigmoid(found)
-    place = into + (row * into_stride + column)[:, None] + channel[None, :]
-    tl.store(place, found.to(into.dtype.element_ty), mask=inside)
+    place = _place(pixel, area, width, channels, into_frame, into_row)
+    tl.store(into + place[:, None] + channel[None, :], found.to(into.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _divide(  # type: ignore[no-untyped-def]
+    source, weight, into, eps, least, pixels, area, width, channels, source_frame, source_row, into_frame, into_row,
+    normed: tl.constexpr, weighted: tl.constexpr, silu: tl.constexpr,
+    tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
+):  # fmt: skip
+    """All channels of some pixels, divided by their root mean square, times the weight; SiLU of that; rounded once."""
+    pixel = tl.program_id(0) * tile_pixels + tl.arange(0, tile_pixels)
+    channel = tl.arange(0, tile_channels)
+    inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    place = _place(pixel, area, width, channels, source_frame, source_row)
+    found = tl.load(source + place[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    if normed:
+        root = tl.sqrt(tl.sum(found * found, 1) / channels + eps)
+        found = found / tl.maximum(root, least)[:, None]
+    if weighted:
+        found = found * tl.load(weight + channel, mask=channel < channels, other=0.0)[None, :]
+    if silu:
+        found = found * tl.sigmoid(found)
+    place = _place(pixel, area, width, channels, into_frame, into_row)
+    tl.store(into + place[:, None] + channel[None, :], found.to(into.dtype.element_ty), mask=inside)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Meets `core.norm.Moments`: those of tiles, which one launch merges when a norm asks for its groups.
+
+    *Shapes*: each part [tiles,2C+1]: the means of the channels, their squared distances, and the number of values.
+    """
+
+    parts: tuple[torch.Tensor, ...]
+
+    def merge(self, other: "Parts") -> "Parts":
+        return Parts(self.parts + other.parts)
+
+    def of_groups(self, groups: int) -> Groups:
+        found = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+        channels = found.shape[1] // 2
+        mean, variance = torch.empty(2, channels, dtype=torch.float32, device=found.device).unbind()
+        width = channels // groups
+        tile = triton.next_power_of_2(width)
+        parts = max(1, TILE_PARTS * TILE_CHANNELS // max(tile, TILE_CHANNELS))
+        _group_moments[(groups,)](found, mean, variance, len(found), channels, width, tile_parts=parts, tile_width=tile)
+        return mean, variance
 
 
 class Triton:
-    """Meets `core.norm.Kernels`, frame by frame."""
+    """Meets `core.norm.Kernels`."""
 
-    def moments(self, strip: torch.Tensor) -> Moments:
-        return reduce(Moments.merge, map(_moments, torch.split(strip, 1)))
+    def moments(self, strip: torch.Tensor) -> Parts:
+        pixels, area, width, channels, *strides = _sizes(strip)
+        tiles = triton.cdiv(pixels, TILE_PIXELS)
+        steps = max(min(tiles, LEAST_TILES), triton.cdiv(tiles, MOST_PARTS))
+        parts = triton.cdiv(tiles, steps)
+        found = torch.empty(parts, 2 * channels + 1, dtype=torch.float32, device=strip.device)
+        grid = (parts, triton.cdiv(channels, TILE_CHANNELS))
+        _tile_moments[grid](strip, found, pixels, area, width, channels, *strides, steps, **TILE)
+        return Parts((found,))
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
-        for frame, target in zip(torch.split(source, 1), torch.split(into, 1), strict=True):
-            _normalise_frame(frame, target, norm, of_groups, silu=silu)
+        pixels, area, width, channels, *strides = _sizes(source)
+        sizes = (pixels, area, width, channels, *strides, *_sizes(into)[4:])
+        grid = (triton.cdiv(pixels, TILE_PIXELS), triton.cdiv(channels, TILE_CHANNELS))
+        _normalise[grid](source, *of_groups, norm.weight, norm.bias, into, norm.eps, *sizes, silu=silu, **TILE)
 
 
-def _moments(strip: torch.Tensor) -> Moments:
-    channels, pixels, width = strip.shape[1], strip.shape[2] * strip.shape[3], strip.shape[3]
-    steps = triton.cdiv(triton.cdiv(pixels, TILE_PIXELS), MOST_PARTS)
-    parts = triton.cdiv(pixels, TILE_PIXELS * steps)
-    means, spreads = torch.empty(2, parts, channels, dtype=torch.float32, device=strip.device)
-    grid = (parts, triton.cdiv(channels, TILE_CHANNELS))
-    _partial_moments[grid](strip, means, spreads, pixels, width, channels, _row_stride(strip), steps, **TILE)
-    return _merge(means, spreads, pixels, TILE_PIXELS * steps)
+def divide(source: torch.Tensor, into: torch.Tensor, norm: local.Norm | None, least: float, *, silu: bool) -> None:
+    """The norm of `core.root_mean_square`, for all frames in one launch."""
+    pixels, area, width, channels, *strides = _sizes(source)
+    sizes = (pixels, area, width, channels, *strides, *_sizes(into)[4:])
+    tile = triton.next_power_of_2(channels)
+    each = max(1, TILE_VALUES // tile)
+    weight = None if norm is None else norm.weight
+    _divide[(triton.cdiv(pixels, each),)](
+        source, source if weight is None else weight, into, 0.0 if norm is None else norm.eps, least, *sizes,
+        normed=norm is not None, weighted=weight is not None, silu=silu, tile_pixels=each, tile_channels=tile,
+    )  # fmt: skip
 
 
-def _normalise_frame(source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
-    channels, pixels, width = source.shape[1], source.shape[2] * source.shape[3], source.shape[3]
-    mean, variance = of_groups
-    grid = (triton.cdiv(pixels, TILE_PIXELS), triton.cdiv(channels, TILE_CHANNELS))
-    sizes = (pixels, width, channels, _row_stride(source), _row_stride(into))
-    _normalise[grid](source, into, mean, variance, norm.weight, norm.bias, norm.eps, *sizes, silu=silu, **TILE)
+def _sizes(strip: torch.Tensor) -> tuple[int, int, int, int, int, int]:
+    """Pixels of all frames and of one, the width, the channels, and how many values lie between frames and rows.
 
-
-def _row_stride(strip: torch.Tensor) -> int:
-    """How many values lie between two rows. *Raises* ValueError unless the strip is dense and channels last."""
-    if strip.shape[0] != 1 or (strip.shape[1] > 1 and strip.stride(1) != 1) or strip.stride(3) != strip.shape[1]:
-        raise ValueError("a strip is one picture's rows, channels last")
-    return strip.stride(2)
-
-
-def _merge(means: torch.Tensor, spreads: torch.Tensor, pixels: int, each: int) -> Moments:
-    """Merges all parts; each has `each` pixels, and the last one the rest. *Shapes*: [parts,C] both."""
-    counts = torch.full((len(means), 1), float(each), device=means.device)
-    counts[-1] = pixels - each * (len(means) - 1)
-    mean = (counts * means).sum(0) / pixels
-    spread = spreads.sum(0) + (counts * (means - mean).square()).sum(0)
-    return Moments(pixels, mean, spread)
+    *Raises* ValueError unless the pixels of a row are dense and channels last.
+    """
+    frames, channels, rows, width = strip.shape
+    if (channels > 1 and strip.stride(1) != 1) or (width > 1 and strip.stride(3) != channels):
+        raise ValueError("the rows of a strip are dense and channels last")
+    return frames * rows * width, rows * width, width, channels, strip.stride(0), strip.stride(2)

@@ -6,8 +6,10 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core.local import Norm
+from remote_vae.core.norm import has_triton
 
-NORM_BYTES: Final = 2**20  # normalised at a time, so that values stay in the cache from one operation to the next
+NORM_BYTES: Final = {"cpu": 2**20}  # normalised at a time: values stay in the cache from one operation to the next
+LARGE_NORM_BYTES: Final = 64 * 2**20
 LEAST: Final = 1e-12  # the root mean square of zeros
 
 
@@ -21,7 +23,12 @@ def normalise(source: torch.Tensor, into: torch.Tensor, norm: Norm | None, *, si
     if norm is None and not silu:
         into.copy_(source)
         return
-    most = max(1, NORM_BYTES // (4 * source.shape[1] * source.shape[3]))
+    if source.device.type == "cuda" and has_triton():
+        from remote_vae.core.norm_triton import divide
+
+        divide(source, into, norm, LEAST, silu=silu)
+        return
+    most = max(1, NORM_BYTES.get(source.device.type, LARGE_NORM_BYTES) // (4 * source.shape[1] * source.shape[3]))
     for frame, target in zip(source, into, strict=True):
         for rows, goal in zip(torch.split(frame, most, 1), torch.split(target, most, 1), strict=True):
             _normalise(rows.permute(1, 2, 0), goal.permute(1, 2, 0), norm, silu)

@@ -7,13 +7,12 @@ exist, as pieces from top to bottom.
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 
 from remote_vae.core.filters import NO_MARGIN, Margin, filter_for, lead_of
-from remote_vae.core.norm import Cpu, Kernels, Moments, Plain
+from remote_vae.core.norm import Cpu, Kernels, Moments, Plain, has_triton
 from remote_vae.core.stages import Convolution, Downsample, Layer, Norm, Upsample, frames_after, sides_after
 from remote_vae.core.strip_threads import Span
 
@@ -104,6 +103,7 @@ class Normalised:
     def window(self, start: int, stop: int, *, margin: Margin = NO_MARGIN, silu: bool = True) -> torch.Tensor:
         """*Shapes*: [lead+F,C,stop-start,W] and the margin around it."""
         pieces = self._source.read(start, stop)
+        inside = sum(piece.shape[2] for piece in pieces)
         whole = start >= 0 and stop <= self._source.height and margin == NO_MARGIN
         if self._norm is None and whole and len(pieces) == 1 and not self._lead:
             return pieces[0]
@@ -116,15 +116,14 @@ class Normalised:
         )
         window = torch.empty(size, dtype=pieces[0].dtype, device=pieces[0].device, memory_format=torch.channels_last)
         found = window[self._lead :]
-        found[..., :left] = 0
-        found[..., right:] = 0
         row = above = max(0, -start)
-        found[:, :, :row] = 0
+        for outside in (found[..., :left], found[..., right:], *_rows_outside(found, above, above + inside)):
+            if outside.numel():  # a GPU would be told to write nothing
+                outside.zero_()
         for piece in pieces:
             into = found[:, :, row : row + piece.shape[2], left:right]
             self._fill(piece, into, silu)
             row += piece.shape[2]
-        found[:, :, row:] = 0
         if self._repeats:
             found[..., :left] = found[..., left : left + 1]
             found[..., right:] = found[..., right - 1 : right]
@@ -138,6 +137,13 @@ class Normalised:
             into.copy_(piece)
         else:
             self._kernels.normalise(piece, into, self._norm, self._of_groups, silu=silu)
+
+
+def _rows_outside(window: torch.Tensor, first: int, stop: int) -> tuple[torch.Tensor, ...]:
+    """The rows above and below; as one tensor if there is one row of each."""
+    if first == 1 and stop + 1 == window.shape[2]:
+        return (window[:, :, ::stop],)
+    return window[:, :, :first], window[:, :, stop:]
 
 
 class Computed:
@@ -183,7 +189,7 @@ def windows(height: int, rows: int) -> Iterator[Span]:
 def kernels_for(device: torch.device) -> Kernels:
     if device.type == "cpu":
         return Cpu()
-    if device.type == "cuda" and find_spec("triton") is not None:
+    if device.type == "cuda" and has_triton():
         from remote_vae.core.norm_triton import Triton
 
         return Triton()

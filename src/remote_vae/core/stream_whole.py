@@ -8,7 +8,7 @@ import torch
 from remote_vae.core.attention import attend, linear
 from remote_vae.core.block import Block, Moment, Run
 from remote_vae.core.local import Attention, FrameNorm
-from remote_vae.core.norm import Moments
+from remote_vae.core.norm import Moments, merged
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.rows import kernels_for
 
@@ -25,7 +25,7 @@ class NormedFrames:
         for block in source:
             if not block.rows.is_meta:
                 found = [self._kernels.moments(frame) for frame in torch.split(block.rows, 1)]
-                gathered = [*map(Moments.merge, gathered, found)] if gathered else found
+                gathered = [*map(merged, zip(gathered, found, strict=True))] if gathered else found
             held.append(block)
             del block
         of_groups = [moments.of_groups(self._norm.groups) for moments in gathered]

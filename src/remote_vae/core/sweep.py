@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Final, TypeVar
 
 import torch
 
-from remote_vae.core.norm import Moments
+from remote_vae.core.norm import Moments, merged
 from remote_vae.core.rows import Computed, Rows, Stored, kernels_for, windows
 from remote_vae.core.shuffle import Shuffled
 from remote_vae.core.stages import Convolution, Layer, Program, Shuffle, frames_after, sides_after
@@ -122,10 +121,10 @@ class Sweep:
         found: list[Moments] = []
 
         def work(span: Span) -> Moments:
-            return reduce(Moments.merge, map(self.kernels.moments, source.read(*span)))
+            return merged(map(self.kernels.moments, source.read(*span)))
 
         self.each(self.spans(source), work, lambda span, moments: found.append(moments))
-        return reduce(Moments.merge, found)
+        return merged(found)
 
     def measured(self, strip: torch.Tensor, needed: bool) -> Moments | None:
         """The statistics of a strip if they are needed."""
