@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.own_code import OwnCode
 from remote_vae.core.recipe import Affine, Constants, Rearrange, Recipe
 from remote_vae.core.vae_info import VAEInfo
@@ -24,6 +25,7 @@ RECIPE = Recipe(
     (Affine(("scaling_factor",)),),
     posterior="mode",
 )
+FILMS = Recipe("films", (Rearrange("b c f h w -> b c f h w"),), RECIPE.ops, posterior="mode")
 
 
 def _raise(error: BaseException) -> None:
@@ -38,6 +40,7 @@ def _compute(seconds: float) -> None:
 
 MISBEHAVE: dict[str, Callable[[], object]] = {
     "": lambda: None,
+    "at once": lambda: None,
     "die": lambda: os._exit(9),
     "die in native code": lambda: ctypes.string_at(0),
     "abort": os.abort,
@@ -83,6 +86,8 @@ class CopyVAE:
         if 7 in latent.flatten(1)[:, 0].tolist():
             if self.misbehaviour == "slow layers":
                 return SLOW(latent)  # type: ignore[no-any-return]
+            if self.misbehaviour == "give infinity":
+                return latent / 0
             MISBEHAVE[self.misbehaviour]()
         return latent
 
@@ -102,6 +107,29 @@ class CopyVAE:
         yield
 
 
+class OneByOne(OwnCode):
+    """Gives one frame of a clip after the other, so that half of the rows of the next are there before."""
+
+    def run(
+        self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
+    ) -> None:
+        half = z.shape[3] // 2
+        for number, frame in enumerate(z.transpose(1, 2)[0]):
+            checkpoint()
+            found = self._called(self._module, frame[None], arguments)
+            sink(number, 0, found[:, :, :half])
+            sink(number, half, found[:, :, half:])
+
+
+class FilmVAE(CopyVAE):
+    """The same for videos, of which a single frame may make it misbehave. With "at once" it gives all at its end."""
+
+    @property
+    def decoders(self) -> tuple[OwnCode, ...]:
+        kind = OwnCode if self.misbehaviour == "at once" else OneByOne
+        return (kind(torch.nn.Identity(), lambda _, latent: self.decode(latent)),)
+
+
 def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
     """`starts` is a file that gets a line for each start; from the second on, "once" refuses to start."""
     if "starts" in spec:
@@ -114,4 +142,4 @@ def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
         raise ModelLoadError("the weights are of another architecture", place="somewhere")
     if spec.get("misbehaviour") == "crash at load":
         os._exit(3)
-    return CopyVAE(spec), RECIPE
+    return (FilmVAE(spec), FILMS) if spec.get("film") else (CopyVAE(spec), RECIPE)

@@ -357,7 +357,7 @@ def test_what_a_failed_job_held_is_not_taken_for_other_work(error: Any, monkeypa
     monkeypatch.setattr(JobRunner, "_run", fill)
     budget, model = Budget(CPU, limit_bytes=None, weights_bytes=0), SimpleNamespace(device=CPU)
     signals = SimpleNamespace(tell=lambda *told: None)
-    runner: Any = JobRunner(model, None, budget, signals)  # type: ignore[arg-type]
+    runner: Any = JobRunner(model, None, budget, signals, None)  # type: ignore[arg-type]
     budget.begin()
     assert runner._answer({})["error"]["error_type"] == "too_large"
 

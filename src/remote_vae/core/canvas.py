@@ -38,8 +38,12 @@ class Canvas:
         """Takes a block that begins at this picture or frame and at this row."""
         if first >= self._pictures:
             return
-        done, rows = self._finish(block[: self._pictures - first]), block.shape[2]
-        self._done += len(done) * rows
+        done = self._finish(block[: self._pictures - first])
+        self._done += len(done) * block.shape[2]
+        self._place(first, row, done)
+
+    def _place(self, first: int, row: int, done: torch.Tensor) -> None:
+        rows = done.shape[self._row_axis]
         if len(done) == self._pictures and rows == self._height:
             self._output = done  # one block is all there is, so it is not copied
             return

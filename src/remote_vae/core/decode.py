@@ -11,6 +11,7 @@ from remote_vae.core.executor import RUN_OPTIONS, RunOptions, execute
 from remote_vae.core.layout import MatchedLayout
 from remote_vae.core.pixels import all_finite, channels_last, to_uint8, to_unit
 from remote_vae.core.recipe import Affine, Copies, Rearrange, Recipe
+from remote_vae.core.relay import RelayCanvas
 from remote_vae.core.result import Result, or_in_float32
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteInput, NonFiniteOutput
@@ -30,6 +31,7 @@ def decode(
 ) -> Result:
     """Pixels of a latent in one of the recipe's layouts.
 
+    With a relay the frames of a video, RAW ones too, have no axis of batches, and the result is the last of them.
     *Raises* NonFiniteInput, TooLarge if no plan fits, NonFiniteOutput if not even float32 gives finite pixels.
     """
     if not all_finite(latent):
@@ -38,7 +40,7 @@ def decode(
     if fit.sizes.get("l", 1) > 1:
         latent = rearrange(latent, "(b l) c h w -> b l c h w", l=fit.sizes["l"])[:, 1:].flatten(0, 1)
     latent = latent.to(vae.device)
-    return or_in_float32(vae, lambda: _decode(vae, recipe, latent, scaling, output, options))
+    return or_in_float32(vae, lambda: _decode(vae, recipe, latent, scaling, output, options), options)
 
 
 def _free_sizes(fit: MatchedLayout) -> dict[str, int]:
@@ -59,11 +61,14 @@ def _decode(
     floats = output in (Output.RAW, Output.UNIT)
 
     def canvas() -> Canvas:
-        return Canvas(pictures, height, partial(_finish, output=output), row_axis=2 if floats else 1)
+        finish, row_axis = partial(_finish, output=output), 2 if floats else 1
+        if options.relay is not None:
+            return RelayCanvas(pictures, height, finish, row_axis=row_axis, relay=options.relay)
+        return Canvas(pictures, height, finish, row_axis=row_axis)
 
     size = pictures * vae.info.pixel_channels * height * width * (z.element_size() if floats else 1)
     found, choice = execute(vae.decoders, z, options, canvas, output=size)
-    if output is Output.RAW:
+    if output is Output.RAW and options.relay is None:
         videos = len(latent)
         found = (rearrange(found, "(b f) c h w -> b c f h w", b=videos) if recipe.has_frames else found).contiguous()
     return Result(found.cpu(), vae.dtype, choice.executor.name, peak_bytes=choice.peak_bytes)

@@ -41,7 +41,7 @@ def encode(
     pixels = prepare(image, info.pixel_channels, multiple=multiple).to(vae.device)
     if (recipe.has_frames or recipe.one_frame) and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
-    return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options))
+    return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options), options)
 
 
 def _encode(

@@ -11,6 +11,7 @@ import torch
 
 from remote_vae.core.canvas import Canvas
 from remote_vae.core.progress import Progress
+from remote_vae.core.relay import Relay
 from remote_vae.errors import InvalidValue, Overloaded, TooLarge
 
 WHOLE: Final = "whole"  # every layer at once
@@ -67,7 +68,8 @@ class RunOptions:
     `plan` names the executor; None leaves the choice to the planner. `budget` returns the bytes that are free, or None
     for no limit. `checkpoint` is called between strips and between layers; an exception from it ends the job. `reserve`
     gets the predicted peak of the choice; if it returns False, the memory is taken by now, and a new choice is made.
-    `arguments` are for the model itself. `progress` is told of finished rows.
+    `arguments` are for the model itself. `progress` is told of finished rows. With a `relay` the frames of a video are
+    handed over as they are finished.
     """
 
     plan: str | None = None
@@ -76,6 +78,12 @@ class RunOptions:
     reserve: Callable[[int | None], bool] = lambda peak: True
     arguments: Arguments = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    relay: Relay | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Frames have been handed over, so the job cannot run again."""
+        return self.relay is not None and self.relay.begun
 
 
 RUN_OPTIONS: Final = RunOptions()
@@ -166,7 +174,7 @@ def execute(
             progress.end()
             return found.output, choice
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
-            if not is_out_of_memory(exc):
+            if options.begun or not is_out_of_memory(exc):
                 raise
     raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from remote_vae.core.executor import RunOptions
 from remote_vae.core.vae import VAE
 from remote_vae.errors import NonFiniteOutput
 
@@ -23,15 +24,15 @@ class Result:
     peak_bytes: int | None = None
 
 
-def or_in_float32(vae: VAE, run: Callable[[], Result]) -> Result:
+def or_in_float32(vae: VAE, run: Callable[[], Result], options: RunOptions) -> Result:
     """What `run` gives, or gives in float32 if its output in the model's own precision is not finite.
 
-    *Raises* NonFiniteOutput if the output is not finite in float32 either.
+    *Raises* NonFiniteOutput if the output is not finite in float32 either, or frames have been handed over before.
     """
     try:
         return run()
     except NonFiniteOutput:
-        if vae.dtype is torch.float32:
+        if vae.dtype is torch.float32 or options.begun:
             raise
     with vae.upcast():
         return replace(run(), note="redone in float32, because the output was not finite")

@@ -22,11 +22,13 @@ from remote_vae.core.executor import RunOptions, is_out_of_memory
 from remote_vae.core.layout import MatchedLayout, example_shape, fit_latent
 from remote_vae.core.progress import Progress
 from remote_vae.core.recipe import Recipe
+from remote_vae.core.relay import Relay
 from remote_vae.core.result import Result
 from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
 from remote_vae.engine.ledger import Entry
 from remote_vae.engine.memory import Budget, held_bytes
+from remote_vae.engine.relay import Handover
 from remote_vae.engine.shared_memory import Signals, Views
 from remote_vae.errors import (
     DeadlineExceeded,
@@ -59,7 +61,8 @@ def main(pipe: Connection, shared: Message, loader: str, spec: Message) -> None:
         load: Callable[[Message], Loaded] = getattr(importlib.import_module(module), name)
         vae, recipe = load(spec)
         budget = _budget(vae, shared, spec.get("memory_budget"))
-        runner = JobRunner(vae, recipe, budget, Signals(shared["signals"]))
+        signals = Signals(shared["signals"])
+        runner = JobRunner(vae, recipe, budget, signals, Handover(pipe, signals.beat))
         runner.warm_up()
     except RemoteVAEError as exc:
         _send(pipe, {"error": to_json(exc)})
@@ -98,8 +101,9 @@ def _send(pipe: Connection, message: Message) -> None:
 class JobRunner:
     """A loaded VAE and what it needs to run jobs."""
 
-    def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, signals: Signals) -> None:
+    def __init__(self, vae: VAE, recipe: Recipe, budget: Budget, signals: Signals, handover: Handover) -> None:
         self._vae, self._recipe, self._budget, self._signals = vae, recipe, budget, signals
+        self._handover = handover
         self._views, self._queue = Views(), DeviceQueue(vae.device)
         self._serial, self._trim = 0, malloc.Trim()
         self._progress = Progress(signals.tell)
@@ -133,7 +137,9 @@ class JobRunner:
         self._serial, self._trim = job["serial"], malloc.Trim()
         self._budget.begin()
         try:
-            return {**self._answer(job), "device_bytes": held_bytes(self._vae.device)}
+            answer = self._answer(job)
+            self._handover.wait()
+            return {**answer, "device_bytes": held_bytes(self._vae.device)}
         finally:
             self._budget.end()
 
@@ -160,13 +166,9 @@ class JobRunner:
         return torch.frombuffer(data, dtype=dtype, count=count).reshape(job["shape"])
 
     def _written(self, tensor: torch.Tensor, done: Result, job: Message, started: float) -> Message:
-        """Copies the output into shared memory; one thread does it, since several would only wait for each other."""
-        blob = tensor.contiguous().view(torch.uint8).reshape(-1)
-        self._views.view("out", job["out"])[: blob.numel()] = blob.numpy().data
+        self._handover.wait()
         return {
-            "dtype": _name(tensor.dtype),
-            "shape": list(tensor.shape),
-            "nbytes": blob.numel(),
+            **self._placed(tensor, job),
             "plan": done.plan,
             "planned_bytes": done.peak_bytes,
             "dtype_run": _name(done.dtype),
@@ -174,12 +176,31 @@ class JobRunner:
             "seconds": time.perf_counter() - started,
         }
 
+    def _placed(self, tensor: torch.Tensor, job: Message) -> Message:
+        """Copies the output into shared memory; one thread does it, since several would only wait for each other."""
+        blob = tensor.contiguous().view(torch.uint8).reshape(-1)
+        self._views.view("out", job["out"])[: blob.numel()] = blob.numpy().data
+        return {"dtype": _name(tensor.dtype), "shape": list(tensor.shape), "nbytes": blob.numel()}
+
+    def _relay(self, job: Message) -> Relay | None:
+        """What takes the job's frames while it runs, if it is to hand them over."""
+        if not job.get("block_bytes"):
+            return None
+
+        def give(frames: torch.Tensor) -> None:
+            block = _travelling(frames.cpu(), of_bfloat16=torch.float16)
+            self._handover.give(lambda: self._placed(block, job))
+
+        return Relay(give, job["block_bytes"])
+
     def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Result]:
         self._checkpoint()
         scaling = Scaling(**{**job["scaling"], "mode": ScalingMode(job["scaling"]["mode"])})
         arguments = job.get("arguments", {})
         budget, progress = self._budget, self._progress
-        terms = RunOptions(job["plan"], budget.bytes_now, self._checkpoint, budget.reserve, arguments, progress)
+        terms = RunOptions(
+            job["plan"], budget.bytes_now, self._checkpoint, budget.reserve, arguments, progress, self._relay(job)
+        )
         if job["op"] == "decode":
             fit, output = MatchedLayout(**job["fit"]), Output(job["output"])
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)

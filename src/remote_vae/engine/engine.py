@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
 from remote_vae.engine.admission import Admission, Limits, Permit
-from remote_vae.engine.job import Job, Outcome
+from remote_vae.engine.job import WAITING_BYTES, Job, Outcome
 from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Silent
 from remote_vae.engine.pool import Pool, Rules, Served
 from remote_vae.engine.progress import JobProgress
 from remote_vae.engine.queue import Ticket
+from remote_vae.engine.relay import Reel
 from remote_vae.engine.residency import Residency
 from remote_vae.errors import DeadlineExceeded, NotReady, SetupError, UnknownModel
+from remote_vae.values import Tensor
 
 LOG: Final = logging.getLogger("remote_vae.engine")
 LOADS_AT_ONCE: Final = 2  # at the start: more would fight for the disk and memory, but one may be a long download
@@ -135,25 +137,45 @@ class Engine:
             raise NotReady(f"the process of model {model.name!r} could not be started again yet", model=model.name)
         return self._admission.enter(model.name, job, client=client, seconds=seconds)
 
-    async def run(self, permit: Permit, *, request_id: str = "", progress: JobProgress | None = None) -> Outcome:
+    async def run(
+        self, permit: Permit, *, request_id: str = "", progress: JobProgress | None = None, reel: Reel | None = None
+    ) -> Outcome:
         """The job's outcome; `request_id` names it in the log, and `progress` is kept up to date.
 
+        What a streamed job hands over before its end goes to `reel`.
         *Raises* what the core raises, ReplicaFailed, PoisonRequest, DeadlineExceeded, Overloaded.
         """
-        pool, progress = self._pools[permit.model], progress or JobProgress()
+        pool, progress, reel = self._pools[permit.model], progress or JobProgress(), reel or Reel(WAITING_BYTES)
         try:
             async with asyncio.timeout(permit.seconds):
                 await self._want(pool)
                 answer = asyncio.get_running_loop().create_future()
-                ticket = Ticket(permit.job, permit.client, answer, request_id, progress=progress)
+                ticket = Ticket(permit.job, permit.client, answer, request_id, progress=progress, reel=reel)
                 progress.wait(lambda: pool.position(ticket))
                 pool.queue.put(ticket)
                 return await ticket.answer
         except TimeoutError:
             raise DeadlineExceeded(f"this was not done within {permit.seconds:g} s", seconds=permit.seconds) from None
         finally:
+            reel.close()
             progress.leave()
             permit.worked()
+
+    async def stream(
+        self, permit: Permit, *, request_id: str = "", progress: JobProgress | None = None
+    ) -> AsyncGenerator[Tensor | Outcome, None]:
+        """What a streamed job hands over, block by block; at last its outcome, which has the last frames.
+
+        If the generator is closed, the job is cancelled. If it is not read, the job waits. *Raises* what `run` raises.
+        """
+        reel = Reel(WAITING_BYTES)
+        job = asyncio.ensure_future(self.run(permit, request_id=request_id, progress=progress, reel=reel))
+        try:
+            async for block in reel:
+                yield block
+            yield await job
+        finally:
+            job.cancel()
 
     async def _want(self, pool: Pool) -> None:
         try:

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 from remote_vae.core.layout import MatchedLayout
 from remote_vae.values import RGB, Output, Posterior, Scaling, Tensor
+
+BLOCK_BYTES: Final = 16 << 20  # of the frames that are handed over together
+WAITING_BYTES: Final = 32 << 20  # of the frames that wait for a reader, before the job waits too
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,24 +18,42 @@ class Work:
     scaling: Scaling
     plan: str | None
 
+    @property
+    def block_bytes(self) -> int:
+        """The most bytes that are handed over at a time before the job is done; 0 if it gives all at its end."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob(Work):
-    """A latent to be decoded, how its axes were matched, what the decoder takes besides, and the channels of pixels."""
+    """A latent to be decoded, how its axes were matched, what the decoder takes besides, and the channels of pixels.
+
+    If it is `streamed`, the frames of its video are handed over as they are finished.
+    """
 
     latent: Tensor
     fit: MatchedLayout
     output: Output
     arguments: Mapping[str, object] = field(default_factory=dict)
     pixel_channels: int = RGB
+    streamed: bool = False
 
     @property
     def pixels(self) -> int:
         return self.fit.pixels
 
     @property
+    def block_bytes(self) -> int:
+        one_frame = self._all_bytes // self.fit.frames
+        return min(self._all_bytes, max(one_frame, BLOCK_BYTES)) if self.streamed else 0
+
+    @property
     def reply_bytes(self) -> int:
-        """The most bytes that the pixels can take."""
+        """The most bytes of the pixels that are held at one time."""
+        return min(self._all_bytes, WAITING_BYTES + self.block_bytes) if self.streamed else self._all_bytes
+
+    @property
+    def _all_bytes(self) -> int:
         return self.fit.pixels * self.pixel_channels * (1 if self.output in (Output.UINT8, Output.FIRST) else 4)
 
 
@@ -98,5 +119,6 @@ def to_message(job: Job) -> dict[str, Any]:
             "fit": {item.name: getattr(job.fit, item.name) for item in fields(job.fit)},
             "output": job.output,
             "arguments": job.arguments,
+            "block_bytes": job.block_bytes,
         }
     return {**body, "posterior": job.posterior, "seed": job.seed}

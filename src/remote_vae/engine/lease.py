@@ -47,25 +47,33 @@ class Lease:
 
     async def _run(self, job: Job) -> Outcome:
         tensor, segments = memoryview(tensor_of(job).buffer).cast("B"), self._replica.segments
-        size = max(tensor.nbytes, job.reply_bytes)
-        source, target = await self._replica.off_loop(size > LARGE_BYTES, segments.prepare, tensor, job.reply_bytes)
+        room = job.block_bytes or job.reply_bytes
+        large = max(tensor.nbytes, room) > LARGE_BYTES
+        source, target = await self._replica.off_loop(large, segments.prepare, tensor, room)
         told = await self._replica.ask({"serial": self._serial, "in": source, "out": target, **to_message(job)})
+        while told.get("more"):
+            await self._ticket.reel.put(await self._tensor(told))
+            told = await self._replica.ask({"taken": self._serial})
         self._log(told)
         if told.get("fatal"):
             self._replica.hang_up()
             raise ReplicaLost
         if "error" in told:
             raise from_json(told["error"], status=0)
-        nbytes: int = told["nbytes"]
-        found = await self._replica.off_loop(nbytes > LARGE_BYTES, segments.read, nbytes)
         return Outcome(
-            Tensor(told["dtype"], tuple(told["shape"]), found),
+            await self._tensor(told),
             told["plan"],
             told["dtype_run"],
             told["note"],
             {op_of(job): float(told["seconds"])},
             told["planned_bytes"],
         )
+
+    async def _tensor(self, told: dict[str, Any]) -> Tensor:
+        """A copy of what lies in shared memory."""
+        nbytes: int = told["nbytes"]
+        found = await self._replica.off_loop(nbytes > LARGE_BYTES, self._replica.segments.read, nbytes)
+        return Tensor(told["dtype"], tuple(told["shape"]), found)
 
     def _log(self, told: dict[str, Any]) -> None:
         """An exception of the model's code: its type and where it was raised, but not what it says."""

@@ -227,16 +227,16 @@ class Pool:
         cause = "hung" if replica.hung else "died"
         LOG.error("a replica was lost over a request", extra=self._named(ticket) | {"cause": cause})
         poisoned = self.poison.blame(ticket.job, hung_seconds=self._rules.hang_seconds if replica.hung else None)
-        if poisoned is None:
+        if poisoned is None and not ticket.reel.begun:
             return ticket.wanted
-        _fail([ticket], poisoned)
+        _fail([ticket], poisoned or self._stopped_over())
         return False
 
     def _named(self, ticket: Ticket) -> dict[str, str]:
         return {"model": self.model.name, "request_id": ticket.request_id}
 
     def _tell(self, ticket: Ticket, outcome: Outcome, started: float) -> None:
-        seconds, job = time.perf_counter() - started, ticket.job
+        seconds, job = time.perf_counter() - started - ticket.reel.waited, ticket.job
         self._held.pace.note(job.pixels, seconds)
         self.planned_bytes = outcome.planned_bytes or 0
         queued = started - ticket.asked

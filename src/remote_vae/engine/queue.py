@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from remote_vae.engine.job import Job, Outcome
+from remote_vae.engine.job import WAITING_BYTES, Job, Outcome
 from remote_vae.engine.progress import JobProgress
+from remote_vae.engine.relay import Reel
 
 
 @dataclass(eq=False, slots=True)
@@ -21,6 +22,7 @@ class Ticket:
     asked: float = field(default_factory=time.perf_counter)
     due: int = 0
     progress: JobProgress = field(default_factory=JobProgress)
+    reel: Reel = field(default_factory=lambda: Reel(WAITING_BYTES))  # for what is handed over before the answer
 
     @property
     def wanted(self) -> bool:

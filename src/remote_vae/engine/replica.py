@@ -116,7 +116,7 @@ class Replica:
             self._shrinking = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._shrink)
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer to a message. *Raises* ReplicaLost if the process ends."""
+        """The process's answer to a message, or a block of it. *Raises* ReplicaLost if the process ends."""
         self._answer = asyncio.get_running_loop().create_future()
         try:
             if self._pipe is None:
@@ -128,7 +128,8 @@ class Replica:
             raise ReplicaLost from exc
         finally:
             self._answer = None
-        self._device_bytes = told["device_bytes"]
+        if not told.get("more"):
+            self._device_bytes = told["device_bytes"]
         return told
 
     async def off_loop(self, large: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,0 +1,75 @@
+"""Hands over the frames of a video while the rest of it is computed, so that no whole video is held."""
+
+from collections.abc import Callable
+
+import torch
+
+from remote_vae.core.canvas import Canvas
+
+
+class Relay:
+    """Where a job's frames go. `give` takes blocks of finished frames in order, each of at most `most_bytes`.
+
+    A block of one frame may have more. The last block is not given: it is the job's result. Once a block has been
+    given the job cannot run again, because another run need not give the same bits.
+    """
+
+    def __init__(self, give: Callable[[torch.Tensor], None], most_bytes: int) -> None:
+        self._give, self._most_bytes = give, most_bytes
+        self.begun = False
+
+    def give(self, frames: torch.Tensor) -> None:
+        self.begun = True
+        self._give(frames)
+
+    def frames(self, one: torch.Tensor) -> int:
+        """How many frames of this size make a block."""
+        return max(1, self._most_bytes // one.nbytes)
+
+
+class RelayCanvas(Canvas):
+    """Keeps a frame only until it and all frames before it are finished. `output` is the last block."""
+
+    def __init__(
+        self,
+        pictures: int,
+        height: int,
+        finish: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        row_axis: int,
+        relay: Relay,
+    ) -> None:
+        super().__init__(pictures, height, finish, row_axis=row_axis)
+        self._relay = relay
+        self._next = 0  # the first frame that has not been given
+        self._held: dict[int, torch.Tensor] = {}
+        self._missing: dict[int, int] = {}  # rows of the frames that are held
+
+    def _place(self, first: int, row: int, done: torch.Tensor) -> None:
+        rows = done.shape[self._row_axis]
+        for number, frame in enumerate(done, first):
+            if rows == self._height:
+                self._held[number], self._missing[number] = frame, 0
+                continue
+            if number not in self._held:
+                shape = [*frame.shape]
+                shape[self._row_axis - 1] = self._height
+                self._held[number], self._missing[number] = frame.new_empty(shape), self._height
+            self._held[number].narrow(self._row_axis - 1, row, rows).copy_(frame)
+            self._missing[number] -= rows
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Gives the frames that are finished now."""
+        while self._missing.get(self._next) == 0:
+            block: list[torch.Tensor] = []
+            most = self._relay.frames(self._held[self._next])
+            while self._missing.get(self._next) == 0 and len(block) < most:
+                block.append(self._held.pop(self._next))
+                del self._missing[self._next]
+                self._next += 1
+            frames = torch.stack(block)
+            if self._next == self._pictures:
+                self._output = frames
+            else:
+                self._relay.give(frames)
