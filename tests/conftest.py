@@ -147,6 +147,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 HERE = Path(__file__).parent
+COPIES = {"films": "hunyuanvideo"}  # recipes of models in misbehaving.py
 COPY_QUERY = "shape=1,3,8,8&dtype=float32&output_type=pt"
 
 
@@ -216,7 +217,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Starter:
     ) -> Iterator[Server]:
         port = settings.pop("port", None) or free_port()
         log = tmp_path_factory.mktemp("server") / "log"
-        given = {"port": port, "models": ";".join(f"{name}=.,recipe=sd1" for name in models), **settings}
+        given = {"port": port, "models": ";".join(f"{name}=.,recipe={COPIES.get(name, 'sd1')}" for name in models)}
+        given |= settings
         environment = {**os.environ, **{f"REMOTE_VAE_{name.upper()}": str(value) for name, value in given.items()}}
         environment["TEST_RAY_REPLICAS"] = str(replicas)
         with log.open("wb") as out:

@@ -5,12 +5,13 @@ Replicas import this module in their own process. Its server takes every setting
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.own_code import OwnCode
 from remote_vae.core.recipe import Constants, Recipe
 from remote_vae.core.vae_info import VAEInfo
@@ -78,11 +79,32 @@ class CopyVAE:
         yield
 
 
+class FrameByFrame(OwnCode):
+    """Gives one frame of a video after the other."""
+
+    def run(
+        self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
+    ) -> None:
+        for number, frame in enumerate(z[0].transpose(0, 1)):
+            checkpoint()
+            sink(number, 0, self._called(self._module, frame[None], arguments))
+
+
+class FilmVAE(CopyVAE):
+    """The same for videos, of which a single frame may make it misbehave."""
+
+    @property
+    def decoders(self) -> tuple[OwnCode, ...]:
+        return (FrameByFrame(torch.nn.Identity(), lambda _, latent: self.decode(latent)),)
+
+
 def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
     if spec["name"] == "slow-to-load":
         time.sleep(3)
     if spec["name"] == "never-loads":
         time.sleep(300)
+    if spec["name"] == "films":
+        return FilmVAE(), find_recipe("hunyuanvideo")
     return CopyVAE(), find_recipe("sd1")
 
 

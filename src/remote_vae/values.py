@@ -263,9 +263,11 @@ _VIDEOS: Final = (
     Format("zip", "application/zip", "video", (".zip",), parts=True),
 )
 _TENSORS: Final = (
-    Format("binary", "tensor/binary", "tensor", parts=True, accepts=("application/octet-stream",)),
+    Format("binary", "tensor/binary", "tensor", accepts=("application/octet-stream",)),
     Format("base64", "tensor/base64", "tensor", accepts=("application/json",)),
 )
+# Frames as tensors, one part of a reply after the other; the only format of a tensor that is sent while it is made.
+PARTS: Final = Format("parts", "multipart/mixed", "tensor", parts=True, accepts=("tensor/binary",))
 VIDEO_FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for row in _VIDEOS})
 # A name that pictures and videos have is the picture's here, for which pictures come last again.
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(

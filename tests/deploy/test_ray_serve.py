@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import helm_python.chart
+import httpx2
 import psutil
 import pytest
 import yaml
 
 from remote_vae.deploy import ray_local
 from remote_vae.deploy.ray_local import Scale
-from remote_vae.deploy.ray_serve import DEPLOYMENT, Hosted, application, below_prefix
+from remote_vae.deploy.ray_serve import DEPLOYMENT, Hosted, Replica, application, below_prefix
 from remote_vae.errors import ConfigurationError
 
 HERE = Path(__file__).parent
@@ -164,6 +165,21 @@ async def test_no_answer_to_a_lost_connection(broken: bool) -> None:
     with pytest.raises(OSError, match="is gone"):
         await Hosted(app, None)({"type": "http", "path": "/"}, receive, send)  # type: ignore[arg-type]
     assert sent == []
+
+
+async def test_streams_are_refused() -> None:
+    """Ray passes a reply on through a queue without a bound, so a replica sends whole videos only, and says so."""
+    replica = Replica({"models": ("films=.,recipe=hunyuanvideo",)}, "misbehaving:load")
+    app = await replica.__serve_build_asgi_app__()
+    try:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
+            url = "/?shape=1,3,2,8,8&dtype=float32&output_type=pt"
+            whole = await client.post(url, content=bytes(1536), headers={"content-type": "tensor/binary"})
+            streamed = await client.post(url + "&stream=1", content=bytes(1536), headers=whole.request.headers)
+    finally:
+        await replica._life.aclose()
+    assert (whole.status_code, streamed.status_code) == (200, 422), streamed.text
+    assert "leave stream out" in streamed.json()["error"]
 
 
 @pytest.mark.parametrize(("text", "least", "most"), [("1", 1, 1), ("3", 3, 3), ("1-4", 1, 4)])

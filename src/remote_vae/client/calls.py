@@ -25,7 +25,7 @@ from remote_vae.protocol.negotiate import decode_format, encode_format
 from remote_vae.protocol.options import Rows
 from remote_vae.protocol.replies import parse_reply
 from remote_vae.protocol.wire import MODEL_NAME, render_request
-from remote_vae.values import Buffer, Scaling, ScalingMode, Tensor
+from remote_vae.values import PARTS, Buffer, Scaling, ScalingMode, Tensor
 
 DEFAULT_IMAGE_FORMAT: Final = "png"  # lossless, where the wire's own default is JPEG
 
@@ -45,7 +45,10 @@ def decode_request(latent: AnyTensor, arguments: Mapping[str, object]) -> Decode
     """
     model, scaling, values = _parts({"image_format": DEFAULT_IMAGE_FORMAT, **arguments}, options.DECODE_ROWS)
     chosen = options.complete(values, options.DECODE_ROWS)
-    return DecodeRequest(model, tensor_of(latent), scaling, chosen, decode_format("", chosen))
+    asked = decode_format("", chosen)
+    if asked is PARTS:
+        raise InvalidValue("stream=True is for videos in files here; leave it out", name="stream")
+    return DecodeRequest(model, tensor_of(latent), scaling, chosen, asked)
 
 
 def encode_request(image: Image.Image | Buffer | AnyTensor, arguments: Mapping[str, object]) -> EncodeRequest:

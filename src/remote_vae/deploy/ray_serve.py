@@ -72,6 +72,7 @@ class Replica:
             loader=loader,
             on_ready=lambda: self._loaded.set_result(None),
             on_failure=self._loaded.set_exception,
+            streams=False,  # Ray's queue of messages has no bound, so a client that stops would not stop the job
         )
         self._life = AsyncExitStack()
 

@@ -21,7 +21,8 @@ from remote_vae.values import Format
 BT_709: Final = 1  # of primaries, transfer and matrix, in the numbers of H.273
 BT_601: Final = 6  # of the matrix
 HD_LINES: Final = 720  # from this height on players take the matrix of BT.709 for a video that does not name one
-FRAGMENT_SECONDS: Final = 0.5
+FRAGMENT_SECONDS: Final = 0.2
+LOOK_AHEAD: Final = "rc-lookahead=5:bframes=2"  # of a stream, whose file comes ten frames late and is no larger for it
 KEY_SECONDS: Final = 2  # a player can go to every such moment, and drops nothing before it
 VISIBLY_LOSSLESS: Final = 17  # the constant rate factor of H.264 for quality 95, which is the default
 LOWEST_FACTOR: Final = 51  # of quality 1
@@ -105,7 +106,25 @@ def _of_mp4(terms: VideoTerms) -> Mapping[str, object]:
 
 
 def _of_matroska(terms: VideoTerms) -> Mapping[str, object]:
-    return {} if terms.streamed else {"reserve_index_space": 1000 + 30 * terms.frames}
+    if terms.streamed:
+        return {"cluster_time_limit": int(FRAGMENT_SECONDS * 1000)}
+    return {"reserve_index_space": 1000 + 30 * terms.frames}
+
+
+def _of_h264(terms: VideoTerms) -> Mapping[str, object]:
+    """In a stream no thread has frames of its own, since the encoder would hold back a frame for each thread."""
+    soon = {"x264-params": f"sliced-threads=1:sync-lookahead=0:{LOOK_AHEAD}"} if terms.streamed else {}
+    return {"crf": terms.factor, "preset": "veryfast", **_keys(terms), **soon}
+
+
+def _of_hevc(terms: VideoTerms) -> Mapping[str, object]:
+    soon = f":frame-threads=1:{LOOK_AHEAD}" if terms.streamed else ""
+    return {
+        "crf": terms.factor,
+        "preset": "veryfast",
+        "x265-params": f"log-level=error:info=0{soon}",
+        **_keys(terms),
+    }
 
 
 def _keys(terms: VideoTerms) -> Mapping[str, object]:
@@ -113,7 +132,7 @@ def _keys(terms: VideoTerms) -> Mapping[str, object]:
 
 
 def _of_vp9(terms: VideoTerms) -> Mapping[str, object]:
-    speed = {"deadline": "realtime", "cpu-used": 8, "row-mt": 1}
+    speed = {"deadline": "realtime", "cpu-used": 8, "row-mt": 1, "lag-in-frames": 0}
     return {"crf": round(terms.factor * 63 / 51), "b": 0, **speed, **_keys(terms)}
 
 
@@ -123,15 +142,10 @@ def _of_webp(terms: VideoTerms) -> Mapping[str, object]:
 
 # AV1 and animated AVIF are missing: their encoder takes real-time priority for the process if it runs as root.
 MP4: Final[Mapping[str, Coding]] = {
-    "h264": Coding(
-        "mp4", "libx264", "yuv420p", "yuv444p", head=_of_mp4,
-        options=lambda terms: {"crf": terms.factor, "preset": "veryfast", **_keys(terms)},
-    ),
+    "h264": Coding("mp4", "libx264", "yuv420p", "yuv444p", head=_of_mp4, options=_of_h264),
     "hevc": Coding(
         "mp4", "libx265", "yuv420p", "yuv444p", head=_of_mp4, tag="hvc1", least_side=LEAST_SIDE, least_frames=9,
-        options=lambda terms: {
-            "crf": terms.factor, "preset": "veryfast", "x265-params": "log-level=error:info=0", **_keys(terms)
-        },
+        options=_of_hevc,
     ),
 }  # fmt: skip
 CODINGS: Final[Mapping[str, Coding]] = {

@@ -5,7 +5,7 @@ from typing import Final
 
 from remote_vae.errors import NotAcceptable
 from remote_vae.protocol.options import DecodeOptions
-from remote_vae.values import FORMATS, IMAGE_FORMATS, TRANSPARENT_FORMATS, VIDEO_FORMATS, Format, clip
+from remote_vae.values import FORMATS, IMAGE_FORMATS, PARTS, TRANSPARENT_FORMATS, VIDEO_FORMATS, Format, clip
 
 TENSORS: Final = tuple(row for row in FORMATS.values() if row.is_tensor)
 
@@ -14,19 +14,22 @@ def decode_format(accept: str, options: DecodeOptions, *, transparent: bool = Fa
     """The reply's format by output type, image format and Accept; *raises* NotAcceptable.
 
     A `transparent` picture is written in a format that holds transparency, unless another one is named. A `video` can
-    be asked for by Accept alone, in a format that no picture has.
+    be asked for by Accept alone, in a format that no picture has. Frames that are streamed come in parts.
     """
     output_type, image_format = options["output_type"], options["image_format"]
     what = f"output_type={output_type}"
+    tensors = (PARTS,) if options["stream"] else TENSORS
     if output_type == "pt":
-        return _negotiate(accept, TENSORS, what)
+        return _negotiate(accept, tensors, what)
     if output_type in VIDEO_FORMATS:
         return _negotiate(accept, (VIDEO_FORMATS[output_type],), what)
-    if image_format:
-        return _negotiate(accept, (FORMATS[image_format], *TENSORS), what)
-    images = [FORMATS[name] for name in (TRANSPARENT_FORMATS if transparent else IMAGE_FORMATS)]
     videos = [row for row in VIDEO_FORMATS.values() if video and FORMATS[row.name] is row]
-    return _negotiate(accept, (*images, *TENSORS, *videos), what)
+    if options["stream"]:
+        return _negotiate(accept, (*videos, *tensors), what)
+    if image_format:
+        return _negotiate(accept, (FORMATS[image_format], *tensors), what)
+    images = [FORMATS[name] for name in (TRANSPARENT_FORMATS if transparent else IMAGE_FORMATS)]
+    return _negotiate(accept, (*images, *tensors, *videos), what)
 
 
 def encode_format(accept: str) -> Format:

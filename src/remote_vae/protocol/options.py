@@ -109,6 +109,10 @@ class DecodeOptions(ModelOptions, total=False):
         str | None,
         Option(Choice(("half", "full")), "Resolution of a video's colours: half if absent, or full.", flag=True),
     ]
+    stream: Annotated[
+        bool,
+        Option(Boolean(), "True: a video is sent while it is decoded, as a file or frames in parts.", default=False),
+    ]
     height: Annotated[int | None, Option(Integer(1), "Height of the picture in pixels; for packed latents.", flag=True)]
     width: Annotated[int | None, Option(Integer(1), "Width of the picture in pixels; for packed latents.", flag=True)]
     plan: Annotated[str | None, PLAN]

@@ -18,7 +18,7 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def render_reply(reply: Reply) -> tuple[int, Headers, Buffer]:
     """Status, headers and body; a raw tensor carries its shape and dtype in headers of those names."""
-    headers = [("content-type", reply.format.media_type), *_provenance_headers(reply.provenance)]
+    headers = [("content-type", reply.format.media_type), *provenance_headers(reply.provenance)]
     if not isinstance(reply.payload, Tensor):
         return 200, headers, reply.payload
     headers += [("shape", json.dumps(list(reply.payload.shape))), ("dtype", reply.payload.dtype)]
@@ -26,7 +26,7 @@ def render_reply(reply: Reply) -> tuple[int, Headers, Buffer]:
     return 200, headers, body
 
 
-def _provenance_headers(provenance: Provenance) -> Headers:
+def provenance_headers(provenance: Provenance) -> Headers:
     timing = ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in provenance.timings_ms.items())
     candidates = [
         ("x-request-id", provenance.request_id),

@@ -1,13 +1,9 @@
-"""Wire messages -> jobs of the engine, within the server's limits; outcomes -> replies."""
-
-from io import BytesIO
-
-import numpy as np
+"""Wire messages -> jobs of the engine, within the server's limits."""
 
 from remote_vae.core.layout import MatchedLayout, fit_latent
 from remote_vae.core.recipe import Affine
 from remote_vae.core.vae_info import VAEInfo
-from remote_vae.engine.job import DecodeJob, EncodeJob, Outcome
+from remote_vae.engine.job import DecodeJob, EncodeJob
 from remote_vae.engine.pool import Served
 from remote_vae.errors import (
     InvalidImage,
@@ -17,10 +13,11 @@ from remote_vae.errors import (
     TooLarge,
     UnsupportedOutput,
 )
-from remote_vae.media.images import ReadPicture, write_image
-from remote_vae.media.video import DEFAULT_CODEC, DEFAULT_QUALITY, VideoTerms, check_video, open_video
+from remote_vae.media.images import ReadPicture
+from remote_vae.media.video import check_video
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest
 from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
+from remote_vae.server.payloads import video_terms
 from remote_vae.server.readers import Terms
 from remote_vae.server.settings import Settings
 from remote_vae.server.videos import first_frames
@@ -29,7 +26,6 @@ from remote_vae.values import (
     RGBA,
     TRANSPARENT_FORMATS,
     VIDEO_FORMATS,
-    Format,
     Output,
     Posterior,
     Scaling,
@@ -60,15 +56,21 @@ def fit_decode(
     _check_arguments(options, info, model)
     video = model.recipe.has_frames
     output_type = options["output_type"]
+    if options["stream"] and not video:
+        raise UnsupportedOutput(
+            f"model {model.name!r} gives pictures; stream is for models of videos", model=model.name
+        )
+    if options["stream"] and options["image_format"]:
+        raise InvalidValue("image_format is for pictures and stream for videos; leave one of them out", name="stream")
     if output_type in VIDEO_FORMATS and not video:
         raise UnsupportedOutput(
             f"model {model.name!r} gives pictures; output_type={output_type} needs a video model", model=model.name
         )
-    one_video = output_type != "pt" or options["partial_postprocess"]
+    one_video = output_type != "pt" or options["partial_postprocess"] or options["stream"]
     if video and one_video and fit.batch > 1:
         raise InvalidValue(
             f"the latent holds {fit.batch} videos; output_type={output_type} gives one, so send them "
-            "one by one or take output_type=pt",
+            "one by one or take output_type=pt without stream",
             batch=fit.batch,
         )
     return fit
@@ -85,10 +87,10 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
             model=model.name,
         )
     if request.format.is_video:
-        terms = video_terms(model, options, frames=fit.frames, height=fit.height, width=fit.width)
-        check_video(request.format, terms)
+        check_video(request.format, video_terms(model, options, (fit.frames, fit.height, fit.width)))
     given, output = _arguments(options), _output(request)
-    job = DecodeJob(scaling, options["plan"], request.latent, fit, output, given, info.pixel_channels)
+    streamed, plan = options["stream"], options["plan"]
+    job = DecodeJob(scaling, plan, request.latent, fit, output, given, info.pixel_channels, streamed)
     if job.reply_bytes > settings.max_reply_bytes and request.format.is_tensor:
         raise TooLarge(
             f"the reply would have {job.reply_bytes} bytes; the limit is {settings.max_reply_bytes}; ask for pictures, "
@@ -96,19 +98,6 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
             limit=settings.max_reply_bytes,
         )
     return job
-
-
-def video_terms(model: Served, options: DecodeOptions, *, frames: int, height: int, width: int) -> VideoTerms:
-    """What a video is to be, by the request and the model's family."""
-    return VideoTerms(
-        frames,
-        height,
-        width,
-        fps=options["fps"] or model.recipe.fps,
-        quality=options["quality"] or DEFAULT_QUALITY,
-        codec=options["codec"] or DEFAULT_CODEC,
-        full_colour=options["chroma"] == "full",
-    )
 
 
 def _output(request: DecodeRequest) -> Output:
@@ -278,19 +267,3 @@ def _check_limits(settings: Settings, *, batch: int, frames: int, height: int, w
     for name, value, limit in limits:
         if value > limit:
             raise TooLarge(f"{name} would be {value}; the limit here is {limit}", name=name, value=value, limit=limit)
-
-
-def write_payload(model: Served, outcome: Outcome, asked: Format, options: DecodeOptions) -> Tensor | bytes:
-    """The reply's payload; writing pictures and video takes time, so it belongs into a thread."""
-    tensor = outcome.tensor
-    if asked.is_tensor:
-        return tensor
-    pixels = np.frombuffer(tensor.buffer, dtype=np.uint8).reshape(tensor.shape)
-    if asked.is_image:
-        return write_image(pixels[0], asked, quality=options["quality"])
-    out = BytesIO()
-    frames, height, width = tensor.shape[:3]
-    writer = open_video(out, asked, video_terms(model, options, frames=frames, height=height, width=width))
-    writer.add(pixels)
-    writer.end()
-    return out.getvalue()

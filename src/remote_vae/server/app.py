@@ -23,11 +23,12 @@ from remote_vae.protocol.wire import MODEL_NAME, RESERVED_NAMES
 from remote_vae.server.access_log import RequestRecorder
 from remote_vae.server.auth import Gate, Rates
 from remote_vae.server.browser import page_part
-from remote_vae.server.endpoints import Endpoints, named, page_only
+from remote_vae.server.endpoints import Endpoints
 from remote_vae.server.error_responses import on_error
 from remote_vae.server.keys import read_keys
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.metrics_listener import MetricsListener
+from remote_vae.server.pages import named, page_only
 from remote_vae.server.readers import Readers
 from remote_vae.server.settings import Settings
 from remote_vae.server.tracing import tracing_from_environment
@@ -43,16 +44,18 @@ def build_app(
     loader: str = LOADER,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[BaseException], None] | None = None,
+    streams: bool = True,
 ) -> Starlette:
     """The ASGI application, whose models load in the background once it starts.
 
-    `loader` is `module:function` and runs in the process of each replica. *Raises* ConfigurationError.
+    `loader` is `module:function` and runs in the process of each replica. Unless it `streams`, every reply is sent as a
+    whole. *Raises* ConfigurationError.
     """
     metrics, tracing = Metrics(), tracing_from_environment()
     engine = _engine(settings, loader, metrics)
     readers = Readers(share=_client_share(settings), most_bytes=settings.max_arriving_bytes)
     metrics.watch(engine.state)
-    endpoints = Endpoints(engine, settings, metrics, readers)
+    endpoints = Endpoints(engine, settings, metrics, readers, streams=streams)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -1,7 +1,8 @@
 """What each route does. `Endpoints.post` parses a request, makes a job of it, awaits the engine and renders a reply."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -15,26 +16,30 @@ from remote_vae.engine.engine import Engine
 from remote_vae.engine.job import DecodeJob, EncodeJob, Job, Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.engine.progress import JobProgress
-from remote_vae.errors import MethodNotAllowed, NotReady, UriTooLong
+from remote_vae.errors import NotReady, UnsupportedOutput, UriTooLong
 from remote_vae.protocol import wire
-from remote_vae.protocol.messages import Operation, Provenance, Reply
+from remote_vae.protocol.messages import DecodeRequest, Operation, Provenance, Reply
+from remote_vae.protocol.multipart import FRAMES_HEADER
 from remote_vae.protocol.options import DECODE_ROWS, DecodeOptions, complete
-from remote_vae.protocol.replies import Headers, render_reply
+from remote_vae.protocol.replies import Headers, provenance_headers, render_reply
 from remote_vae.server import openapi
-from remote_vae.server.adapt import decode_job, encode_job, fit_decode, picture_terms, write_payload
+from remote_vae.server.adapt import decode_job, encode_job, fit_decode, picture_terms
 from remote_vae.server.body import Bodies, check_length, while_wanted
 from remote_vae.server.browser import page_part, wants_page
 from remote_vae.server.card import model_info
 from remote_vae.server.event_stream import EventStream
 from remote_vae.server.jobs import Jobs
 from remote_vae.server.metrics import Metrics
+from remote_vae.server.pages import wrong_method
+from remote_vae.server.payloads import video_terms, write_payload
 from remote_vae.server.readers import Readers
 from remote_vae.server.record import Record, record_of
 from remote_vae.server.settings import Settings
+from remote_vae.server.streams import Frames, StreamedResponse, film, parts
 from remote_vae.server.threads import Threads, Work
 from remote_vae.server.tracked_response import TrackedResponse
 from remote_vae.server.videos import video_cut
-from remote_vae.values import Buffer, Format, Tensor, clip
+from remote_vae.values import Buffer, Format, Tensor
 
 NO_OPTIONS: Final[DecodeOptions] = complete({}, DECODE_ROWS)  # an encode gives a tensor, which takes none
 MOST_JSON_HERE: Final = 1 << 20  # bytes
@@ -62,40 +67,13 @@ class Call:
         return max(0.0, self.until - time.monotonic())
 
 
-Page = Callable[[Request], Awaitable[Response]]
-
-
-def page_only(page: Page) -> Page:
-    """The page for GET and HEAD, MethodNotAllowed for every other method."""
-
-    async def answer(request: Request) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            raise _wrong_method(request, ["GET", "HEAD"])
-        return await page(request)
-
-    return answer
-
-
-def named(name: str, page: Page) -> Page:
-    """The page; its requests are counted under this name."""
-
-    async def answer(request: Request) -> Response:
-        record_of(request.scope).route = name
-        return await page(request)
-
-    return answer
-
-
-def _wrong_method(request: Request, allowed: list[str]) -> MethodNotAllowed:
-    text = f"{clip(request.method)} does nothing here; expected {' or '.join(allowed)}"
-    return MethodNotAllowed(text, method=clip(request.method), allowed=allowed)
-
-
 class Endpoints:
     """The functions of the routes, for one engine."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, readers: Readers) -> None:
-        self._engine, self._readers = engine, readers
+    def __init__(
+        self, engine: Engine, settings: Settings, metrics: Metrics, readers: Readers, *, streams: bool
+    ) -> None:
+        self._engine, self._readers, self._streams = engine, readers, streams
         self._metrics = metrics
         self._settings = settings
         self._threads = Threads()
@@ -106,9 +84,13 @@ class Endpoints:
         """Decodes or encodes, at /, /predict, /<model> and /<model>/decode|encode."""
         call = await self._accept(request)
         run = self._decode if call.head.operation is Operation.DECODE else self._encode
-        with self._jobs.entered(call.record, call.client) as job:
+        with ExitStack() as stack:
+            job = stack.enter_context(self._jobs.entered(call.record, call.client))
             body = await while_wanted(self._bodies.read(request, call.head), cancelled=job.cancelled)
-            return await while_wanted(run(call, body, job.progress), cancelled=job.cancelled, request=request)
+            reply = await while_wanted(run(call, body, job.progress), cancelled=job.cancelled, request=request)
+            if isinstance(reply, StreamedResponse):
+                reply.keep(job, stack.pop_all())  # the job lasts as long as the reply
+            return reply
 
     async def _accept(self, request: Request) -> Call:
         """Judges a request before its body is read: its form, its size, and whether the engine would take it now."""
@@ -133,7 +115,7 @@ class Endpoints:
         path = raw.decode("latin-1")
         if request.method != "POST":
             self._engine.find(wire.parse_route(path)[0])
-            raise _wrong_method(request, ["POST"] if path.strip("/") else ["GET", "HEAD", "POST"])
+            raise wrong_method(request, ["POST"] if path.strip("/") else ["GET", "HEAD", "POST"])
         query: bytes = request.scope["query_string"]
         if len(query) > self._settings.max_query_bytes:
             limit = self._settings.max_query_bytes
@@ -145,7 +127,26 @@ class Endpoints:
         transparent, video = call.info.transparent, call.model.recipe.has_frames
         message = await self._parsed(call, body, partial(wire.parse_decode, transparent=transparent, video=video))
         job = decode_job(call.model, call.info, message, self._settings)
+        if job.streamed:
+            return await self._stream(call, job, message, progress)
         return await self._run(call, job, message.format, message.options, progress)
+
+    async def _stream(self, call: Call, job: DecodeJob, message: DecodeRequest, progress: JobProgress) -> Response:
+        """A reply that begins with the first frames. What fails before them is answered as ever."""
+        if not self._streams:
+            raise UnsupportedOutput("this server is on Ray Serve and sends whole videos only; leave stream out")
+        asked, record = message.format, call.record
+        with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
+            source = self._engine.stream(permit, request_id=record.request_id, progress=progress)
+            frames = Frames(await anext(source), source, record)
+            if asked.is_tensor:
+                body, media = parts(frames)
+            else:
+                terms = video_terms(call.model, message.options, (job.fit.frames, job.fit.height, job.fit.width))
+                body, media = film(frames, asked, terms, self._threads), asked.media_type
+            provenance = provenance_headers(Provenance(model=call.model.name, revision=call.info.revision))
+            head = [("content-type", media), (FRAMES_HEADER, str(job.fit.frames)), *provenance]
+            return StreamedResponse(head, body, source, record=record, on_sent=permit.release)
 
     async def _encode(self, call: Call, body: Buffer, progress: JobProgress) -> Response:
         message = await self._parsed(call, body, wire.parse_encode)
@@ -234,7 +235,7 @@ class Endpoints:
     async def events(self, request: Request) -> Response:
         """GET /jobs/<request id>/events: how far an unfinished request of this client is, as server-sent events."""
         if request.method != "GET":
-            raise _wrong_method(request, ["GET"])
+            raise wrong_method(request, ["GET"])
         client = request.scope.get(CLIENT)
         job = self._jobs.find(client, request.path_params["id"])[-1]
         self._jobs.enter_stream(client)
@@ -243,7 +244,7 @@ class Endpoints:
     async def cancel(self, request: Request) -> Response:
         """DELETE /jobs/<request id>: ends every unfinished request of this client that has the id."""
         if request.method != "DELETE":
-            raise _wrong_method(request, ["DELETE"])
+            raise wrong_method(request, ["DELETE"])
         found = self._jobs.find(request.scope.get(CLIENT), request.path_params["id"])
         for job in found:
             job.cancelled.set()

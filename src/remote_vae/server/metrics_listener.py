@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remote_vae.errors import ConfigurationError, RemoteVAEError, UnknownRoute
-from remote_vae.server.endpoints import Page, page_only
 from remote_vae.server.error_responses import on_error
+from remote_vae.server.pages import Page, page_only
 
 
 class MetricsListener:

@@ -9,7 +9,7 @@ from remote_vae.errors import RequestError, ServerError, all_errors
 from remote_vae.protocol import options, wire
 from remote_vae.protocol.options import Rows
 from remote_vae.server.browser import POLICY
-from remote_vae.values import FORMATS
+from remote_vae.values import FORMATS, PARTS
 
 STYLE: Final = (
     "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -103,9 +103,12 @@ def _operation(summary: str, rows: Rows, body: Document) -> Document:
 
 
 def _ok() -> Document:
-    content = {row.media_type: {"schema": BASE64 if row.name == "base64" else BINARY} for row in FORMATS.values()}
+    content = {
+        row.media_type: {"schema": BASE64 if row.name == "base64" else BINARY} for row in (*FORMATS.values(), PARTS)
+    }
     return {
-        "description": "The picture, video or tensor; raw tensors name their shape and dtype in headers.",
+        "description": "The picture, video or tensor; raw tensors name their shape and dtype in headers. With stream, "
+        "the video in chunks that come while it is decoded, or its frames in parts that are tensors.",
         "content": content,
     }
 
