@@ -13,8 +13,9 @@ from remote_vae.cli.files import TENSORS, check_output, read_file, write_tensor
 from remote_vae.cli.flags import with_flags
 from remote_vae.cli.remote import DEFAULT_URL, Authority, Model, Scaled, Timeout, Token, Url, tell
 from remote_vae.cli.sources import TAR, find_sources
-from remote_vae.cli.terminal import console, working
+from remote_vae.cli.terminal import console
 from remote_vae.client import AsyncClient, Client
+from remote_vae.client.call_bar import CallBar
 from remote_vae.client.clients import TRIES
 from remote_vae.client.latents import array_of
 from remote_vae.client.model import RemoteModel
@@ -100,9 +101,9 @@ def _encode_one(
 ) -> None:
     check_output(output, TENSORS)
     picture = read_file(image)
-    with Client(url, **way) as client, working(f"encoding {image.name}"):
+    with Client(url, **way) as client, CallBar(f"encoding {image.name}") as bar:
         own = scaling and options["posterior"] != Posterior.PARAMETERS
-        reply = client.encode_reply(picture, do_scaling=own, **options)
+        reply = client.encode_reply(picture, progress=bar, do_scaling=own, **options)
     if not isinstance(reply.payload, Tensor):
         raise InvalidReply("the server did not send a tensor")
     write_tensor(output, array_of(reply.payload))

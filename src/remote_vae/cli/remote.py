@@ -12,6 +12,7 @@ from remote_vae.cli.files import TENSORS, check_output, read_latents, write_file
 from remote_vae.cli.flags import with_flags
 from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
 from remote_vae.client import Client
+from remote_vae.client.call_bar import CallBar
 from remote_vae.client.latents import array_of
 from remote_vae.errors import ConfigurationError, InvalidReply
 from remote_vae.protocol.messages import Reply
@@ -64,9 +65,11 @@ def decode(
     (frame, scaled), asked = _latent(latents, key, scaling), WRITTEN.get(output.suffix.lower())
     image_format = asked.name if asked is not None and asked.is_image else None
     output_type = "pt" if asked is None else "pil" if asked.is_image else asked.name
-    with Client(url, token=token, timeout=timeout, ca_file=ca_file) as client, working(f"decoding {list(frame.shape)}"):
+    way: Any = {"token": token, "timeout": timeout, "ca_file": ca_file}
+    with Client(url, **way) as client, CallBar(f"decoding {list(frame.shape)}") as bar:
         reply = client.decode_reply(
             frame,
+            progress=bar,
             model=model,
             do_scaling=scaled,
             output_type=output_type,

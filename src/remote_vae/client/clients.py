@@ -16,6 +16,7 @@ from remote_vae.client.latents import AnyTensor, copy_of
 from remote_vae.client.network import AsyncNetwork, BlockingNetwork, run
 from remote_vae.client.pictures import AnyPicture, held
 from remote_vae.client.queue import Queue
+from remote_vae.client.watching import Tell
 from remote_vae.protocol.messages import Reply
 from remote_vae.protocol.options import DecodeArguments, EncodeArguments
 from remote_vae.values import Buffer
@@ -54,29 +55,47 @@ class Client(Calls[httpx2.Client]):
         """Closes the connections."""
         run(self._network.close())
 
-    def decode(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Any:
+    def decode(self, latent: AnyTensor, *, progress: bool | Tell = False, **options: Unpack[DecodeArguments]) -> Any:
         """A PIL image; with output_type="pt" a tensor of the latent's kind, torch or numpy; of a video bytes.
 
         `options`: model, scaling_factor, shift_factor, do_scaling=False, output_type="pil", image_format="png",
         partial_postprocess=False, quality, fps, codec, chroma, height, width, plan.
+
+        `progress` is True for a bar on a terminal, or a function that takes a `CallProgress` and is called in this
+        thread, five times a second while the call waits and once when it is finished. What it raises ends the call,
+        and the server drops the job. A server or proxy that tells nothing does no harm.
         """
-        return run(self._decode(latent, options)).value
+        return run(self._decode(latent, options, progress)).value
 
-    def decode_reply(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Reply:
+    def decode_reply(
+        self, latent: AnyTensor, *, progress: bool | Tell = False, **options: Unpack[DecodeArguments]
+    ) -> Reply:
         """`decode`, but as the server sent it: a written image, an MP4 or a `values.Tensor`, with its provenance."""
-        return run(self._decode(latent, options)).reply
+        return run(self._decode(latent, options, progress)).reply
 
-    def encode(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> AnyTensor:
+    def encode(
+        self,
+        image: Image.Image | Buffer | AnyTensor,
+        *,
+        progress: bool | Tell = False,
+        **options: Unpack[EncodeArguments],
+    ) -> AnyTensor:
         """The latent of a PIL image, of a written picture or video or its path, or of a tensor; torch for torch.
 
         For all but torch tensors the latent is a numpy array. A model of videos takes files as docs/wire.md lists them.
         `options`: model, scaling_factor, shift_factor, do_scaling=False, posterior, seed, frames, start, fps, plan.
         """
-        return run(self._encode(image, options)).value
+        return run(self._encode(image, options, progress)).value
 
-    def encode_reply(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> Reply:
+    def encode_reply(
+        self,
+        image: Image.Image | Buffer | AnyTensor,
+        *,
+        progress: bool | Tell = False,
+        **options: Unpack[EncodeArguments],
+    ) -> Reply:
         """`encode`, but as the server sent it: a `values.Tensor` with its provenance."""
-        return run(self._encode(image, options)).reply
+        return run(self._encode(image, options, progress)).reply
 
     def decode_many(
         self,
@@ -138,21 +157,37 @@ class AsyncClient(Calls[httpx2.AsyncClient]):
         """`Client.close`, for the connections of the running event loop."""
         await self._network.close()
 
-    async def decode(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Any:
-        """`Client.decode`, awaited."""
-        return (await self._decode(latent, options)).value
+    async def decode(
+        self, latent: AnyTensor, *, progress: bool | Tell = False, **options: Unpack[DecodeArguments]
+    ) -> Any:
+        """`Client.decode`, awaited; a `progress` function is called in the event loop."""
+        return (await self._decode(latent, options, progress)).value
 
-    async def decode_reply(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Reply:
+    async def decode_reply(
+        self, latent: AnyTensor, *, progress: bool | Tell = False, **options: Unpack[DecodeArguments]
+    ) -> Reply:
         """`Client.decode_reply`, awaited."""
-        return (await self._decode(latent, options)).reply
+        return (await self._decode(latent, options, progress)).reply
 
-    async def encode(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> AnyTensor:
+    async def encode(
+        self,
+        image: Image.Image | Buffer | AnyTensor,
+        *,
+        progress: bool | Tell = False,
+        **options: Unpack[EncodeArguments],
+    ) -> AnyTensor:
         """`Client.encode`, awaited."""
-        return (await self._encode(image, options)).value
+        return (await self._encode(image, options, progress)).value
 
-    async def encode_reply(self, image: Image.Image | Buffer | AnyTensor, **options: Unpack[EncodeArguments]) -> Reply:
+    async def encode_reply(
+        self,
+        image: Image.Image | Buffer | AnyTensor,
+        *,
+        progress: bool | Tell = False,
+        **options: Unpack[EncodeArguments],
+    ) -> Reply:
         """`Client.encode_reply`, awaited."""
-        return (await self._encode(image, options)).reply
+        return (await self._encode(image, options, progress)).reply
 
     def decode_many(
         self,

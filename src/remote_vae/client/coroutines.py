@@ -3,10 +3,12 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic
 
 from PIL import Image
 
+from remote_vae.client.call_bar import telling
 from remote_vae.client.calls import (
     Answer,
     answer,
@@ -19,11 +21,12 @@ from remote_vae.client.calls import (
     read_reply,
 )
 from remote_vae.client.endpoint import Endpoint, read_endpoint
-from remote_vae.client.exchange import HttpReply, HttpRequest
+from remote_vae.client.exchange import Deadline, HttpReply, HttpRequest
 from remote_vae.client.latents import AnyTensor
 from remote_vae.client.network import H, Network, PathText
 from remote_vae.client.parts import NEEDED, Card, joined, parts_of
 from remote_vae.client.retry import LARGEST_REPLY, Bounds, send
+from remote_vae.client.watching import CallProgress, Tell, Watch, attended
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, RemoteVAEError, TooLarge
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
 from remote_vae.protocol.options import DecodeArguments, EncodeArguments
@@ -87,25 +90,44 @@ class Calls(Generic[H]):
     async def _send(self, request: HttpRequest, bounds: Bounds | None = None) -> HttpReply:
         return await send(self._network, request.numbered(), bounds or self._bounds)
 
-    async def _decode(self, latent: AnyTensor, options: DecodeArguments) -> Answer:
+    async def _watched(self, request: HttpRequest, tell: Tell | None, part: int, parts: int) -> HttpReply:
+        """The reply to a request whose job is watched, if there is a function to tell."""
+        if tell is None:
+            return await self._send(request)
+        sent = request.numbered()
+        events = self._endpoint.request("GET", f"/jobs/{sent.request_id}/events")
+        watch = Watch(tell, events, deadline=Deadline.after(self._bounds.timeout), part=part, parts=parts)
+        return await attended(self._network, partial(send, self._network, sent, self._bounds), watch)
+
+    async def _decode(self, latent: AnyTensor, options: DecodeArguments, progress: bool | Tell) -> Answer:
         request = decode_request(latent, options)
-        return answer(request, await self._ask(request), like=latent)
+        with telling(progress, "decoding") as tell:
+            return answer(request, await self._ask(request, tell), like=latent)
 
-    async def _encode(self, image: Image.Image | Buffer | AnyTensor, options: EncodeArguments) -> Answer:
+    async def _encode(
+        self, image: Image.Image | Buffer | AnyTensor, options: EncodeArguments, progress: bool | Tell
+    ) -> Answer:
         request = encode_request(image, options)
-        return answer(request, await self._ask(request), like=image)
+        with telling(progress, "encoding") as tell:
+            return answer(request, await self._ask(request, tell), like=image)
 
-    async def _ask(self, request: DecodeRequest | EncodeRequest) -> Reply:
+    async def _ask(self, request: DecodeRequest | EncodeRequest, tell: Tell | None = None) -> Reply:
         """The reply to a request; if its batch is too large for the server, the replies to its parts as one."""
         card = self._cards.get(request.model)
         parts = [request] if card is None else parts_of(request, card)
         try:
-            return joined([read_reply(part, await self._send(post(self._endpoint, part))) for part in parts])
+            replies = [
+                read_reply(part, await self._watched(post(self._endpoint, part), tell, at, len(parts)))
+                for at, part in enumerate(parts)
+            ]
+            if tell is not None:
+                tell(CallProgress("finished", part=len(parts) - 1, parts=len(parts)))
+            return joined(replies)
         except TooLarge:
             found = await self.card(request.model) if card is None else None
             if found is None or parts_of(request, found)[0] is request:
                 raise
-        return await self._ask(request)
+        return await self._ask(request, tell)
 
     async def card(self, model: str | None) -> Card | None:
         """The card of a model, as a coroutine of both clients. It is kept; None if the server does not tell it."""

@@ -2,7 +2,8 @@
 
 httpx2 gives every single read and write the whole time-out, so a server that sends a byte now and then could hold a
 call without end. In this transport all reads of a request together take no longer than its read time-out, and all
-writes no longer than its write time-out. Asynchronous code does not need this: a task can be cancelled.
+writes no longer than its write time-out. While it waits, it calls the request's `poll` now and then, which may end the
+request by an exception. Asynchronous code does not need this: a task can be cancelled.
 """
 
 import ssl
@@ -14,6 +15,8 @@ from typing import Any, Final
 import httpcore2
 import httpx2
 
+from remote_vae.client.exchange import POLL_SECONDS, Poll, nothing
+
 WRITE_BYTES: Final = 256 * 1024  # the most that is written before the clock is read again
 LIBRARY_ERRORS: Final = (
     httpcore2.TimeoutException,
@@ -22,6 +25,17 @@ LIBRARY_ERRORS: Final = (
     httpcore2.ProxyError,
     httpcore2.UnsupportedProtocol,
 )
+
+
+class _Moment(float):
+    """A moment on the monotonic clock, and what is called now and then until it comes."""
+
+    poll: Poll
+
+    def __new__(cls, at: float, poll: Poll) -> "_Moment":
+        found = super().__new__(cls, at)
+        found.poll = poll
+        return found
 
 
 class DeadlineTransport(httpx2.BaseTransport):
@@ -38,9 +52,10 @@ class DeadlineTransport(httpx2.BaseTransport):
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        now, url = time.monotonic(), request.url
+        now, url, poll = time.monotonic(), request.url, request.extensions.get("poll", nothing)
         # The pool passes these numbers to the connections, for which they are moments; see `_left`.
-        moments = {name: now + seconds for name, seconds in request.extensions["timeout"].items() if name != "pool"}
+        timeouts = {name: each for name, each in request.extensions["timeout"].items() if name != "pool"}
+        moments = {name: _Moment(now + seconds, poll) for name, seconds in timeouts.items()}
         target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         with _errors_of_httpx2():
             found = self._pool.handle_request(
@@ -94,11 +109,16 @@ class _Stream(httpcore2.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(timeout, httpcore2.ReadTimeout))
+        while True:
+            left = _polled(timeout, httpcore2.ReadTimeout)
+            try:
+                return self._stream.read(max_bytes, left and min(left, POLL_SECONDS))
+            except httpcore2.ReadTimeout:
+                pass  # the next round sees whether the moment has come
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), WRITE_BYTES):
-            self._stream.write(buffer[start : start + WRITE_BYTES], _left(timeout, httpcore2.WriteTimeout))
+            self._stream.write(buffer[start : start + WRITE_BYTES], _polled(timeout, httpcore2.WriteTimeout))
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -121,6 +141,13 @@ def _left(moment: float | None, error: type[httpcore2.TimeoutException]) -> floa
     if left <= 0:
         raise error("the deadline has passed")
     return left
+
+
+def _polled(moment: float | None, error: type[httpcore2.TimeoutException]) -> float | None:
+    """`_left`, after a poll."""
+    if isinstance(moment, _Moment):
+        moment.poll()
+    return _left(moment, error)
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import httpx2
@@ -13,8 +13,16 @@ from remote_vae.errors import ClientError, ClientTimeout, ConnectionFailed, Inva
 from remote_vae.values import clip
 
 CONNECT_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 0.2
 ID_HEADERS: Final = ("x-request-id", "x-call-id")  # the second one is for proxies, some of which replace the first
 CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"  # in the text of an error of TLS
+
+Poll: TypeAlias = Callable[[], None]
+"""Is called while a blocking call waits, at least once in `POLL_SECONDS`; what it raises ends the call."""
+
+
+def nothing() -> None:
+    """The poll of a call that is not watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +82,27 @@ class Deadline:
         return httpx2.Timeout(left, connect=min(left, CONNECT_SECONDS))
 
 
+class Reader(Protocol):
+    """Takes a reply as it comes."""
+
+    deadline: Deadline
+    poll: Poll
+
+    def begin(self, response: httpx2.Response) -> None:
+        """Takes the head."""
+
+    def take(self, chunk: bytes) -> None:
+        """Takes a piece of the body."""
+
+
 class ReplyReader:
     """Collects the reply to the request with an id, within the limit on its bytes and the deadline.
 
     `foreign` if the reply was one to another request.
     """
 
-    def __init__(self, *, limit: int, deadline: Deadline, request_id: str = "") -> None:
-        self.deadline = deadline
+    def __init__(self, *, limit: int, deadline: Deadline, request_id: str = "", poll: Poll = nothing) -> None:
+        self.deadline, self.poll = deadline, poll
         self.reply: HttpReply | None = None  # from the head on
         self.foreign = False
         self._limit = limit

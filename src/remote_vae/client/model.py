@@ -9,6 +9,7 @@ from remote_vae.client.clients import Client
 from remote_vae.client.endpoint import split_endpoint
 from remote_vae.client.latents import AnyTensor
 from remote_vae.client.network import PathText, run
+from remote_vae.client.watching import Tell
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotReady, UnknownModel
 from remote_vae.values import RGB, Frames
 
@@ -119,32 +120,36 @@ class RemoteModel:
         do_scaling: bool = False,
         timestep: float | None = None,
         seed: int | None = None,
+        progress: bool | Tell = False,
     ) -> AnyTensor:
         """The VAE's raw output, in about [-1, 1]; *raises* LatentMismatch for a latent of another model.
 
+        `progress` is that of `Client.decode`.
         A decoder that is told a timestep adds no noise to the latent; `seed` is for one that takes noise itself.
         *Shapes*: [B,C,h,w] -> [B,P,H,W], or [B,C,f,h,w] -> [B,P,F,H,W], P pixel channels; [f,C,h,w] -> [F,P,H,W] if
         the model takes frames.
         """
         self._check_latent(tuple(latent.shape))
+        how: Any = {"model": self.name, "do_scaling": do_scaling, "output_type": "pt", "progress": progress}
         if self.takes_frames and len(latent.shape) == FRAMES_AXES:
-            [video] = self._client.decode(latent, model=self.name, do_scaling=do_scaling, output_type="pt")
+            [video] = self._client.decode(latent, **how)
             return video.swapaxes(0, 1)
-        return self._client.decode(
-            self._turned(latent), model=self.name, do_scaling=do_scaling, output_type="pt", seed=seed, **_at(timestep)
-        )
+        return self._client.decode(self._turned(latent), seed=seed, **how, **_at(timestep))
 
-    def decode_levels(self, latent: AnyTensor, *, timestep: float | None = None) -> AnyTensor:
+    def decode_levels(
+        self, latent: AnyTensor, *, timestep: float | None = None, progress: bool | Tell = False
+    ) -> AnyTensor:
         """Finished pixels in eight bits, a quarter of the bytes of float32; *raises* LatentMismatch.
 
         *Shapes*: [B,C,h,w] -> uint8 [B,H,W,P], or [1,C,f,h,w] -> [F,H,W,P].
         """
         self._check_latent(tuple(latent.shape))
-        return self._client.decode(
-            self._turned(latent), model=self.name, output_type="pt", partial_postprocess=True, **_at(timestep)
-        )
+        how: Any = {"model": self.name, "output_type": "pt", "partial_postprocess": True, "progress": progress}
+        return self._client.decode(self._turned(latent), **how, **_at(timestep))
 
-    def encode(self, pixels: AnyTensor, *, posterior: str, do_scaling: bool = False) -> AnyTensor:
+    def encode(
+        self, pixels: AnyTensor, *, posterior: str, do_scaling: bool = False, progress: bool | Tell = False
+    ) -> AnyTensor:
         """The latent of pixels in [-1, 1], or the posterior's parameters: mean and log-variance, twice the channels.
 
         *Shapes*: [B,P,H,W] -> [B,C,h,w], or [B,P,F,H,W] -> [B,C,f,h,w]; sides are multiples of the model's ratio.
@@ -152,7 +157,8 @@ class RemoteModel:
         """
         shape = tuple(pixels.shape)
         self._check_pixels(shape)
-        latent = self._client.encode(_as_sent(pixels), model=self.name, posterior=posterior, do_scaling=do_scaling)
+        how: Any = {"model": self.name, "posterior": posterior, "do_scaling": do_scaling, "progress": progress}
+        latent = self._client.encode(_as_sent(pixels), **how)
         if posterior != "parameters":  # which have the order of the VAE itself
             latent = self._turned(latent)
         sides = tuple(side // self.ratio for side in shape[-2:])

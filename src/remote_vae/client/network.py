@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from remote_vae.client.deadline import DeadlineTransport
-from remote_vae.client.exchange import ID_HEADERS, HttpRequest, ReplyReader
+from remote_vae.client.exchange import ID_HEADERS, POLL_SECONDS, HttpRequest, Poll, Reader, nothing
 from remote_vae.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ PathText: TypeAlias = str | os.PathLike[str]
 
 TRUSTED: Final = {"SSL_CERT_FILE": "cafile", "SSL_CERT_DIR": "capath"}
 AGENT: Final = {"user-agent": "remote-vae"}
+# A call must not wait for a connection that another call is watched over.
+LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -103,7 +105,7 @@ class BlockingNetwork(Way[httpx2.Client]):
             self._connect()
         return self._own
 
-    async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
+    async def exchange(self, request: HttpRequest, reader: Reader) -> None:
         """Fills the reader, until its deadline; *raises* ClientError, httpx2.HTTPError, TimeoutError."""
         http = self._http()
         with http.stream(**_arguments(http, request, reader)) as response:
@@ -111,8 +113,11 @@ class BlockingNetwork(Way[httpx2.Client]):
             for chunk in response.iter_bytes():
                 reader.take(chunk)
 
-    async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+    async def sleep(self, seconds: float, poll: Poll = nothing) -> None:
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            poll()
+            time.sleep(min(left, POLL_SECONDS))
 
     async def close(self) -> None:
         """Closes the connections, except those of an injected client."""
@@ -133,13 +138,14 @@ class AsyncNetwork(Way[httpx2.AsyncClient]):
         key = os.getpid(), asyncio.get_running_loop()
         if key not in self._own:
             self._own = {each: own for each, own in self._own.items() if not each[1].is_closed()}
-            http = httpx2.AsyncClient(verify=self._verify, trust_env=False, headers=AGENT, proxy=self._proxy)
+            how: Any = {"verify": self._verify, "proxy": self._proxy, "limits": LIMITS}
+            http = httpx2.AsyncClient(trust_env=False, headers=AGENT, **how)
             closing = _close_at_the_end(http)
             await anext(closing)
             self._own[key] = http, closing
         return self._own[key][0]
 
-    async def exchange(self, request: HttpRequest, reader: ReplyReader) -> None:
+    async def exchange(self, request: HttpRequest, reader: Reader) -> None:
         http = await self._http()
         async with (
             asyncio.timeout(reader.deadline.left),
@@ -150,7 +156,8 @@ class AsyncNetwork(Way[httpx2.AsyncClient]):
             async for chunk in chunks:
                 reader.take(chunk)
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, poll: Poll = nothing) -> None:
+        """A task that waits can be cancelled, so there is no need to poll."""
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
@@ -216,7 +223,7 @@ def _verify(url: str, proxy: httpx2.Proxy | None, ca_file: PathText | None) -> s
     return context
 
 
-def _arguments(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest, reader: ReplyReader) -> dict[str, Any]:
+def _arguments(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest, reader: Reader) -> dict[str, Any]:
     return {
         "method": request.method,
         "url": request.url,
@@ -225,6 +232,7 @@ def _arguments(http: httpx2.Client | httpx2.AsyncClient, request: HttpRequest, r
         "content": request.body or None,
         "timeout": reader.deadline.timeouts(),
         "follow_redirects": False,
+        "extensions": {"poll": reader.poll},
         # An injected client's own credential gives way to the request's.
         "auth": None if "authorization" in request.headers else http.auth,
     }

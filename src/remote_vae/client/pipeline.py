@@ -19,13 +19,14 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from remote_vae.client.decoder_arguments import Arguments, arguments_of
+from remote_vae.client.decoder_arguments import arguments_of
 from remote_vae.client.endpoint import read_endpoint
 from remote_vae.client.fallback import check_fallback, decode_here, encode_here, ratios_of
-from remote_vae.client.model import FRAMES_AXES, RemoteModel
+from remote_vae.client.model import RemoteModel
 from remote_vae.client.network import PathText
-from remote_vae.client.pixel_range import of_the_server, of_the_vae
 from remote_vae.client.retry import FEW
+from remote_vae.client.there import decode_there, encode_there
+from remote_vae.client.watching import Tell
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, InvalidValue
 
 T = TypeVar("T")
@@ -49,7 +50,8 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
     latent's device. Posteriors are sampled here, from the server's mean and log-variance, so that a seed gives the same
     result as with a local VAE. `model` is the server's name of the model, if the URL does not end with it. `fallback`
     is a local VAE that is used, with a warning, if the server does not answer. As a context it closes its connection at
-    the end. *Units*: timeout in seconds, for a whole call with all its tries.
+    the end. `progress` is that of `Client.decode`, for every call. *Units*: timeout in seconds, for a whole call with
+    all its tries.
     *Raises* UnknownModel, LatentMismatch, ConnectionFailed, ClientTimeout, and the server's errors.
     """
 
@@ -66,6 +68,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         timeout: float = 300.0,
         ca_file: PathText | None = None,
         fallback: Any = None,
+        progress: bool | Tell = False,
     ) -> None:
         super().__init__()
         # Without elements: it follows `.to()` and offload hooks as weights do, and so gives device and precision.
@@ -74,6 +77,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         # A fallback does not wait for a server that restarts.
         self._connect = partial(RemoteModel, endpoint, retries=None if fallback is None else FEW, **how)
         self._remote: RemoteModel | None = None
+        self._progress = progress
         # Not by assignment, because the module would count the fallback's weights among its own.
         object.__setattr__(self, "_fallback", fallback)
         config, norm = self._ask(_config_and_norm, lambda local: (local.config, getattr(local, "bn", None)))
@@ -146,7 +150,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         given = {"temb": temb, "generator": generator, "force_not_quantize": force_not_quantize}
         how = {name: value for name, value in given.items() if value is not None}
         pixels = self._ask(
-            lambda remote: _decode_there(remote, z, arguments_of(remote.card, temb, generator)),
+            lambda remote: decode_there(remote, z, arguments_of(remote.card, temb, generator), self._progress),
             lambda local: decode_here(local, z, how),
         ).to(z.device)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
@@ -159,7 +163,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         """
         _refuse_gradient(x)
         found, is_latent = self._ask(
-            lambda remote: _encode_there(remote, of_the_server(remote.card, x)), lambda local: encode_here(local, x)
+            lambda remote: encode_there(remote, x, self._progress), lambda local: encode_here(local, x)
         )
         if is_latent:
             latent = found.to(x)
@@ -211,6 +215,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
         timeout: float = 300.0,
         ca_file: PathText | None = None,
         fallback: Any = None,
+        progress: bool | Tell = False,
         **_: Any,
     ) -> Self:
         """The RemoteVAE that `save_pretrained` wrote, with the server's present config; *raises* ConfigurationError."""
@@ -220,7 +225,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has
                 f"{str(path)!r} holds a {config.get('_class_name')}; expected the folder of a RemoteVAE. Serve the "
                 "weights with remote-vae serve, and give RemoteVAE the server's URL"
             )
-        how: Any = {"timeout": timeout, "ca_file": ca_file, "fallback": fallback}
+        how: Any = {"timeout": timeout, "ca_file": ca_file, "fallback": fallback, "progress": progress}
         found = cls(config["endpoint"], model=config["model"], token=token, **how)
         found.to(dtype or torch_dtype or found.dtype)
         return found
@@ -246,34 +251,6 @@ def _buffers_of_card(remote: RemoteModel) -> dict[str, torch.Tensor]:
 
 def _buffers(local: Any) -> dict[str, torch.Tensor]:
     return {name: values for name, values in local.named_buffers(recurse=False) if name in BUFFERS}
-
-
-def _is_one_frame(remote: RemoteModel, tensor: torch.Tensor) -> bool:
-    """Whether a pipeline hands over a picture as a video of one frame, and the server's model takes pictures."""
-    return tensor.ndim == 5 and tensor.shape[2] == 1 and not remote.is_video
-
-
-def _decode_there(remote: RemoteModel, z: torch.Tensor, arguments: list[Arguments]) -> torch.Tensor:
-    """A request has one set of arguments at most, so latents with different ones go one by one."""
-    if _is_one_frame(remote, z):
-        return _decode_there(remote, z[:, :, 0], arguments).unsqueeze(2)
-    if any(each != arguments[0] for each in arguments):
-        return torch.cat([_decode_there(remote, one[None], [each]) for one, each in zip(z, arguments, strict=True)])
-    sent = remote.decode(z, do_scaling=remote.is_normalised, **(arguments[0] if arguments else {}))
-    pixels: torch.Tensor = of_the_vae(remote.card, sent)
-    return pixels.transpose(1, 2) if remote.card.get("frames_first") else pixels
-
-
-def _encode_there(remote: RemoteModel, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """A posterior's parameters from the server; or a latent, and True, if the encoder is deterministic."""
-    if _is_one_frame(remote, x):
-        found, is_latent = _encode_there(remote, x[:, :, 0])
-        return found.unsqueeze(2), is_latent
-    if remote.takes_frames and x.ndim == FRAMES_AXES:
-        return remote.encode(x, posterior="parameters").squeeze(2), False
-    if remote.card["deterministic"]:
-        return remote.encode(x, posterior="mode", do_scaling=remote.is_normalised), True
-    return remote.encode(x, posterior="parameters"), False
 
 
 def _without_weights(norm: torch.nn.BatchNorm2d) -> torch.nn.BatchNorm2d:

@@ -20,8 +20,10 @@ from remote_vae.client.exchange import (
     HttpReply,
     HttpRequest,
     Outcome,
+    Poll,
     ReplyReader,
     failure_of,
+    nothing,
     settle,
 )
 from remote_vae.client.network import Network
@@ -66,17 +68,19 @@ class Bounds:
         return replace(self, timeout=min(self.timeout, PROBE_SECONDS), tries=1)
 
 
-async def send(network: Network, request: HttpRequest, bounds: Bounds) -> HttpReply:
+async def send(network: Network, request: HttpRequest, bounds: Bounds, poll: Poll = nothing) -> HttpReply:
     """The reply, which has status 200 or that of an error; *raises* ConnectionFailed, ClientTimeout, InvalidReply."""
     tries = Tries(most=bounds.tries, budget=bounds.timeout, known=network.answered)
     while True:
-        reader = ReplyReader(limit=bounds.max_reply_bytes, deadline=tries.deadline, request_id=request.request_id)
+        reader = ReplyReader(
+            limit=bounds.max_reply_bytes, deadline=tries.deadline, request_id=request.request_id, poll=poll
+        )
         outcome = await _attempt(network, request, reader)
         network.answered |= not isinstance(outcome, Failure)
         pause = tries.pause_after(outcome)
         if pause is None:
             return settle(outcome)
-        await network.sleep(pause)
+        await network.sleep(pause, poll)
 
 
 async def _attempt(network: Network, request: HttpRequest, reader: ReplyReader) -> Outcome:
