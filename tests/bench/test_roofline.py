@@ -1,0 +1,114 @@
+"""benchmarks/roofline.py: what it counts, its rules, how near it comes to published times, and what ours launch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import roofline
+import torch
+from roofline_account import by_operator, counted
+from roofline_cards import CARDS, HOST_SECONDS, KERNEL_SECONDS, Kernel, cost, device_seconds
+from roofline_cases import EAGER, PUBLISHED, Case, Published, count
+
+H200 = CARDS["H200"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_convolution(last: bool) -> None:
+    """Products and bytes of a convolution; only one that is not channels last moves its tensors to another layout."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    given, weight = (
+        torch.empty(shape, device="meta").to(memory_format=layout) for shape in ((1, 64, 8, 8), (64, 64, 3, 3))
+    )
+    with torch.inference_mode(), counted() as account:
+        found = torch.nn.functional.conv2d(given, weight, torch.empty(64, device="meta"), padding=1)
+    kernels = {kernel.name: kernel for kernel in account.kernels}
+    layouts = [kernel.name for kernel in account.kernels if kernel.kind == "layout"]
+    assert found.is_contiguous(memory_format=layout)
+    assert layouts == ([] if last else ["to channels last", "to channels last", "from channels last"])
+    assert kernels["convolution"].flops == 2 * 64 * 64 * 64 * 9
+    assert kernels["convolution"].read == 4 * (given.numel() + weight.numel())
+    assert kernels["bias of a convolution"].read == 4 * (found.numel() + 64)
+
+
+def test_what_launches_nothing_and_what_waits() -> None:
+    """Views launch nothing; a norm is three kernels; attention is one; values that come to the host wait."""
+    x = torch.empty(2, 8, 4, 4, device="meta")
+    with torch.inference_mode(), counted() as account:
+        x.permute(0, 2, 3, 1).reshape(2, -1)[:1].view(-1)
+        torch.empty(3, device="meta").new_empty(0).zero_()
+        torch.zeros(4).add_(1).sum().item()
+        launched = [len(account.kernels)]
+        torch.nn.functional.group_norm(x, 4)
+        torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        launched.append(len(account.kernels))
+        waits = [account.waits]
+        bool(x.sum() > 0)
+        waits.append(account.waits)
+        assert x.cpu().shape == x.shape
+        waits.append(account.waits)
+    assert by_operator(account.kernels)["clone"] == 1, "the reshape"
+    assert launched == [1, 5]
+    assert waits == [0, 1, 2]
+
+
+def test_overlap() -> None:
+    """Small kernels take what the host takes to launch them; large ones what the device takes; waiting adds both."""
+    small = Kernel("a", "values", "float16", read=64)
+    large = Kernel("b", "values", "float16", read=2 * 10**9)
+    many = [kernel for _ in range(50) for kernel in (small, Kernel("c", "values", "float16", read=64))]
+    assert cost(many, H200).total == pytest.approx(100 * HOST_SECONDS + KERNEL_SECONDS)
+    device = device_seconds(large, H200)
+    assert cost([large, large], H200).total == pytest.approx(2 * device + HOST_SECONDS)
+    wait = Kernel("item", "wait", "")
+    assert cost([large, wait, large, wait], H200).total > cost([large, large], H200).total
+
+
+PLAIN = [one for one in PUBLISHED if one.way == EAGER]
+
+
+@pytest.mark.parametrize(
+    "one", PLAIN, ids=lambda one: f"{one.card} {one.case.model} {one.case.direction} {one.case.size}"
+)
+def test_published_times(one: Published) -> None:
+    """What others measured with eager code is calculated to within 25 %."""
+    seconds = cost(count(one.case, one.way).account.work, CARDS[one.card]).total
+    assert seconds == pytest.approx(one.seconds, rel=0.25)
+
+
+@pytest.mark.parametrize("model", ["sd1", "sdxl", "flux1", "flux2"])
+def test_what_ours_launch(model: str) -> None:
+    """A picture of 1024 pixels is decoded in at most 260 launches, one change of layout, and no wait before the end."""
+    account = count(Case(model, 1024, 1024), "whole").account
+    assert len(account.kernels) <= 260
+    assert sum(kernel.kind == "layout" for kernel in account.kernels) <= 1
+    assert account.waits == 0
+
+
+def test_peaks_are_those_that_the_planner_predicts() -> None:
+    """The most bytes that are alive are what `benchmarks/memory.py` measured on real tensors."""
+    measured = {
+        row["plan"]: row["peak_bytes"]
+        for row in json.loads((Path(roofline.__file__).parent / "results/memory.json").read_text())
+    }
+    for way in (EAGER, "whole"):
+        assert count(Case("sd1", 1024, 1024), way).peak_bytes == pytest.approx(measured[way], rel=0.01)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """It prints a table for each card, and writes rows that say that they are calculated."""
+    file = tmp_path / "rows.json"
+    words = ["--models", "flux1", "--sizes", "512", "--no-check", "--operators", "--json", str(file)]
+    ran = subprocess.run([sys.executable, roofline.__file__, *words], capture_output=True, text=True, check=True)
+    found = json.loads(file.read_text())
+    assert all(f"{name}, calculated" in ran.stdout for name in CARDS)
+    assert "calculated" in found["note"]
+    assert [row["way"] for row in found["calculated"]] == [
+        "diffusers",
+        "diffusers-channels-last",
+        "whole",
+        "strips",
+        "strips-recompute",
+    ]
