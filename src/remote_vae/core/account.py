@@ -13,6 +13,7 @@ class Account:
     def __init__(self, layer: Layer, height: int, width: int, device: torch.device, workers: int) -> None:
         self._workers = workers
         self._layer, self._form = layer, form_of(layer, height, width, 0, device)
+        self._tiles = 0 if self._form is None else self._form.tiles(height, width)
         self._wide = arithmetic(layer.weight.dtype, device) is not layer.weight.dtype
         self._kernel = layer.weight.new_empty(kernel_bytes(layer, height, width, device), dtype=torch.uint8)
 
@@ -37,10 +38,10 @@ class Account:
         rows = -(-rows // self._workers)
         frames, channels = window.shape[:2]
         if form is not None:
-            tiles = -(-rows // form.step) * -(-width // form.step)
-            cropped = rows % form.step or width % form.step
+            tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
             whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
-            return self._workers * (winograd.block_bytes(form, channels, layer.channels, tiles, frames) + whole)
+            block = winograd.block_bytes(form, channels, layer.channels, self._tiles, frames)
+            return self._workers * (block + whole)
         larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
         found = int(self._workers * frames * rows * width * larger * layer.channels)
         if not self._wide:

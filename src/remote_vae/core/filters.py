@@ -41,7 +41,7 @@ def filter_for(layer: Layer, height: int, width: int, frames: int = 0) -> "Direc
     form = form_of(layer, height, width, frames)
     if form is None or isinstance(layer, Downsample):
         return Direct(layer)
-    return Recombined(layer, form)
+    return Recombined(layer, form, form.tiles(height, width))
 
 
 def lead_of(layer: Layer, frames: int) -> int:
@@ -135,17 +135,17 @@ def _apply_in_time(layer: Layer, window: torch.Tensor, lead: int, step: int) -> 
 class Recombined:
     """The convolution of `core.winograd`: it computes in float32, whatever precision the maps have."""
 
-    def __init__(self, layer: Convolution | Upsample, form: Form) -> None:
+    def __init__(self, layer: Convolution | Upsample, form: Form, tiles: int) -> None:
         transposed = isinstance(layer, Upsample) and layer.folded
         self._kernel = winograd.recombine(form, layer.weight.transpose(0, 1) if transposed else layer.weight)
         self._bias = None if layer.bias is None else layer.bias.float()
-        self._form = form
+        self._form, self._tiles = form, tiles
 
     def margin(self, rows: int, width: int) -> Margin:
         return Margin(1, 1 + -width % self._form.step, -rows % self._form.step)
 
     def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:
-        found = winograd.convolve(self._form, window, self._kernel, self._bias, lead)
+        found = winograd.convolve(self._form, window, self._kernel, self._bias, self._tiles, lead)
         times = self._form.outputs // self._form.step
         part = found[:, :, : times * rows, : times * width]
         return found if part.shape == found.shape else part.clone()  # a view would keep the whole result alive
@@ -205,12 +205,13 @@ def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int 
     beside = 0 if taps == layer.taps else weight.nbytes // layer.taps  # of the sum of the taps
     if isinstance(layer, Upsample) and layer.in_time and frames > 1:  # two kernels of two taps, and half of the result
         taps, beside = 4, 4 * weight.nbytes // 3 + 4 * frames * rows * width * layer.channels * weight.element_size()
+    read = frames + (layer.taps - 1 if taps == layer.taps else lead_of(layer, frames))
     frames += lead_of(layer, frames)
     if form is not None:
-        tiles = -(-rows // form.step) * -(-width // form.step)
-        cropped = rows % form.step or width % form.step
+        tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
         uncropped = frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
-        return winograd.scratch_bytes(form, channels, layer.channels, tiles, taps, frames) + uncropped + beside
+        tiles = form.tiles(height, width)
+        return winograd.scratch_bytes(form, channels, layer.channels, tiles, taps, read) + uncropped + beside
     larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
     found = int(frames * rows * width * larger * layer.channels)
     if arithmetic(weight.dtype, weight.device) is weight.dtype:

@@ -34,14 +34,15 @@ class LiveBytes:
     def __exit__(self, *exc: object) -> None:
         self._entered.close()
 
-    def count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+    def count(self, tensor: torch.Tensor) -> None:
+        owner = _owner(tensor)
+        key, size = _key(tensor), owner.nbytes if isinstance(owner, torch.Tensor) else owner.nbytes()
         with self._lock:
             if key not in self._known:
-                self._known[key] = storage.nbytes()
-                self.current += storage.nbytes()
+                self._known[key] = size
+                self.current += size
                 self.peak = max(self.peak, self.current)
-                weakref.finalize(storage, self._forget, key)
+                weakref.finalize(owner, self._forget, key)
 
     def passing(self, size: int) -> None:
         """Counts bytes that would be alive for a moment beside what is alive now."""
@@ -72,7 +73,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         found = func(*args, **(kwargs or {}))
         for tensor in _tensors(found):
             if _key(tensor) not in given:
-                self._live.count(tensor.untyped_storage())
+                self._live.count(tensor)
         return found
 
 
@@ -84,5 +85,10 @@ def _tensors(found: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
+def _owner(tensor: torch.Tensor) -> torch.Tensor | torch.UntypedStorage:
+    """What lives as long as the bytes: the storage, which a tensor that a library packed does not have."""
+    return tensor if tensor.is_mkldnn else tensor.untyped_storage()
+
+
 def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return id(tensor) if tensor.is_mkldnn else int(tensor.untyped_storage()._cdata)

@@ -8,13 +8,17 @@ Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural Ne
 of the first form are 0, 1, -1, 1/2, -2 and infinity; `benchmarks/convolutions.py` measures how it rounds.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
 import torch
 
+from remote_vae.core.products import Matrices
+
 BLOCK_BYTES: Final = 4 * 2**20  # of a block's recombined input, which must stay in the cache until it is multiplied
+WIDE_CHANNELS: Final = 3  # times as many channels are needed if the CPU multiplies 16 floats at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,10 @@ class Form:
     @property
     def outputs(self) -> int:
         return self.found.shape[0]
+
+    def tiles(self, height: int, width: int) -> int:
+        """How many tiles a map is made of. *Units*: height and width of the input."""
+        return -(-height // self.step) * -(-width // self.step)
 
     def margin(self, rows: int, width: int) -> tuple[int, int, int]:
         """Zero columns to the left and to the right of a window, and zero rows below it."""
@@ -83,80 +91,98 @@ _FOLDED_TAPS = torch.tensor(((0.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 1.0), (1.0, 0
 FOLDED_UPSAMPLING: Final = Form(_PIXEL, _FOLDED_TAPS, _PAIR, 1, 256)
 
 
-def recombine(form: Form, weight: torch.Tensor) -> torch.Tensor:
-    """Recombines a kernel. *Shapes*: [out,in,k,k] -> [1,p*p,in,out], or [out,in,t,k,k] -> [t,p*p,in,out]; float32."""
+def recombine(form: Form, weight: torch.Tensor) -> Matrices:
+    """Recombines a kernel. *Shapes*: [out,in,k,k] or [out,in,t,k,k] -> p*p matrices of [t,in,out]; float32."""
     weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
-    taps = weight.permute(2, 3, 4, 1, 0).reshape(len(weight[0, 0]), form.taps.shape[1] ** 2, -1).float()
-    return (torch.kron(form.taps, form.taps) @ taps).view(len(taps), -1, weight.shape[1], weight.shape[0])
+
+    def recombined() -> Iterator[torch.Tensor]:
+        rows = torch.tensordot(form.taps, weight.permute(3, 2, 4, 1, 0).float(), 1)
+        for row in rows:
+            yield from torch.tensordot(form.taps, row.transpose(0, 1), 1)
+
+    return Matrices(recombined, *weight.permute(2, 1, 0, 3, 4).shape[:3])
 
 
 def convolve(
-    form: Form, window: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, lead: int = 0
+    form: Form, window: torch.Tensor, kernel: Matrices, bias: torch.Tensor | None, tiles: int, lead: int = 0
 ) -> torch.Tensor:
     """Convolves every tile of a window, in blocks that stay in the cache; sums are in float32.
 
     A kernel of several taps also sums over as many frames, of which the last one is the frame that is computed. The
-    window begins with `lead` frames that are only read; frames before them are zero and cost nothing.
+    window begins with `lead` frames that are only read; frames before them are zero. *Units*: `tiles` of the whole map.
+    Every block has the same size, and the last one is filled up: a packed kernel suits one size.
     *Shapes*: window [lead+f,C,step*t+n-step,...], channels last -> [f,K,m*t,...] in the window's dtype, channels last.
     """
-    channels, after = kernel.shape[2:]
-    tiles = window.permute(0, 2, 3, 1).unfold(1, form.inputs, form.step).unfold(2, form.inputs, form.step)
-    given, height, width = tiles.shape[:3]
-    frames = given - lead
-    result = window.new_empty(frames, height, form.outputs, width, form.outputs, after)
-    mix, unmix = torch.kron(form.tile, form.tile), torch.kron(form.found, form.found)
-    most = block_tiles(form, channels, after, given)
-    across = min(width, most)
-    down = max(1, most // across)
-
-    def block(given: torch.Tensor, into: torch.Tensor) -> None:
-        rows, columns = given.shape[1:3]
-        values = given.permute(4, 5, 0, 1, 2, 3).reshape(form.inputs**2, -1).float()
-        mixed = (mix @ values).view(form.products**2, -1, channels)
-        del values
-        multiplied = _multiplied(mixed, kernel, rows * columns, lead).view(form.products**2, -1)
-        del mixed
-        found = (unmix @ multiplied).view(form.outputs, form.outputs, frames, rows, columns, after)
-        into.copy_((found if bias is None else found.add_(bias)).permute(2, 3, 0, 4, 1, 5))
-
-    for top in range(0, height, down):
-        for left in range(0, width, across):
-            rows, columns = slice(top, top + down), slice(left, left + across)
-            block(tiles[:, rows, columns], result[:, rows, :, columns])
-    return result.view(frames, height * form.outputs, width * form.outputs, after).permute(0, 3, 1, 2)
+    missing = kernel.taps - 1 - lead
+    read = window[max(0, -missing) :].permute(0, 2, 3, 1)
+    read = read.unfold(1, form.inputs, form.step).unfold(2, form.inputs, form.step).permute(4, 5, 0, 1, 2, 3)
+    (height, width), frames = read.shape[3:5], len(window) - lead
+    result = window.new_empty(frames, height, form.outputs, width, form.outputs, kernel.after)
+    written = result.permute(2, 4, 0, 1, 3, 5)
+    most = block_tiles(form, kernel.before, kernel.after, frames + kernel.taps - 1, tiles)
+    channels = kernel.before // kernel.parts
+    shape = (form.inputs, form.inputs, kernel.parts, frames + kernel.taps - 1, most, channels)
+    values = torch.zeros(shape, device=window.device)
+    for start in range(0, height * width, most):
+        parts = tuple(_parts(start, min(start + most, height * width), width))
+        for at, rows, columns in parts:
+            given = read[:, :, :, rows, columns]
+            into = values[:, :, :, max(0, missing) :, at].unflatten(4, given.shape[3:5])
+            into.copy_(given.unflatten(5, (kernel.parts, channels)).permute(0, 1, 5, 2, 3, 4, 6))
+        found = _both_axes(form.found, kernel(_both_axes(form.tile, values).flatten(0, 1)))
+        found = found if bias is None else found.add_(bias)
+        for at, rows, columns in parts:
+            place = written[:, :, :, rows, columns]
+            place.copy_(found[:, :, :, at].unflatten(3, place.shape[3:5]))
+        del found
+    return result.view(frames, height * form.outputs, width * form.outputs, kernel.after).permute(0, 3, 1, 2)
 
 
-def _multiplied(mixed: torch.Tensor, kernel: torch.Tensor, tiles: int, lead: int) -> torch.Tensor:
-    """The sum of the products of all taps. *Shapes*: [p*p,(lead+f)*tiles,C] -> [p*p,f*tiles,K]."""
-    found = torch.bmm(mixed[:, lead * tiles :], kernel[-1])
-    for late in range(1, len(kernel)):  # a tap reads frames that come this many before those that are computed
-        first, missing = max(0, lead - late), max(0, late - lead)
-        last = mixed.shape[1] - late * tiles
-        if first * tiles < last:
-            found[:, missing * tiles :].baddbmm_(mixed[:, first * tiles : last], kernel[-1 - late])
-    return found
+def _parts(start: int, stop: int, width: int) -> Iterator[tuple[slice, slice, slice]]:
+    """The rectangles that some tiles in reading order are made of: where each is among them, its rows, its columns."""
+    at = 0
+    while start < stop:
+        row, column = divmod(start, width)
+        rows = max(1, (stop - start) // width) if column == 0 else 1
+        columns = min(width - column, stop - start)
+        count = rows * columns
+        yield slice(at, at + count), slice(row, row + rows), slice(column, column + columns)
+        at, start = at + count, start + count
 
 
-def block_tiles(form: Form, channels: int, after: int, frames: int = 1) -> int:
-    """How many tiles of every frame are multiplied at a time."""
-    return max(-(-32 // frames), BLOCK_BYTES // (4 * form.products**2 * max(channels, after) * frames))
+def _both_axes(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Recombines both axes of tiles, one after the other. *Shapes*: [m,n], [n,n,...] or [n*n,...] -> [m,m,...]."""
+    count, given = matrix.shape
+    rest = values.shape[2:] if values.shape[0] == given else values.shape[1:]
+    rows = (matrix @ values.reshape(given, -1)).view(count, given, -1)
+    return torch.bmm(matrix.expand(count, count, given), rows).view(count, count, *rest)
+
+
+def block_tiles(form: Form, channels: int, after: int, frames: int, tiles: int) -> int:
+    """How many tiles of every frame are multiplied at a time. *Units*: tiles of the whole map."""
+    cached = BLOCK_BYTES // (4 * form.products**2 * max(channels, after) * frames)
+    return min(tiles, max(-(-32 // frames), cached))
 
 
 @cache
 def vectors_are_wide() -> bool:
-    """Whether the CPU's libraries multiply 16 floats at a time. Then they wait for memory if products are saved."""
+    """Whether the CPU's libraries multiply 16 floats at a time."""
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def pays(form: Form, channels: int, after: int, pixels: int, taps: int = 1) -> bool:
-    """Whether this is faster than the direct form. *Units*: pixels of the input."""
+    """Whether this is faster than the direct form. *Units*: pixels of the input.
+
+    Several taps share the recombining of the maps. Where products are faster, more of them must be saved for it.
+    """
     kernels = 1 if taps == 1 else 2 * taps  # several are read for each block
     enough = form.least_pixels_per_channel * max(channels, after) * kernels
-    return min(channels, after) >= form.least_channels and pixels >= enough
+    least = WIDE_CHANNELS * form.least_channels // taps if vectors_are_wide() else form.least_channels
+    return min(channels, after) >= least and pixels >= enough
 
 
 def scratch_bytes(form: Form, channels: int, after: int, tiles: int, taps: int = 1, frames: int = 1) -> int:
-    """Bytes beside the window and the result. *Units*: tiles of each frame, and frames of the window."""
+    """Bytes beside the window and the result. *Units*: tiles of the whole map, and frames that are read."""
     return kernel_bytes(form, after, channels, taps) + block_bytes(form, channels, after, tiles, frames)
 
 
@@ -166,8 +192,9 @@ def kernel_bytes(form: Form, after: int, channels: int, taps: int = 1) -> int:
 
 
 def block_bytes(form: Form, channels: int, after: int, tiles: int, frames: int = 1) -> int:
-    """Bytes of the two largest steps of a block."""
-    block = frames * min(tiles, block_tiles(form, channels, after, frames))
-    mixed, multiplied = form.products**2 * channels, form.products**2 * after
-    steps = (form.inputs**2 * channels + mixed, mixed + multiplied, multiplied + form.outputs**2 * after)
-    return 4 * block * max(steps)
+    """Bytes of the largest step of a block."""
+    n, p, m = form.inputs, form.products, form.outputs
+    mixing, multiplying = (n * p + p**2) * channels, p**2 * (channels + after)
+    unmixing = (p**2 + p * m + m**2) * after
+    block = frames * block_tiles(form, channels, after, frames, tiles)
+    return 4 * block * (n**2 * channels + max(mixing, multiplying, unmixing))
