@@ -11,6 +11,7 @@ of the first form are 0, 1, -1, 1/2, -2 and infinity; `benchmarks/convolutions.p
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -122,14 +123,20 @@ def convolve(
     most = block_tiles(form, kernel.before, kernel.after, frames + kernel.taps - 1, tiles)
     channels = kernel.before // kernel.parts
     shape = (form.inputs, form.inputs, kernel.parts, frames + kernel.taps - 1, most, channels)
-    values = torch.zeros(shape, device=window.device)
     for start in range(0, height * width, most):
         parts = tuple(_parts(start, min(start + most, height * width), width))
+        values = torch.empty(shape, device=window.device)
+        values[:, :, :, : max(0, missing)] = 0
         for at, rows, columns in parts:
             given = read[:, :, :, rows, columns]
             into = values[:, :, :, max(0, missing) :, at].unflatten(4, given.shape[3:5])
             into.copy_(given.unflatten(5, (kernel.parts, channels)).permute(0, 1, 5, 2, 3, 4, 6))
-        found = _both_axes(form.found, kernel(_both_axes(form.tile, values).flatten(0, 1)))
+            del into
+        held = [values]
+        del values
+        held.append(_both_axes(form.tile, held.pop()).flatten(0, 1))
+        held.append(kernel(held.pop()).unflatten(0, (form.products, form.products)))
+        found = _both_axes(form.found, held.pop())
         found = found if bias is None else found.add_(bias)
         for at, rows, columns in parts:
             place = written[:, :, :, rows, columns]
@@ -151,11 +158,10 @@ def _parts(start: int, stop: int, width: int) -> Iterator[tuple[slice, slice, sl
 
 
 def _both_axes(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Recombines both axes of tiles, one after the other. *Shapes*: [m,n], [n,n,...] or [n*n,...] -> [m,m,...]."""
-    count, given = matrix.shape
-    rest = values.shape[2:] if values.shape[0] == given else values.shape[1:]
-    rows = (matrix @ values.reshape(given, -1)).view(count, given, -1)
-    return torch.bmm(matrix.expand(count, count, given), rows).view(count, count, *rest)
+    """Recombines both axes of tiles, one after the other. *Shapes*: [m,n], [n,n,...] -> [m,m,...]."""
+    (count, given), rest = matrix.shape, values.shape[2:]
+    values = (matrix @ values.reshape(given, -1)).view(count, given, -1)
+    return torch.bmm(matrix.expand(count, count, given), values).view(count, count, *rest)
 
 
 def block_tiles(form: Form, channels: int, after: int, frames: int, tiles: int) -> int:
@@ -194,7 +200,7 @@ def kernel_bytes(form: Form, after: int, channels: int, taps: int = 1) -> int:
 def block_bytes(form: Form, channels: int, after: int, tiles: int, frames: int = 1) -> int:
     """Bytes of the largest step of a block."""
     n, p, m = form.inputs, form.products, form.outputs
-    mixing, multiplying = (n * p + p**2) * channels, p**2 * (channels + after)
-    unmixing = (p**2 + p * m + m**2) * after
+    given, found = (n**2, n * p, p**2), (p**2, p * m, m**2)  # values for each channel, step by step
+    steps = [part * channels for part in given] + [part * after for part in found]
     block = frames * block_tiles(form, channels, after, frames, tiles)
-    return 4 * block * (n**2 * channels + max(mixing, multiplying, unmixing))
+    return 4 * block * max(one + following for one, following in pairwise(steps))
