@@ -52,7 +52,9 @@ def _convolutions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> list[
     exact = functional.conv2d(padded.double(), weight.double())
     calls = {
         "convolution 3x3": lambda: functional.conv2d(padded, weight),
-        "the same by core.winograd": lambda: winograd.convolve(winograd.CONVOLUTION, padded, kernel, None, winograd.CONVOLUTION.tiles(rows, width)),
+        "the same by core.winograd": lambda: winograd.convolve(
+            winograd.CONVOLUTION, padded, kernel, None, winograd.CONVOLUTION.tiles(rows, width)
+        ),
     }
     found = []
     for name, call in calls.items():

@@ -52,7 +52,7 @@ class Matrices:
 def packs() -> bool:
     """Whether torch's library for this CPU multiplies float32 with matrices that were packed for it."""
     wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    return wide and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return wide and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def _packed(matrices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

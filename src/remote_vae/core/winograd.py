@@ -8,7 +8,7 @@ Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural Ne
 of the first form are 0, 1, -1, 1/2, -2 and infinity; `benchmarks/convolutions.py` measures how it rounds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -19,6 +19,7 @@ import torch
 from remote_vae.core.products import Matrices
 
 BLOCK_BYTES: Final = 4 * 2**20  # of a block's recombined input, which must stay in the cache until it is multiplied
+Part = tuple[slice, slice, slice]  # tiles of a block, and their rows and columns
 WIDE_CHANNELS: Final = 3  # times as many channels are needed if the CPU multiplies 16 floats at a time
 
 
@@ -121,31 +122,35 @@ def convolve(
     result = window.new_empty(frames, height, form.outputs, width, form.outputs, kernel.after)
     written = result.permute(2, 4, 0, 1, 3, 5)
     most = block_tiles(form, kernel.before, kernel.after, frames + kernel.taps - 1, tiles)
-    channels = kernel.before // kernel.parts
-    shape = (form.inputs, form.inputs, kernel.parts, frames + kernel.taps - 1, most, channels)
+    shape = (form.inputs**2, kernel.parts, frames + kernel.taps - 1, most, kernel.before // kernel.parts)
     for start in range(0, height * width, most):
         parts = tuple(_parts(start, min(start + most, height * width), width))
-        values = torch.empty(shape, device=window.device)
-        values[:, :, :, : max(0, missing)] = 0
-        for at, rows, columns in parts:
-            given = read[:, :, :, rows, columns]
-            into = values[:, :, :, max(0, missing) :, at].unflatten(4, given.shape[3:5])
-            into.copy_(given.unflatten(5, (kernel.parts, channels)).permute(0, 1, 5, 2, 3, 4, 6))
-            del into
-        held = [values]
-        del values
-        held.append(_both_axes(form.tile, held.pop()).flatten(0, 1))
-        held.append(kernel(held.pop()).unflatten(0, (form.products, form.products)))
-        found = _both_axes(form.found, held.pop())
-        found = found if bias is None else found.add_(bias)
+        mixed = [_both_axes(form.tile, _gathered(read, parts, shape, max(0, missing)))]  # which lives until it is read
+        found = _both_axes(form.found, kernel(mixed.pop()))
+        found = (found if bias is None else found.add_(bias)).view(*written.shape[:3], most, kernel.after)
         for at, rows, columns in parts:
             place = written[:, :, :, rows, columns]
-            place.copy_(found[:, :, :, at].unflatten(3, place.shape[3:5]))
+            place.copy_(found[:, :, :, at].view(place.shape))
         del found
     return result.view(frames, height * form.outputs, width * form.outputs, kernel.after).permute(0, 3, 1, 2)
 
 
-def _parts(start: int, stop: int, width: int) -> Iterator[tuple[slice, slice, slice]]:
+def _gathered(read: torch.Tensor, parts: Iterable[Part], shape: tuple[int, ...], missing: int) -> torch.Tensor:
+    """The values of some tiles, of which the channels are in parts; frames that are missing are zero.
+
+    *Shapes*: [n,n,f,tiles,tiles,C] -> [n*n,parts,missing+f,tiles,C/parts]. Tiles that fill up a block have any values.
+    """
+    values = torch.empty(shape, device=read.device)
+    values[:, :, :missing] = 0
+    for at, rows, columns in parts:
+        given = read[:, :, :, rows, columns]
+        into = values[:, :, missing:, at]
+        into = into.view(*given.shape[:2], *into.shape[1:3], *given.shape[3:5], shape[-1])
+        into.copy_(given.reshape(*given.shape[:5], shape[1], shape[-1]).permute(0, 1, 5, 2, 3, 4, 6))
+    return values
+
+
+def _parts(start: int, stop: int, width: int) -> Iterator[Part]:
     """The rectangles that some tiles in reading order are made of: where each is among them, its rows, its columns."""
     at = 0
     while start < stop:
@@ -158,10 +163,10 @@ def _parts(start: int, stop: int, width: int) -> Iterator[tuple[slice, slice, sl
 
 
 def _both_axes(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Recombines both axes of tiles, one after the other. *Shapes*: [m,n], [n,n,...] -> [m,m,...]."""
-    (count, given), rest = matrix.shape, values.shape[2:]
+    """Recombines both axes of tiles, one after the other. *Shapes*: [m,n], [n*n,...] -> [m*m,...]."""
+    (count, given), rest = matrix.shape, values.shape[1:]
     values = (matrix @ values.reshape(given, -1)).view(count, given, -1)
-    return torch.bmm(matrix.expand(count, count, given), values).view(count, count, *rest)
+    return torch.bmm(matrix.expand(count, count, given), values).view(count**2, *rest)
 
 
 def block_tiles(form: Form, channels: int, after: int, frames: int, tiles: int) -> int:
