@@ -10,12 +10,14 @@ from remote_vae.core.stages import Downsample, Layer, Upsample
 class Account:
     """Stands for the filter of a layer on another device, and allocates as many bytes as all its workers."""
 
-    def __init__(self, layer: Layer, height: int, width: int, device: torch.device, workers: int) -> None:
+    def __init__(
+        self, layer: Layer, height: int, width: int, device: torch.device, workers: int, *, lean: bool = False
+    ) -> None:
         self._workers = workers
-        self._layer, self._form = layer, form_of(layer, height, width, 0, device)
+        self._layer, self._form = layer, None if lean else form_of(layer, height, width, 0, device)
         self._tiles = 0 if self._form is None else self._form.tiles(height, width)
         self._wide = arithmetic(layer.weight.dtype, device) is not layer.weight.dtype
-        self._kernel = layer.weight.new_empty(kernel_bytes(layer, height, width, device), dtype=torch.uint8)
+        self._kernel = layer.weight.new_empty(kernel_bytes(layer, height, width, device, lean=lean), dtype=torch.uint8)
 
     def margin(self, rows: int, width: int) -> Margin:
         if self._form is not None:
@@ -49,23 +51,26 @@ class Account:
         return 4 * (self._workers * frames * rows * width * channels + found * min(layer.taps, 2))
 
 
-def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device) -> int:
+def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device, *, lean: bool = False) -> int:
     """Bytes of the weights that a filter makes of those of the layer. *Units*: height and width of the whole input."""
-    form, weight = form_of(layer, height, width, 0, device), layer.weight
+    form, weight = None if lean else form_of(layer, height, width, 0, device), layer.weight
     if form is not None:
         return winograd.kernel_bytes(form, weight.shape[0], weight.shape[1], layer.taps)
     return 4 * weight.numel() if arithmetic(weight.dtype, device) is not weight.dtype else 0
 
 
 def filter_on(
-    layer: Layer, height: int, width: int, device: torch.device, workers: int
+    layer: Layer, height: int, width: int, device: torch.device, workers: int, *, lean: bool = False
 ) -> "Direct | Recombined | Account":
     """What computes a layer on a device, or stands for that if the layer is on meta.
 
-    *Units*: height and width of the whole input; `workers` are those that compute rows side by side.
+    *Units*: height and width of the whole input; `workers` are those that compute rows side by side. A `lean` filter
+    recombines no kernel, which would be four times as large as the layer's.
     """
     if layer.weight.is_meta and device.type != "meta":
-        return Account(layer, height, width, device, workers)
+        return Account(layer, height, width, device, workers, lean=lean)
+    if lean:
+        return Direct(layer)
     found = filter_for(layer, height, width)
     assert isinstance(found, Direct | Recombined)
     return found

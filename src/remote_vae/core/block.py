@@ -34,7 +34,8 @@ class Moment:
 class Run:
     """What the stages of a run share. *Units*: `block_bytes` are of what a convolution reads or gives at a time.
 
-    A prediction counts all `workers`, but has one thread. `one_frame` says that there is no other frame to read.
+    A prediction counts all `workers`, but has one thread. `one_frame` says that there is no other frame to read. A
+    `lean` run holds no kernels but those of the model.
     """
 
     device: torch.device
@@ -43,6 +44,7 @@ class Run:
     workers: int = 1
     threads: int = 1
     one_frame: bool = False
+    lean: bool = False
     checkpoint: Callable[[], None] = field(default=lambda: None)
 
     def each(self, rows: int, work: Callable[[int, int], None]) -> None:

@@ -54,7 +54,8 @@ class Maps:
 class Blocks:
     """Runs a local network: a few frames at a time, or, with `together`, a few rows of all frames.
 
-    `meta` gives the same network on the meta device. `peaks` keeps predictions.
+    `meta` gives the same network on the meta device. `peaks` keeps predictions. A `lean` one holds no kernels but those
+    of the model.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Blocks:
     device: torch.device
     block_bytes: int
     peaks: Kept[int] = field(repr=False, compare=False)
+    lean: bool = False
     exact: ClassVar[bool] = True
 
     def suits(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -71,7 +73,7 @@ class Blocks:
 
     def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int:
         """Found by a run on meta tensors."""
-        key = self.together, self.block_bytes, dtype, tuple(shape[1:])
+        key = self.together, self.block_bytes, self.lean, dtype, tuple(shape[1:])
         return self.peaks.find(key, lambda: self._predict((1, *shape[1:]), dtype)) + output
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -111,7 +113,9 @@ class Blocks:
         maps = Maps([frames])
         workers = cores(self.device)
         threads, one_frame = threads or workers, len(frames) == 1 and not program.grows
-        run = Run(self.device, item.element_size(), self.block_bytes, workers, threads, one_frame, checkpoint)
+        run = Run(
+            self.device, item.element_size(), self.block_bytes, workers, threads, one_frame, self.lean, checkpoint
+        )
         sections = program.sections if self.together else (program.stages,)
         for stages in sections[:-1]:
             maps = Maps(list(_stored(self._section(stages, maps, run))))
@@ -163,7 +167,7 @@ def block_executors(
     most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)
     names = (ROWS,) if program.only_rows else (FRAMES,) if program.only_frames else (FRAMES, ROWS)
     return tuple(
-        Blocks(name, name == ROWS, program, meta, device, block_bytes, peaks)
+        Blocks(name, name == ROWS, program, meta, device, block_bytes, peaks, lean)
         for name in names
-        for block_bytes in (most, most // SMALLER)
+        for block_bytes, lean in ((most, False), (most // SMALLER, True))
     )

@@ -181,7 +181,7 @@ def form_of(layer: Layer, height: int, width: int, frames: int = 1, device: torc
     """The algorithm for a layer if one is faster than the direct form, which is so only in float32 on some CPUs."""
     weight = layer.weight
     device = device or weight.device
-    if device.type != "cpu" or arithmetic(weight.dtype, device) is not torch.float32 or winograd.vectors_are_wide():
+    if device.type != "cpu" or arithmetic(weight.dtype, device) is not torch.float32:
         return None
     match layer:
         case Convolution() if layer.halo == 1:

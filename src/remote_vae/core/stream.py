@@ -79,7 +79,8 @@ class _DoubleFrames:
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         past, keep = self._past.begin(moment)
-        filter_ = filter_on(self._layer, self._size.height, self._size.width, self._run.device, self._run.workers)
+        size, run = self._size, self._run
+        filter_ = filter_on(self._layer, size.height, size.width, run.device, run.workers, lean=run.lean)
         for piece in self._run.pieces(source, self._most):
             stays = int(self._starts(moment))
             if len(piece.rows) == stays:

@@ -29,7 +29,7 @@ class Convolved:
         self._above = 0 if isinstance(layer, Downsample) else layer.halo
         given = layer.channels * (4 if isinstance(layer, Upsample) else 1)
         channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
-        kernel = kernel_bytes(layer, size.height, size.width, run.device)
+        kernel = kernel_bytes(layer, size.height, size.width, run.device, lean=run.lean)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
         # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.
         self._flat = run.one_frame and stage.frames.repeats and arithmetic(layer.weight.dtype, run.device).itemsize == 4
@@ -88,7 +88,8 @@ class Convolved:
         elif isinstance(layer, Convolution) and frames < layer.taps and not (time.after or time.repeats):
             weight = layer.weight[:, :, -1] if frames == 1 else layer.weight[:, :, -frames:]
             layer = replace(layer, weight=weight)
-        return filter_on(layer, self._size.height, self._size.width, self._run.device, self._run.workers)
+        size, run = self._size, self._run
+        return filter_on(layer, size.height, size.width, run.device, run.workers, lean=run.lean)
 
     def _window(
         self,
