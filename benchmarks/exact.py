@@ -1,7 +1,7 @@
 """Time and memory of every exact plan of a model beside diffusers' own code: `python benchmarks/exact.py`.
 
 True architectures with seeded random weights, on this machine's CPU in float32. The plans of a case run one after the
-other in one process, several times; a time is the least of these. Memory is the most bytes of tensors that are alive,
+other in one process, several times; a time is the least of these. The process keeps freed memory, as replicas do. Memory is the most bytes of tensors that are alive,
 weights and input not counted. `apart` is the largest difference from diffusers' output, relative to its largest value.
 """
 
@@ -18,6 +18,7 @@ from decode_measure import about
 from remote_vae.cli.terminal import console
 from remote_vae.core.executor import Executor
 from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.engine import malloc
 from remote_vae.errors import InvalidValue
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.vae import DiffusersVAE
@@ -42,6 +43,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="where rows are written")] = None,
 ) -> None:
     """Prints a row for each plan of each case, and writes them as JSON if asked."""
+    malloc.keep_freed()
     rows: list[dict[str, Any]] = []
     for name in cases.split(","):
         if name not in CASES:
