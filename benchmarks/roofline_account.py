@@ -38,6 +38,7 @@ EMPTY: Final = {
     aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default,
     aten.new_empty_strided.default, aten.resize_.default,
 }  # fmt: skip
+COPIES: Final = (aten.clone.default, aten.copy_.default, aten._to_copy.default)
 NORMS: Final = (aten.native_group_norm.default,)
 PRODUCTS: Final = {
     aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1, aten.baddbmm_.default: 1
@@ -106,7 +107,7 @@ class Account(TorchDispatchMode):
             flops = 2.0 * found.numel() * first.shape[-1]
             self.add(name, "product", (first, second), found, flops=flops, tiles=tiles)
         else:
-            self.add(name, _kind_of(func, args), _read(func, args), args[0] if changes else found)
+            self.add(name, _kind_of(func, args, found), _read(func, args), args[0] if changes else found)
 
     def _convolution(self, args: tuple[Any, ...], found: torch.Tensor) -> None:
         given, weight, bias, _, _, _, transposed, _, _ = args
@@ -152,16 +153,12 @@ def _as(found: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
     return found.as_strided(found.shape, strides)
 
 
-def _kind_of(func: Any, args: tuple[Any, ...]) -> str:
+def _kind_of(func: Any, args: tuple[Any, ...], found: Any) -> str:
     """Copies between layouts are slower than other kernels."""
-    if func in (aten.clone.default, aten.copy_.default, aten._to_copy.default) and args[0].ndim >= 4:
-        source = args[-1] if func is aten.copy_.default else args[0]
-        into = args[0]
-        if func is aten.clone.default or (
-            isinstance(source, torch.Tensor) and source.stride()[1:] != into.stride()[1:]
-        ):
-            return "layout"
-    return "values"
+    source = args[1] if func is aten.copy_.default else args[0]
+    if func not in COPIES or source.ndim < 4:
+        return "values"
+    return "values" if suggest_memory_format(source) == suggest_memory_format(found) else "layout"
 
 
 def _read(func: Any, args: tuple[Any, ...]) -> Any:

@@ -87,6 +87,14 @@ def test_what_ours_launch(model: str) -> None:
     assert account.waits == 0
 
 
+@pytest.mark.parametrize("way", ["frames", "rows"])
+def test_what_local_networks_launch(way: str) -> None:
+    """Of a video, only the latent changes its layout, and nothing waits before the end."""
+    account = count(Case("wan2.1", 64, 64, 13), way).account
+    assert sum(kernel.kind == "layout" for kernel in account.kernels) <= 1
+    assert account.waits == 0
+
+
 def test_peaks_are_those_that_the_planner_predicts() -> None:
     """The most bytes that are alive are what `benchmarks/memory.py` measured on real tensors."""
     measured = {

@@ -74,7 +74,7 @@ class Direct:
     def __init__(self, layer: Layer) -> None:
         self._dtype = arithmetic(layer.weight.dtype, layer.weight.device)
         bias = None if layer.bias is None else layer.bias.to(self._dtype)
-        self._layer = replace(layer, weight=layer.weight.to(self._dtype), bias=bias)
+        self._layer = replace(layer, weight=laid_for(layer.weight.to(self._dtype)), bias=bias)
 
     def margin(self, rows: int, width: int) -> Margin:
         if self._layer.repeats and self._layer.halo:
@@ -95,6 +95,16 @@ class Direct:
                 tap = replace(layer, weight=layer.weight[:, :, -1 - late], bias=None)
                 found[missing:] += _apply(tap, given[first : len(given) - late : step])
         return found.to(window.dtype)
+
+
+def laid_for(weight: torch.Tensor) -> torch.Tensor:
+    """A kernel in the layout that its device's libraries would otherwise bring it to at every call.
+
+    On a CPU it stays as it is: each call reorders weights anyway, and the module's own code keeps its very bits.
+    """
+    if weight.device.type == "cpu" or weight.ndim < 4:
+        return weight
+    return weight.contiguous(memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d)
 
 
 def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
@@ -127,7 +137,7 @@ def _apply_in_time(layer: Layer, window: torch.Tensor, lead: int, step: int) -> 
         window = functional.interpolate(window, scale_factor=2.0)[:, :, 1:-1, 1 - beside : -1 if beside == 0 else None]
     stride = (step, 2, 2) if isinstance(layer, Downsample) else (1, 1, 1)
     padding = (0, 0, beside if layer.halo else 0)
-    clip = window.transpose(0, 1)[None].contiguous(memory_format=torch.channels_last_3d)
+    clip = window[None].transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
     found = functional.conv3d(clip, layer.weight, layer.bias, stride, padding)
     return found[0].transpose(0, 1).contiguous(memory_format=torch.channels_last)
 

@@ -69,6 +69,8 @@ class Convolved:
         size, step = self._size, self._step
         times = 2 if isinstance(self._stage.layer, Upsample) else 1
         width = times * size.width // step
+        if self._run.workers == 1:
+            return filter_(window, rows, size.width, lead)
         shape = (len(window) - lead, self._stage.layer.channels, times * rows, width)
         found = _empty(shape, window)
 
@@ -116,10 +118,12 @@ class Convolved:
         sides = (kept + margin.below, margin.left + width + margin.right)
         window = _empty((earlier + front + frames + back, piece.rows.shape[1], *sides), piece.rows)
         inner = window[..., margin.left : margin.left + width]
-        window[..., : margin.left] = 0
-        window[..., margin.left + width :] = 0
-        inner[:, :, :top] = 0 if held is None else held
-        inner[:, :, top + rows :] = 0
+        if held is not None:
+            inner[:, :, :top] = held
+        above, below = inner[:, :, : top if held is None else 0], inner[:, :, top + rows :]
+        for outside in (window[..., : margin.left], window[..., margin.left + width :], above, below):
+            if outside.numel():  # a GPU would be told to write nothing
+                outside.zero_()
         fresh = inner[:, :, top : top + rows]
         begin, end = earlier + front, earlier + front + frames
 

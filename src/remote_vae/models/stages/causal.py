@@ -26,7 +26,7 @@ from remote_vae.core.local import (
 )
 from remote_vae.core.stages import Convolution, Downsample
 from remote_vae.models.stages.local_parts import last_of, norm_of, patchified, unpatchified
-from remote_vae.models.stages.parts import Unknown, bias_of, expect, upsample_of
+from remote_vae.models.stages.parts import Unknown, bias_of, expect, upsample_of, weight_of
 
 GROUP: Final = 4  # frames that the encoder takes together, after the first one
 
@@ -124,7 +124,7 @@ def _downsample(part: Any) -> Iterator[Stage]:
     expect(part.mode in ("downsample2d", "downsample3d"))
     padding, conv = part.resample
     expect(padding.padding == (0, 1, 0, 1) and conv.kernel_size == (3, 3) and conv.stride == (2, 2))
-    yield Layer(Downsample(conv.weight.data, bias_of(conv)))
+    yield Layer(Downsample(weight_of(conv.weight), bias_of(conv)))
     if part.mode == "downsample3d" and not _is_flat(part.time_conv):
         time = part.time_conv
         expect(time.kernel_size == (3, 1, 1) and time.stride == (2, 1, 1) and not any(time._padding))
@@ -141,7 +141,7 @@ def _convolution(conv: Any) -> Convolution:
     expect(isinstance(conv, nn.Conv3d | nn.Conv2d) and height == side and side in (1, 3) and conv.groups == 1)
     expect({*conv.stride, *conv.dilation} == {1} and not any(conv.padding))
     expect(tuple(conv._padding) == (*[side // 2] * 4, *(part for taps in time for part in (taps - 1, 0))))
-    weight = conv.weight.data
+    weight = weight_of(conv.weight)
     return Convolution(weight[:, :, 0] if time == [1] else weight, bias_of(conv))
 
 

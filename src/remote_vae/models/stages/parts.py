@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from torch import nn
 
-from remote_vae.core.filters import fold
+from remote_vae.core.filters import fold, laid_for
 from remote_vae.core.stages import Attention, Convolution, Norm, Program, Upsample
 
 
@@ -51,12 +51,8 @@ def norm_of(norm: Any) -> Norm:
 
 
 def weight_of(weight: nn.Parameter) -> torch.Tensor:
-    """The module's own tensor, so that there is one copy of it; channels last if the libraries are faster with that.
-
-    On a CPU it stays as it is: each call reorders weights anyway, and the module's own code keeps its very bits.
-    """
-    if weight.device.type != "cpu" and weight.ndim == 4:
-        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    """The module's own tensor, so that there is one copy of it, in the layout that the device's libraries want."""
+    weight.data = laid_for(weight.data)
     return weight.data
 
 
