@@ -2,7 +2,8 @@
 
 True architectures with seeded random weights, on this machine's CPU in float32. The plans of a case run one after the
 other in one process, several times; a time is the least of these. The process keeps freed memory, as replicas do.
-Memory is the most bytes of tensors that are alive, weights and input not counted. `apart` is the largest difference from diffusers' output, relative to its largest value.
+Memory is the most bytes of tensors that are alive, weights and input not counted. `apart` is the largest difference
+from diffusers' output, relative to its largest value.
 """
 
 import json
