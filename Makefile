@@ -8,7 +8,7 @@ RUN    := $(BIN)/remote-vae
 # Files of tests at a time.
 JOBS   ?= 2
 
-.PHONY: demo test raytest lint types serve fuzz hostile bench chaos train picture docs lock audit sbom clean help
+.PHONY: demo test raytest lint types serve fuzz hostile bench gpu chaos train picture docs lock audit sbom clean help
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -22,6 +22,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.gpu: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
+		pytest pytest-asyncio pytest-timeout
 	touch $@
 
 demo: $(VENV)/.demo   ## encodes a photograph and decodes it again, into demo-output/
@@ -56,6 +61,9 @@ bench: $(VENV)/.dev   ## time and memory of each plan beside other ways to run a
 	$(BIN)/python benchmarks/decode.py --random-weights --json benchmarks/results/decode.json --csv benchmarks/results/decode.csv \
 		--plot benchmarks/results/decode.png $(BENCH)
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
+
+gpu: $(VENV)/.gpu     ## on a machine with a GPU: its tests, then ours beside diffusers, and a server under load, in 9 minutes
+	$(BIN)/python benchmarks/gpu_run.py
 
 chaos: $(VENV)/.dev   ## Ray Serve under load, while processes are killed for a minute
 	$(BIN)/python benchmarks/ray_chaos.py --json benchmarks/results/ray_chaos.json

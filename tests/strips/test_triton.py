@@ -1,5 +1,6 @@
 """The kernels for CUDA devices; without one they are run by Triton's interpreter: the same code, on a CPU."""
 
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
@@ -19,6 +20,12 @@ pytest.importorskip("triton")
 from remote_vae.core import norm_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def on_the_device() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture
