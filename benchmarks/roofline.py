@@ -104,7 +104,7 @@ def row_of(case: Case, counted: Counted) -> Row:
         "size": case.size,
         "way": counted.way,
         "launches": len(kernels),
-        "layouts": sum(kernel.kind == "layout" for kernel in kernels),
+        "layouts": sum(kernel.kind.endswith("layout") for kernel in kernels),
         "waits": counted.account.waits,
         "TFLOP": round(sum(kernel.flops for kernel in kernels) / 1e12, 2),
         "GB moved": round(sum(kernel.read + kernel.written for kernel in kernels) / 1e9, 1),

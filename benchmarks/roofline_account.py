@@ -115,7 +115,7 @@ class Account(TorchDispatchMode):
         fast = last is not None and last in (suggest_memory_format(given), suggest_memory_format(weight))
         for tensor in (given, weight):
             if last is not None and not tensor.is_contiguous(memory_format=last):
-                self.add("to channels last", "layout", tensor, tensor)
+                self.add("to channels last", "relayout" if fast else "layout", tensor, tensor)
         many = given if transposed else found
         into, out = max(LEAST_IN, weight.shape[0 if transposed else 1]), max(LEAST_OUT, found.shape[1])
         flops = 2.0 * taps * many.numel() // many.shape[1] * into * out
@@ -129,7 +129,7 @@ class Account(TorchDispatchMode):
     def _group_norm(self, args: tuple[Any, ...], found: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> None:
         given, _, _, count, _, _, groups, _ = args
         if not given.is_contiguous():
-            self.add("contiguous", "layout", given, given)
+            self.add("contiguous", "relayout", given, given)
         self.add("group_norm", "statistics", given, (mean, scale), groups=count * groups, values=given.numel())
         self.add("group_norm", "values", (mean, scale), (mean, scale))
         self.add("group_norm", "values", given, found)
@@ -158,7 +158,7 @@ def _kind_of(func: Any, args: tuple[Any, ...], found: Any) -> str:
     source = args[1] if func is aten.copy_.default else args[0]
     if func not in COPIES or source.ndim < 4:
         return "values"
-    return "values" if suggest_memory_format(source) == suggest_memory_format(found) else "layout"
+    return "values" if suggest_memory_format(source) == suggest_memory_format(found) else "relayout"
 
 
 def _read(func: Any, args: tuple[Any, ...]) -> Any:

@@ -7,6 +7,10 @@ that has fewer tiles of 128x128 results than the card has multiprocessors uses o
 gathers the statistics of a group in one block, which takes one value of each of its threads at a time, so its time is
 that of the values of a group, whatever the card's bandwidth.
 
+*Layouts*: cuDNN changes layouts by tiles, at `LAYOUT` of the rate of a plain copy. PyTorch's own copies from one layout
+to another touch a sector of `SECTOR` bytes for each value of the strided side. That costs nothing if the sectors of one
+plane fit into the cache; otherwise every value takes a sector from memory.
+
 *Host time* is what Python and PyTorch need to launch: `HOST_SECONDS` for an operator, `VIEW_SECONDS` for one that
 launches nothing.
 
@@ -19,6 +23,7 @@ choose their kernels by shape.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 KERNEL_SECONDS: Final = 3e-6
@@ -26,6 +31,7 @@ HOST_SECONDS: Final = 6e-6
 VIEW_SECONDS: Final = 1.5e-6
 CACHED: Final = 0.6
 TILE: Final = 128  # rows and columns of the results that a block of a matrix product computes
+SECTOR: Final = 32
 LAYOUT: Final = 0.65  # of the bandwidth that plain copies reach is what a change of layout reaches
 GROUP_VALUES: Final = 0.75e9  # values a second and gigahertz that a block of PyTorch's GroupNorm takes
 
@@ -34,8 +40,9 @@ GROUP_VALUES: Final = 0.75e9  # values a second and gigahertz that a block of Py
 class Kernel:
     """One launch. *Units*: bytes that it reads and writes; `groups` of a GroupNorm, `tiles` of a product.
 
-    `kind` is one of `convolution`, `product`, `attention`, `statistics`, `layout`, `values` and `wait`, which is a
-    synchronisation. `name` is the operator that launched it, and `shape` that of its result.
+    `kind` is one of `convolution`, `product`, `attention`, `statistics`, `layout` (changed by cuDNN), `relayout`
+    (changed by PyTorch), `values`, and `wait`, which is a synchronisation. `name` is the operator that launched it,
+    and `shape` that of its result.
     """
 
     name: str
@@ -89,9 +96,11 @@ CARDS: Final = {
 def device_seconds(kernel: Kernel, card: Card) -> float:
     """How long a kernel runs."""
     moved = kernel.read + kernel.written
+    if kernel.kind == "relayout" and SECTOR * prod(kernel.shape[2:]) > CACHED * card.cache * 1e6:
+        moved += SECTOR * prod(kernel.shape)
     near = min(moved, CACHED * card.cache * 1e6)
     seconds = (near / card.cache_rate + (moved - near) / card.memory) / 1e12
-    seconds /= card.copies * (LAYOUT if kernel.kind == "layout" else 1.0)
+    seconds /= card.copies * (LAYOUT if kernel.kind.endswith("layout") else 1.0)
     if kernel.flops:
         seconds = max(seconds, kernel.flops / _products(kernel, card))
     if kernel.kind == "statistics":

@@ -79,7 +79,7 @@ PUBLISHED: Final = (
 
 def ways(case: Case) -> list[str]:
     """diffusers' own code and our plans; each plan once, with its larger blocks."""
-    found = _vae(case.model, case.dtype)
+    found = model_without_values(case.model, case.dtype)
     executors = found.decoders if case.direction == "decode" else found.encoders
     ours = dict.fromkeys(executor.name for executor in executors if type(executor).__name__ in ("Strips", "Blocks"))
     last = () if case.frames > 1 or case.model.startswith("qwen") else (CHANNELS_LAST,)
@@ -89,7 +89,7 @@ def ways(case: Case) -> list[str]:
 @torch.inference_mode()
 def count(case: Case, way: str) -> Counted:
     """Runs a case on meta tensors."""
-    vae, (module, family) = _vae(case.model, case.dtype), _module(case.model, case.dtype)
+    vae, (module, family) = model_without_values(case.model, case.dtype), _module(case.model, case.dtype)
     decoding = case.direction == "decode"
     given = _given(vae, case)
     own: Callable[[Any, torch.Tensor], object] | None = family.decode if decoding else family.encode
@@ -137,7 +137,7 @@ def _module(name: str, dtype: str) -> tuple[torch.nn.Module, Family]:
 
 
 @cache
-def _vae(name: str, dtype: str) -> DiffusersVAE:
+def model_without_values(name: str, dtype: str) -> DiffusersVAE:
     """Ours on a module of its own, because it changes the layout of weights."""
     module, family = _module.__wrapped__(name, dtype)
     return DiffusersVAE(module, source="", revision="", family=family)

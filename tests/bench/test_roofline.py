@@ -10,7 +10,13 @@ import roofline
 import torch
 from roofline_account import by_operator, counted
 from roofline_cards import CARDS, HOST_SECONDS, KERNEL_SECONDS, Kernel, cost, device_seconds
-from roofline_cases import EAGER, PUBLISHED, Case, Published, count
+from roofline_cases import PUBLISHED, Case, Published, count, model_without_values
+
+from remote_vae.core.decode import decode
+from remote_vae.core.executor import RunOptions
+from remote_vae.core.layout import fit_latent
+from remote_vae.models.spec import ModelSpec
+from remote_vae.values import Output, Scaling
 
 H200 = CARDS["H200"]
 
@@ -25,7 +31,7 @@ def test_convolution(last: bool) -> None:
     with torch.inference_mode(), counted() as account:
         found = torch.nn.functional.conv2d(given, weight, torch.empty(64, device="meta"), padding=1)
     kernels = {kernel.name: kernel for kernel in account.kernels}
-    layouts = [kernel.name for kernel in account.kernels if kernel.kind == "layout"]
+    layouts = [kernel.name for kernel in account.kernels if kernel.kind.endswith("layout")]
     assert found.is_contiguous(memory_format=layout)
     assert layouts == ([] if last else ["to channels last", "to channels last", "from channels last"])
     assert kernels["convolution"].flops == 2 * 64 * 64 * 64 * 9
@@ -66,14 +72,11 @@ def test_overlap() -> None:
     assert cost([large, wait, large, wait], H200).total > cost([large, large], H200).total
 
 
-PLAIN = [one for one in PUBLISHED if one.way == EAGER]
-
-
 @pytest.mark.parametrize(
-    "one", PLAIN, ids=lambda one: f"{one.card} {one.case.model} {one.case.direction} {one.case.size}"
+    "one", PUBLISHED, ids=lambda one: f"{one.card} {one.way} {one.case.model} {one.case.direction} {one.case.size}"
 )
 def test_published_times(one: Published) -> None:
-    """What others measured with eager code is calculated to within 25 %."""
+    """What others measured with diffusers' code is calculated to within 25 %."""
     seconds = cost(count(one.case, one.way).account.work, CARDS[one.card]).total
     assert seconds == pytest.approx(one.seconds, rel=0.25)
 
@@ -83,7 +86,7 @@ def test_what_ours_launch(model: str) -> None:
     """A picture of 1024 pixels is decoded in at most 260 launches, one change of layout, and no wait before the end."""
     account = count(Case(model, 1024, 1024), "whole").account
     assert len(account.kernels) <= 260
-    assert sum(kernel.kind == "layout" for kernel in account.kernels) <= 1
+    assert sum(kernel.kind.endswith("layout") for kernel in account.kernels) <= 1
     assert account.waits == 0
 
 
@@ -91,8 +94,22 @@ def test_what_ours_launch(model: str) -> None:
 def test_what_local_networks_launch(way: str) -> None:
     """Of a video, only the latent changes its layout, and nothing waits before the end."""
     account = count(Case("wan2.1", 64, 64, 13), way).account
-    assert sum(kernel.kind == "layout" for kernel in account.kernels) <= 1
+    assert sum(kernel.kind.endswith("layout") for kernel in account.kernels) <= 1
     assert account.waits == 0
+
+
+def test_a_decode_waits_at_its_end() -> None:
+    """The host waits for the device when all is launched: once to see that the pixels are finite, and once for them."""
+    vae, recipe = model_without_values("sd1", "bfloat16"), ModelSpec("sd1").resolve_recipe()
+    latent = torch.zeros(1, 4, 64, 64)
+    fit = fit_latent(recipe, vae.info, tuple(latent.shape), model="", height=None, width=None)
+    options = RunOptions("whole")
+    with counted() as account:
+        found = decode(vae, recipe, latent, fit=fit, scaling=Scaling(), output=Output.UINT8, options=options)
+    kinds = [kernel.kind for kernel in account.work if kernel is not None]
+    assert found.tensor.shape == (1, 512, 512, 3)
+    assert kinds.count("wait") == 2
+    assert kinds.index("wait") > len(kinds) - 1 - kinds[::-1].index("convolution")
 
 
 def test_peaks_are_those_that_the_planner_predicts() -> None:
@@ -101,7 +118,7 @@ def test_peaks_are_those_that_the_planner_predicts() -> None:
         row["plan"]: row["peak_bytes"]
         for row in json.loads((Path(roofline.__file__).parent / "results/memory.json").read_text())
     }
-    for way in (EAGER, "whole"):
+    for way in ("diffusers", "whole"):
         assert count(Case("sd1", 1024, 1024), way).peak_bytes == pytest.approx(measured[way], rel=0.01)
 
 
