@@ -25,7 +25,7 @@ from remote_vae.protocol.negotiate import decode_format, encode_format
 from remote_vae.protocol.options import Rows
 from remote_vae.protocol.replies import parse_reply
 from remote_vae.protocol.wire import MODEL_NAME, render_request
-from remote_vae.values import PARTS, Buffer, Scaling, ScalingMode, Tensor
+from remote_vae.values import PARTS, VIDEO_FORMATS, Buffer, Scaling, ScalingMode, Tensor
 
 DEFAULT_IMAGE_FORMAT: Final = "png"  # lossless, where the wire's own default is JPEG
 
@@ -47,8 +47,21 @@ def decode_request(latent: AnyTensor, arguments: Mapping[str, object]) -> Decode
     chosen = options.complete(values, options.DECODE_ROWS)
     asked = decode_format("", chosen)
     if asked is PARTS:
-        raise InvalidValue("stream=True is for videos in files here; leave it out", name="stream")
+        raise InvalidValue("stream=True gives frames in parts, which decode_stream reads; leave it out", name="stream")
     return DecodeRequest(model, tensor_of(latent), scaling, chosen, asked)
+
+
+def stream_request(latent: AnyTensor, arguments: Mapping[str, object]) -> DecodeRequest:
+    """Of frames in parts: as uint8 unless `arguments` have an output type. *Raises* what `decode_request` raises."""
+    kind = {} if "output_type" in arguments else {"output_type": "pt", "partial_postprocess": True}
+    model, scaling, values = _parts({**kind, **arguments, "stream": True}, options.DECODE_ROWS)
+    chosen = options.complete(values, options.DECODE_ROWS)
+    if chosen["output_type"] in VIDEO_FORMATS:
+        raise InvalidValue(
+            f"output_type={chosen['output_type']} is a file; decode_stream gives frames, as pil or pt",
+            name="output_type",
+        )
+    return DecodeRequest(model, tensor_of(latent), scaling, chosen, PARTS)
 
 
 def encode_request(image: Image.Image | Buffer | AnyTensor, arguments: Mapping[str, object]) -> EncodeRequest:

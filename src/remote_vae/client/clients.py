@@ -73,6 +73,22 @@ class Client(Calls[httpx2.Client]):
         """`decode`, but as the server sent it: a written image, an MP4 or a `values.Tensor`, with its provenance."""
         return run(self._decode(latent, options, progress)).reply
 
+    def decode_stream(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> Iterator[Any]:
+        """The frames of one video while the rest of it is decoded: blocks of them, in order, as they are finished.
+
+        A block is a tensor of the latent's kind: uint8 [F,H,W,P]; with output_type="pil" floats in [0, 1] and with
+        output_type="pt" raw ones, [F,P,H,W]. Models that finish all frames together give them at the end. The stream
+        *raises* if it ends before the last frame, so what was iterated without an error is the whole video. An
+        iteration that is abandoned cancels the decode, and one that pauses holds it up; `timeout` is for all of it, and
+        `max_reply_bytes` for each block. Only a stream that has not begun is tried again.
+        """
+        blocks = self._stream(latent, options)
+        try:
+            while (block := run(_next(blocks))) is not None:
+                yield block
+        finally:
+            run(blocks.aclose())
+
     def encode(
         self,
         image: Image.Image | Buffer | AnyTensor,
@@ -169,6 +185,10 @@ class AsyncClient(Calls[httpx2.AsyncClient]):
         """`Client.decode_reply`, awaited."""
         return (await self._decode(latent, options, progress)).reply
 
+    def decode_stream(self, latent: AnyTensor, **options: Unpack[DecodeArguments]) -> AsyncIterator[Any]:
+        """`Client.decode_stream`, for `async for`. `contextlib.aclosing` cancels the decode at once if it is left."""
+        return self._stream(latent, options)
+
     async def encode(
         self,
         image: Image.Image | Buffer | AnyTensor,
@@ -230,6 +250,10 @@ class AsyncClient(Calls[httpx2.AsyncClient]):
     async def ready(self) -> bool:
         """`Client.ready`, awaited."""
         return await self._ready()
+
+
+async def _next(blocks: AsyncGenerator[Any, None]) -> Any:
+    return await anext(blocks, None)
 
 
 def _queue(calls: Calls[Any], work: Any, hold: Callable[[Any], Any], in_flight: int, options: Any) -> AsyncQueue[Any]:

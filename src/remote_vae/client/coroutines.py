@@ -1,7 +1,8 @@
 """What Client and AsyncClient share: the calls to a server, as coroutines over a network."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic
@@ -19,13 +20,15 @@ from remote_vae.client.calls import (
     read_models,
     read_ready,
     read_reply,
+    stream_request,
 )
 from remote_vae.client.endpoint import Endpoint, read_endpoint
 from remote_vae.client.exchange import Deadline, HttpReply, HttpRequest
-from remote_vae.client.latents import AnyTensor
+from remote_vae.client.latents import AnyTensor, tensor_like
 from remote_vae.client.network import H, Network, PathText
 from remote_vae.client.parts import NEEDED, Card, joined, parts_of
 from remote_vae.client.retry import LARGEST_REPLY, Bounds, send
+from remote_vae.client.streams import blocks_of
 from remote_vae.client.watching import CallProgress, Tell, Watch, attended
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, RemoteVAEError, TooLarge
 from remote_vae.protocol.messages import DecodeRequest, EncodeRequest, Reply
@@ -103,6 +106,13 @@ class Calls(Generic[H]):
         request = decode_request(latent, options)
         with telling(progress, "decoding") as tell:
             return answer(request, await self._ask(request, tell), like=latent)
+
+    async def _stream(self, latent: AnyTensor, options: DecodeArguments) -> AsyncGenerator[AnyTensor, None]:
+        request = stream_request(latent, options)
+        sent = post(self._endpoint, request).numbered()
+        async with aclosing(blocks_of(self._network, sent, request, self._bounds)) as blocks:
+            async for block in blocks:
+                yield tensor_like(block, latent)
 
     async def _encode(
         self, image: Image.Image | Buffer | AnyTensor, options: EncodeArguments, progress: bool | Tell

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from remote_vae.client.deadline import DeadlineTransport
-from remote_vae.client.exchange import ID_HEADERS, POLL_SECONDS, HttpRequest, Poll, Reader, nothing
+from remote_vae.client.exchange import ID_HEADERS, POLL_SECONDS, Deadline, HttpRequest, Poll, Reader, nothing
 from remote_vae.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -107,11 +107,21 @@ class BlockingNetwork(Way[httpx2.Client]):
 
     async def exchange(self, request: HttpRequest, reader: Reader) -> None:
         """Fills the reader, until its deadline; *raises* ClientError, httpx2.HTTPError, TimeoutError."""
+        async with aclosing(self.chunks(request, reader)) as chunks:
+            async for chunk in chunks:
+                reader.take(chunk)
+
+    async def chunks(self, request: HttpRequest, reader: Reader) -> AsyncGenerator[bytes, None]:
+        """The reply's body as it comes; the reader gets the head. If it is closed before its end, it hangs up."""
         http = self._http()
         with http.stream(**_arguments(http, request, reader)) as response:
             reader.begin(response)
             for chunk in response.iter_bytes():
-                reader.take(chunk)
+                yield chunk
+
+    async def pull(self, chunks: AsyncGenerator[bytes, None], deadline: Deadline) -> bytes:
+        """The next chunk, or nothing at the end; *raises* what `exchange` raises."""
+        return await anext(chunks, b"")
 
     async def sleep(self, seconds: float, poll: Poll = nothing) -> None:
         ends = time.monotonic() + seconds
@@ -146,15 +156,23 @@ class AsyncNetwork(Way[httpx2.AsyncClient]):
         return self._own[key][0]
 
     async def exchange(self, request: HttpRequest, reader: Reader) -> None:
+        async with asyncio.timeout(reader.deadline.left), aclosing(self.chunks(request, reader)) as chunks:
+            async for chunk in chunks:
+                reader.take(chunk)
+
+    async def chunks(self, request: HttpRequest, reader: Reader) -> AsyncGenerator[bytes, None]:
         http = await self._http()
         async with (
-            asyncio.timeout(reader.deadline.left),
             http.stream(**_arguments(http, request, reader)) as response,
             aclosing(response.aiter_bytes()) as chunks,
         ):
             reader.begin(response)
             async for chunk in chunks:
-                reader.take(chunk)
+                yield chunk
+
+    async def pull(self, chunks: AsyncGenerator[bytes, None], deadline: Deadline) -> bytes:
+        async with asyncio.timeout(deadline.left):
+            return await anext(chunks, b"")
 
     async def sleep(self, seconds: float, poll: Poll = nothing) -> None:
         """A task that waits can be cancelled, so there is no need to poll."""
