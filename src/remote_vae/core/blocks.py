@@ -8,14 +8,13 @@ import torch
 
 from remote_vae.core.absent import COMPILER, in_place_of
 from remote_vae.core.block import Block, Moment, Run
-from remote_vae.core.executor import NO_ARGUMENTS, Arguments, Sink
+from remote_vae.core.executor import FRAMES, NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local, Size, Stage, has_attention
 from remote_vae.core.stream import Chain
 from remote_vae.core.strip_threads import cores
 
-FRAMES: Final = "frames"
 ROWS: Final = "rows"
 BLOCK_BYTES: Final = {"cpu": 16 * 2**20}
 LARGE_BLOCK_BYTES: Final = 64 * 2**20

@@ -67,7 +67,10 @@ def _decode(
         return Canvas(pictures, height, finish, row_axis=row_axis)
 
     size = pictures * vae.info.pixel_channels * height * width * (z.element_size() if floats else 1)
-    found, choice = execute(vae.decoders, z, options, canvas, output=size)
+    relayed = None
+    if options.relay is not None:  # at most: two groups of frames, and the block that is made of the first of them
+        relayed = min(size, 2 * (1 + vae.info.frames.group) * size // pictures + options.relay.most_bytes)
+    found, choice = execute(vae.decoders, z, options, canvas, output=size, relayed=relayed)
     if output is Output.RAW and options.relay is None:
         videos = len(latent)
         found = (rearrange(found, "(b f) c h w -> b c f h w", b=videos) if recipe.has_frames else found).contiguous()

@@ -18,6 +18,7 @@ WHOLE: Final = "whole"  # every layer at once
 STRIPS: Final = "strips"  # two maps of the widest layer
 RECOMPUTE: Final = "strips-recompute"  # one such map, for about a quarter more arithmetic
 PIECES: Final = "pieces"  # one after the other of the pieces into which the model itself divides its input
+FRAMES: Final = "frames"  # a few frames at a time
 TILES: Final = "tiles"  # overlapping tiles that are blended: approximate
 
 RESERVATIONS: Final = 5  # attempts to reserve memory before a job gives way to the others
@@ -106,13 +107,15 @@ def choose(
     dtype: torch.dtype,
     *,
     output: int = 0,
+    relayed: int | None = None,
     budget: int | None = None,
     wanted: str | None = None,
 ) -> Iterator[Choice]:
     """The first executor that fits the budget, then the smaller ones, in case the device has less memory than it said.
 
     Executors come in the order of their speed. A wanted plan has no fall-backs, which are predicted when they are asked
-    for.
+    for. `relayed` is how much of the output is held at a time if finished frames are handed over, by the executor that
+    finishes a few frames at a time.
     *Raises* TooLarge with the numbers if nothing fits, InvalidValue for a plan that is not offered.
     """
     if wanted is None:
@@ -124,7 +127,11 @@ def choose(
         raise InvalidValue(f"plan={wanted!r} is not one of {', '.join(names)}", name="plan", allowed=names)
     if budget is None and len(offered) == 1:
         return iter((Choice(offered[0], None),))  # nothing depends on a prediction
-    choices = (Choice(executor, executor.peak_bytes(shape, dtype, output)) for executor in offered)
+
+    def held(executor: Executor) -> int:
+        return output if relayed is None or executor.name != FRAMES else relayed
+
+    choices = (Choice(executor, executor.peak_bytes(shape, dtype, held(executor))) for executor in offered)
     first = _first_that_fits(choices, budget, wanted)
     return chain((first,), () if wanted is not None else _smaller(first, choices))
 
@@ -158,14 +165,20 @@ def _mega(count: int | None) -> str:
 
 
 def execute(
-    executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, canvas: Callable[[], Canvas], *, output: int
+    executors: Sequence[Executor],
+    z: torch.Tensor,
+    options: RunOptions,
+    canvas: Callable[[], Canvas],
+    *,
+    output: int,
+    relayed: int | None = None,
 ) -> tuple[torch.Tensor, Choice]:
     """The output as the canvas has put it together, and the executor that ran; `output` is the bytes of the output.
 
-    If the device runs out of memory, the next smaller executor is tried. *Raises* Overloaded if the smallest one does
-    not fit now, TooLarge, InvalidValue.
+    `relayed` is as for `choose`. If the device runs out of memory before a frame has been handed over, the next smaller
+    executor is tried. *Raises* Overloaded if the smallest one does not fit now, TooLarge, InvalidValue.
     """
-    for choice in _reserved(executors, z, options, output):
+    for choice in _reserved(executors, z, options, output, relayed):
         try:
             found, progress = canvas(), options.progress
             progress.begin((choice.executor.name, tuple(z.shape), z.dtype, found.rows), found.rows)
@@ -193,11 +206,13 @@ def _telling(canvas: Canvas, progress: Progress) -> Sink:
     return put
 
 
-def _reserved(executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, output: int) -> Iterator[Choice]:
+def _reserved(
+    executors: Sequence[Executor], z: torch.Tensor, options: RunOptions, output: int, relayed: int | None
+) -> Iterator[Choice]:
     """The choices, once the memory for the first one is reserved."""
     for _ in range(RESERVATIONS):
-        budget = options.budget()
-        choices = choose(executors, tuple(z.shape), z.dtype, output=output, budget=budget, wanted=options.plan)
+        budget, wanted, shape = options.budget(), options.plan, tuple(z.shape)
+        choices = choose(executors, shape, z.dtype, output=output, relayed=relayed, budget=budget, wanted=wanted)
         first = next(choices)
         if options.reserve(first.peak_bytes):
             return chain((first,), choices)

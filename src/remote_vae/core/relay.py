@@ -15,7 +15,7 @@ class Relay:
     """
 
     def __init__(self, give: Callable[[torch.Tensor], None], most_bytes: int) -> None:
-        self._give, self._most_bytes = give, most_bytes
+        self._give, self.most_bytes = give, most_bytes
         self.begun = False
 
     def give(self, frames: torch.Tensor) -> None:
@@ -24,7 +24,7 @@ class Relay:
 
     def frames(self, one: torch.Tensor) -> int:
         """How many frames of this size make a block."""
-        return max(1, self._most_bytes // one.nbytes)
+        return max(1, self.most_bytes // one.nbytes)
 
 
 class RelayCanvas(Canvas):
