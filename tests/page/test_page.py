@@ -207,6 +207,46 @@ def test_a_video_plays(live: Any, visit: Visit, folder: Path) -> None:
     assert saved(page, "Save the video")[4:8] == b"ftyp"
 
 
+@pytest.mark.skipif(os.environ.get("TEST_ON") == "ray", reason="Ray Serve sends whole videos")
+def test_a_video_is_shown_while_it_comes(start: Any, visit: Visit, tmp_path: Path) -> None:
+    """The first frames play, and those that have come are counted, before the last one is decoded."""
+    latent = torch.zeros(1, 3, 48, 64, 64)
+    latent[0, 0, 24:, 0, 0] = SLEEP / 2  # the model's own scaling doubles it
+    save_file({"latent": latent}, tmp_path / "films.safetensors")
+    with start("films") as server:
+        page = visit(server.url)
+        choose(page, tmp_path / "films.safetensors")
+        page.locator("#go").click()
+        growing = page.get_by_label("What has come of films.safetensors")
+        growing.wait_for()
+        assert page.locator("#go").is_disabled()
+        growing.evaluate("video => video.buffered.length || new Promise((done) => (video.onloadeddata = () => done()))")
+        page.locator("#progress-text", has_text=" of 48 frames have come").wait_for()
+        assert page.locator("#go").is_disabled()
+        page.locator("#go:not(:disabled)").wait_for(timeout=60_000)
+        video = page.locator("#stage video")
+        assert video.get_attribute("aria-label") == "What films decoded from films.safetensors"
+        video.evaluate(
+            "video => video.readyState >= 1 || new Promise((done) => (video.onloadedmetadata = () => done()))"
+        )
+        assert video.evaluate("video => video.duration") == 48 / 24
+        assert "until the first frames" in page.locator("#timings").inner_text()
+
+
+@pytest.mark.skipif(os.environ.get("TEST_ON") == "ray", reason="Ray Serve sends whole videos")
+def test_a_video_that_breaks_off(start: Any, visit: Visit, tmp_path: Path) -> None:
+    """What has come of it is taken off the page, and the failure is said."""
+    latent = torch.zeros(1, 3, 48, 64, 64)
+    latent[0, 0, 47, 0, 0] = 9.0 / 2  # at twice of which the copying VAE raises
+    save_file({"latent": latent}, tmp_path / "films.safetensors")
+    with start("films") as server:
+        page = visit(server.url)
+        choose(page, tmp_path / "films.safetensors")
+        page.locator("#go").click()
+        page.locator("#failure-title", has_text="The connection was lost").wait_for()
+        assert page.locator("#result").is_hidden()
+
+
 @pytest.mark.parametrize("model", ["sd", "video"])
 def test_a_round_trip_is_measured(live: Any, visit: Visit, folder: Path, model: str) -> None:
     """A picture goes to a latent and back; the page's PSNR is that of the pictures, the stages those of both ways."""

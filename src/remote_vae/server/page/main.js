@@ -4,7 +4,8 @@ import { codeOf } from "./code.js";
 import { lookInto, payloadOf } from "./files.js";
 import { startLive } from "./live.js";
 import { hasFrames, cardRow, limitsText, packing, suits } from "./models.js";
-import { showResult } from "./result.js";
+import { GrowingVideo } from "./growing.js";
+import { showGrowing, showResult } from "./result.js";
 import { drawSample } from "./sample.js";
 import { Failure, bytes, getJson, hasKey, post, useKey } from "./server.js";
 
@@ -13,6 +14,7 @@ const $ = (id) => document.getElementById(id);
 let cards = [];
 let chosen = null; // {file, kind, tensors}
 let running = null; // the AbortController of what is on its way
+let streams = true; // unless the server has refused it, as servers on Ray Serve do
 
 const card = () => cards.find((item) => item.name === $("model").value);
 const tensor = () => chosen?.tensors?.[Number($("tensor").value)];
@@ -155,8 +157,30 @@ async function decode(job, { dtype, body }) {
   const shape = job.shape ?? job.tensor.shape;
   const given = Object.entries(job.tensor ? job.options : { plan: job.options.plan }).filter(([, value]) => value !== undefined);
   job.query = { shape: shape.join(","), dtype, ...(job.video ? { output_type: "mp4" } : {}), ...Object.fromEntries(given) };
-  const reply = await post(`${job.model}/decode`, job.query, { body, type: "tensor/binary", accept: job.accept, signal: running.signal, onProgress });
-  return { decoded: reply };
+  const how = { body, type: "tensor/binary", accept: job.accept, signal: running.signal, onProgress };
+  return { decoded: (job.video && (await streamed(job, how))) || (await post(`${job.model}/decode`, job.query, how)) };
+}
+
+/** The reply with a video that is shown while it comes; null if the server sends whole videos only. */
+async function streamed(job, how) {
+  if (!streams) return null;
+  const video = new GrowingVideo(`What has come of ${job.name}`);
+  let frames = 0;
+  const onPiece = (piece, header) => {
+    if (!frames) showGrowing(video.element);
+    frames = Number(header("x-frames"));
+    $("empty").hidden = true;
+    video.take(piece);
+  };
+  const text = () => (frames ? `; ${video.frames} of ${frames} frames have come` : "");
+  try {
+    return await post(`${job.model}/decode`, { ...job.query, stream: "True" }, { ...how, onPiece, text });
+  } catch (error) {
+    if (frames) $("result").hidden = true; // a part of a video is no result
+    if (error.status !== 422 || !error.message.includes("leave stream out")) throw error;
+    streams = false;
+    return null;
+  }
 }
 
 async function roundTrip(job) {

@@ -5,7 +5,7 @@ import { writeNumpy } from "./files.js";
 import { bytes } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const NAMES = { network: "network and browser", other: "the server's other work", queue: "queue", decode: "decode", encode: "encode", media: "writing the file" };
+const NAMES = { network: "network and browser", other: "the server's other work", queue: "queue", decode: "decode", encode: "encode", media: "writing the file", first: "until the first frames", rest: "the other frames" };
 let urls = [];
 
 /** `encoded` is the reply to the first half of a round trip, `picture` what was sent for it; both null for a latent. */
@@ -23,6 +23,14 @@ export async function showResult({ job, decoded, encoded = null, picture = null 
   $("note").hidden = !note;
   $("timings").replaceChildren(...[encoded, decoded].filter(Boolean).map((reply) => timing(reply, reply === encoded ? "Encode" : "Decode")));
   $("downloads").replaceChildren(...files(job, media, encoded));
+  $("result").hidden = false;
+}
+
+/** Shows what of a video has come, in the place of the last result. */
+export function showGrowing(element) {
+  $("stage").replaceChildren(element);
+  for (const id of ["slider", "summary", "timings", "downloads"]) $(id).replaceChildren();
+  $("note").hidden = true;
   $("result").hidden = false;
 }
 
@@ -59,6 +67,7 @@ function timing(reply, title) {
   const named = [...said.values()].reduce((sum, ms) => sum + ms, 0);
   const parts = [["network", Math.max(0, reply.ms - (total ?? named))], ...said];
   if (total !== undefined) parts.push(["other", Math.max(0, total - named)]);
+  if (reply.streamed) parts.splice(0, parts.length, ["first", total ?? 0], ["rest", Math.max(0, reply.ms - (total ?? 0))]);
   const bar = Object.assign(document.createElement("div"), { className: "bar" });
   const list = document.createElement("ul");
   for (const [name, ms] of parts) {

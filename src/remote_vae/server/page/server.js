@@ -27,8 +27,10 @@ export async function getText(path, accept = "*/*") {
 
 export const getJson = async (path) => JSON.parse(await getText(path, "application/json"));
 
-/** POSTs a body. `onProgress(share or null, text)` is told how far it is. Gives {data, header, ms, sent, received}. */
-export function post(path, query, { body, type, accept, signal, onProgress }) {
+/** POSTs a body. `onProgress(share or null, text)` is told how far it is. Gives {data, header, ms, sent, received}.
+ *
+ * With `onPiece` each piece of the reply is handed to it as it comes; `text()` then says what of it has come. */
+export function post(path, query, { body, type, accept, signal, onProgress, onPiece = null, text = () => "" }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const started = performance.now();
@@ -36,10 +38,20 @@ export function post(path, query, { body, type, accept, signal, onProgress }) {
     let uploaded = false;
     const watch = setInterval(() => {
       if (!uploaded && performance.now() - moved.at > 10_000) onProgress(moved.bytes / body.size, `nothing has moved for ${seconds(moved.at)} s; the connection may be lost`);
-      if (uploaded) onProgress(null, `the server is working, ${seconds(started)} s`);
+      if (uploaded) onProgress(null, `the server is working, ${seconds(started)} s${text()}`);
     }, 1000);
     request.open("POST", `${path}?${new URLSearchParams(query)}`);
-    request.responseType = "arraybuffer";
+    if (onPiece) request.overrideMimeType("text/plain; charset=x-user-defined"); // only text can be read before its end
+    else request.responseType = "arraybuffer";
+    const pieces = [];
+    let taken = 0;
+    const take = () => {
+      if (!onPiece || request.status !== 200 || request.responseText.length === taken) return;
+      pieces.push(bytesOf(request.responseText.slice(taken)));
+      taken = request.responseText.length;
+      onPiece(pieces.at(-1), (name) => request.getResponseHeader(name));
+    };
+    request.onprogress = take;
     const headers = { "content-type": type, accept, ...credentials() };
     for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => {
@@ -55,13 +67,18 @@ export function post(path, query, { body, type, accept, signal, onProgress }) {
     request.onerror = () => reject(lost(uploaded, moved.bytes, body.size));
     request.onload = () => {
       const header = (name) => request.getResponseHeader(name);
-      if (request.status !== 200) return reject(refusal(request.status, new TextDecoder().decode(request.response), header));
-      resolve({ data: request.response, header, ms: performance.now() - started, sent: body.size, received: request.response.byteLength });
+      const said = () => (onPiece ? request.responseText : new TextDecoder().decode(request.response));
+      if (request.status !== 200) return reject(refusal(request.status, said(), header));
+      take();
+      const data = onPiece ? new Blob(pieces) : request.response;
+      resolve({ data, header, ms: performance.now() - started, sent: body.size, received: data.size ?? data.byteLength, streamed: onPiece !== null });
     };
     signal.addEventListener("abort", () => request.abort());
     request.send(body);
   });
 }
+
+const bytesOf = (text) => Uint8Array.from(text, (letter) => letter.charCodeAt(0) & 0xff);
 
 export function bytes(count) {
   if (count < 1000) return `${count} B`;
