@@ -170,6 +170,7 @@ class Engine:
         """
         reel = Reel(WAITING_BYTES)
         job = asyncio.ensure_future(self.run(permit, request_id=request_id, progress=progress, reel=reel))
+        job.add_done_callback(lambda done: done.cancelled() or done.exception())  # if the reader has gone, nobody asks
         try:
             async for block in reel:
                 yield block

@@ -35,7 +35,9 @@ class StreamedResponse(Response):
     The job ends if the client goes away; it waits if the client does not read. `on_sent` is called at the end.
     """
 
-    def __init__(self, head: Headers, body: Body, source: Source, *, record: Record, on_sent: Callable[[], None]):
+    def __init__(
+        self, head: Headers, body: Body, source: Source, *, record: Record, on_sent: Callable[[], None]
+    ) -> None:
         super().__init__(b"", 200)
         self._head, self._body, self._source = [*head, *UNBUFFERED], body, source
         self._record, self._on_sent = record, on_sent
