@@ -46,8 +46,8 @@ def film(frames: int, *, side: int = SIDE, bad: int | None = None, output: str =
     return replace(like, latent=Tensor("float32", values.shape, values.tobytes()), fit=fit, streamed=True)
 
 
-def frames_of(block: Tensor | Outcome) -> NDArray[Any]:
-    tensor = block.tensor if isinstance(block, Outcome) else block
+def frames_of(block: Outcome) -> NDArray[Any]:
+    tensor = block.tensor
     return np.frombuffer(tensor.buffer, tensor.dtype).reshape(tensor.shape)
 
 
@@ -199,7 +199,7 @@ def test_frames_by_rows(most_bytes: int) -> None:
 
 async def test_a_reel() -> None:
     """There is room until enough waits; a reel that is closed holds nobody up, and gives what it has."""
-    reel, block = Reel(10), Tensor("uint8", (6,), bytes(6))
+    reel, block = Reel(10), Outcome(Tensor("uint8", (6,), bytes(6)), "frames", "float32", "", {})
     await reel.put(block)
     waits = asyncio.ensure_future(reel.put(block))
     await asyncio.sleep(0)

@@ -99,6 +99,8 @@ def test_the_frames_are_those_of_a_whole_reply(films: Any, live: Any, model: str
     assert np.array_equal(np.concatenate(found), whole)
     assert len(found) == (9 if model == "films" else 1)
     assert int(reply.headers["x-frames"]) == len(whole) == 9
+    for name in ("x-model", "x-plan", "x-dtype"):
+        assert reply.headers[name] == plain.headers[name]
 
 
 @pytest.mark.parametrize("asked", ["accept", "mp4", "webm", "mkv", "gif", "zip"])

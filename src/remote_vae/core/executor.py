@@ -181,6 +181,8 @@ def execute(
     for choice in _reserved(executors, z, options, output, relayed):
         try:
             found, progress = canvas(), options.progress
+            if options.relay is not None:
+                options.relay.plan = choice.executor.name
             progress.begin((choice.executor.name, tuple(z.shape), z.dtype, found.rows), found.rows)
             with suppress(_Complete):
                 choice.executor.run(z, _telling(found, progress), options.checkpoint, options.arguments)

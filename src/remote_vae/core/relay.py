@@ -17,6 +17,7 @@ class Relay:
     def __init__(self, give: Callable[[torch.Tensor], None], most_bytes: int) -> None:
         self._give, self.most_bytes = give, most_bytes
         self.begun = False
+        self.plan = ""  # that runs
 
     def give(self, frames: torch.Tensor) -> None:
         self.begun = True

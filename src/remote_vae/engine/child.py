@@ -167,8 +167,16 @@ class JobRunner:
 
     def _written(self, tensor: torch.Tensor, done: Result, job: Message, started: float) -> Message:
         self._handover.wait()
+        return self._answered(tensor, done, job, started)
+
+    def _answered(self, tensor: torch.Tensor, done: Result, job: Message, started: float) -> Message:
+        """Copies the output into shared memory; one thread does it, since several would only wait for each other."""
+        blob = tensor.contiguous().view(torch.uint8).reshape(-1)
+        self._views.view("out", job["out"])[: blob.numel()] = blob.numpy().data
         return {
-            **self._placed(tensor, job),
+            "dtype": _name(tensor.dtype),
+            "shape": list(tensor.shape),
+            "nbytes": blob.numel(),
             "plan": done.plan,
             "planned_bytes": done.peak_bytes,
             "dtype_run": _name(done.dtype),
@@ -176,22 +184,17 @@ class JobRunner:
             "seconds": time.perf_counter() - started,
         }
 
-    def _placed(self, tensor: torch.Tensor, job: Message) -> Message:
-        """Copies the output into shared memory; one thread does it, since several would only wait for each other."""
-        blob = tensor.contiguous().view(torch.uint8).reshape(-1)
-        self._views.view("out", job["out"])[: blob.numel()] = blob.numpy().data
-        return {"dtype": _name(tensor.dtype), "shape": list(tensor.shape), "nbytes": blob.numel()}
-
     def _relay(self, job: Message) -> Relay | None:
         """What takes the job's frames while it runs, if it is to hand them over."""
         if not job.get("block_bytes"):
             return None
 
         def give(frames: torch.Tensor) -> None:
-            block = _travelling(frames.cpu(), of_bfloat16=torch.float16)
-            self._handover.give(lambda: self._placed(block, job))
+            block = Result(_travelling(frames.cpu(), of_bfloat16=torch.float16), self._vae.dtype, relay.plan)
+            self._handover.give(lambda: self._answered(block.tensor, block, job, started))
 
-        return Relay(give, job["block_bytes"])
+        relay, started = Relay(give, job["block_bytes"]), time.perf_counter()
+        return relay
 
     def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Result]:
         self._checkpoint()

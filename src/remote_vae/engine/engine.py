@@ -17,7 +17,6 @@ from remote_vae.engine.queue import Ticket
 from remote_vae.engine.relay import Reel
 from remote_vae.engine.residency import Residency
 from remote_vae.errors import DeadlineExceeded, NotReady, SetupError, UnknownModel
-from remote_vae.values import Tensor
 
 LOG: Final = logging.getLogger("remote_vae.engine")
 LOADS_AT_ONCE: Final = 2  # at the start: more would fight for the disk and memory, but one may be a long download
@@ -163,8 +162,8 @@ class Engine:
 
     async def stream(
         self, permit: Permit, *, request_id: str = "", progress: JobProgress | None = None
-    ) -> AsyncGenerator[Tensor | Outcome, None]:
-        """What a streamed job hands over, block by block; at last its outcome, which has the last frames.
+    ) -> AsyncGenerator[Outcome, None]:
+        """The outcome of a streamed job block by block: each has the next frames, and the last one ends the job.
 
         If the generator is closed, the job is cancelled. If it is not read, the job waits. *Raises* what `run` raises.
         """

@@ -52,7 +52,7 @@ class Lease:
         source, target = await self._replica.off_loop(large, segments.prepare, tensor, room)
         told = await self._replica.ask({"serial": self._serial, "in": source, "out": target, **to_message(job)})
         while told.get("more"):
-            await self._ticket.reel.put(await self._tensor(told))
+            await self._ticket.reel.put(await self._outcome(told))
             told = await self._replica.ask({"taken": self._serial})
         self._log(told)
         if told.get("fatal"):
@@ -60,20 +60,20 @@ class Lease:
             raise ReplicaLost
         if "error" in told:
             raise from_json(told["error"], status=0)
+        return await self._outcome(told)
+
+    async def _outcome(self, told: dict[str, Any]) -> Outcome:
+        """What was told, with a copy of what lies in shared memory."""
+        nbytes: int = told["nbytes"]
+        found = await self._replica.off_loop(nbytes > LARGE_BYTES, self._replica.segments.read, nbytes)
         return Outcome(
-            await self._tensor(told),
+            Tensor(told["dtype"], tuple(told["shape"]), found),
             told["plan"],
             told["dtype_run"],
             told["note"],
-            {op_of(job): float(told["seconds"])},
+            {op_of(self._ticket.job): float(told["seconds"])},
             told["planned_bytes"],
         )
-
-    async def _tensor(self, told: dict[str, Any]) -> Tensor:
-        """A copy of what lies in shared memory."""
-        nbytes: int = told["nbytes"]
-        found = await self._replica.off_loop(nbytes > LARGE_BYTES, self._replica.segments.read, nbytes)
-        return Tensor(told["dtype"], tuple(told["shape"]), found)
 
     def _log(self, told: dict[str, Any]) -> None:
         """An exception of the model's code: its type and where it was raised, but not what it says."""

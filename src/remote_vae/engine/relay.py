@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from remote_vae.values import Tensor
+from remote_vae.engine.job import Outcome
 
 WAIT_SECONDS: Final = 0.2
 
@@ -50,7 +50,7 @@ class Reel:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._blocks: deque[Tensor] = deque()
+        self._blocks: deque[Outcome] = deque()
         self._changed = asyncio.Event()
         self._closed = False
         self.begun = False
@@ -58,9 +58,9 @@ class Reel:
 
     @property
     def _bytes(self) -> int:
-        return sum(memoryview(block.buffer).nbytes for block in self._blocks)
+        return sum(memoryview(block.tensor.buffer).nbytes for block in self._blocks)
 
-    async def put(self, block: Tensor) -> None:
+    async def put(self, block: Outcome) -> None:
         """Returns when there is room again, or nobody reads any more."""
         started, self.begun = time.perf_counter(), True
         self._blocks.append(block)
@@ -75,7 +75,7 @@ class Reel:
         self._closed = True
         self._wake()
 
-    async def __aiter__(self) -> AsyncIterator[Tensor]:
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
         """The blocks until it is closed."""
         while self._blocks or not self._closed:
             if self._blocks:

@@ -144,8 +144,10 @@ class Endpoints:
             else:
                 terms = video_terms(call.model, message.options, (job.fit.frames, job.fit.height, job.fit.width))
                 body, media = film(frames, asked, terms, self._threads), asked.media_type
-            provenance = provenance_headers(Provenance(model=call.model.name, revision=call.info.revision))
-            head = [("content-type", media), (FRAMES_HEADER, str(job.fit.frames)), *provenance]
+            first, name, revision = frames.first, call.model.name, call.info.revision
+            record.plan, record.stages = first.plan, first.seconds
+            provenance = Provenance(model=name, revision=revision, plan=first.plan, dtype=first.dtype_run)
+            head = [("content-type", media), (FRAMES_HEADER, str(job.fit.frames)), *provenance_headers(provenance)]
             return StreamedResponse(head, body, source, record=record, on_sent=permit.release)
 
     async def _encode(self, call: Call, body: Buffer, progress: JobProgress) -> Response:

@@ -20,10 +20,10 @@ from remote_vae.server.jobs import Job
 from remote_vae.server.record import Record
 from remote_vae.server.threads import Threads, Work
 from remote_vae.server.tracked_response import SLICE_BYTES
-from remote_vae.values import Buffer, Format, Tensor
+from remote_vae.values import Buffer, Format
 
-Source = AsyncGenerator[Tensor | Outcome, None]
-"""What a streamed job hands over."""
+Source = AsyncGenerator[Outcome, None]
+"""The blocks of a streamed job."""
 Body = AsyncGenerator[Buffer, None]
 # nginx would keep the first frames until it has more of them.
 UNBUFFERED: Final[Headers] = [("x-accel-buffering", "no")]
@@ -70,23 +70,16 @@ class StreamedResponse(Response):
 
 
 class Frames:
-    """The blocks of a streamed job, of which the first is there already; at last its outcome."""
+    """The blocks of a streamed job, of which the first is there already."""
 
-    def __init__(self, first: Tensor | Outcome, rest: Source, record: Record) -> None:
-        self._first, self._rest, self._record = first, rest, record
-        self.outcome: Outcome | None = None
+    def __init__(self, first: Outcome, rest: Source, record: Record) -> None:
+        self.first, self._rest, self._record = first, rest, record
 
-    async def __aiter__(self) -> AsyncIterator[Tensor]:
-        yield self._tensor(self._first)
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
+        yield self.first
         async for block in self._rest:
-            yield self._tensor(block)
-
-    def _tensor(self, block: Tensor | Outcome) -> Tensor:
-        if isinstance(block, Tensor):
-            return block
-        self.outcome = block
-        self._record.plan, self._record.stages = block.plan, block.seconds
-        return block.tensor
+            self._record.stages = block.seconds  # at last those of the job
+            yield block
 
 
 def parts(frames: Frames) -> tuple[Body, str]:
@@ -96,10 +89,10 @@ def parts(frames: Frames) -> tuple[Body, str]:
 
 
 async def _written(frames: Frames, writer: PartsWriter) -> Body:
-    """Each block as a part. The last one has the headers of its outcome, as that is known only then."""
+    """Each block as a part. What should be known of the whole video stands at the last one."""
     try:
-        async for tensor in frames:
-            for piece in writer.tensor(tensor, _told(frames.outcome)):
+        async for block in frames:
+            for piece in writer.tensor(block.tensor, provenance_headers(Provenance(note=block.note))):
                 yield piece
     except RemoteVAEError as exc:
         for piece in writer.error(exc):
@@ -108,18 +101,12 @@ async def _written(frames: Frames, writer: PartsWriter) -> Body:
     yield writer.end()
 
 
-def _told(outcome: Outcome | None) -> Headers:
-    if outcome is None:
-        return []
-    return provenance_headers(Provenance(plan=outcome.plan, dtype=outcome.dtype_run, note=outcome.note))
-
-
 async def film(frames: Frames, asked: Format, terms: VideoTerms, threads: Threads) -> Body:
     """A video's file; each block is written in a thread."""
     pipe = Pipe()
     writer = await threads.run(Work.FILM, open_video, pipe, asked, terms)  # type: ignore[arg-type]  # it only writes
-    async for tensor in frames:
-        pixels = np.frombuffer(tensor.buffer, np.uint8).reshape(tensor.shape)
+    async for block in frames:
+        pixels = np.frombuffer(block.tensor.buffer, np.uint8).reshape(block.tensor.shape)
         await threads.run(Work.FILM, writer.add, pixels)
         yield pipe.taken()
     await threads.run(Work.FILM, writer.end)
