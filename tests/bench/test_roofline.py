@@ -98,6 +98,14 @@ def test_what_local_networks_launch(way: str) -> None:
     assert account.waits == 0
 
 
+def test_what_a_picture_of_qwen_image_launches() -> None:
+    """A convolution of a local network takes seven launches: it, its bias, the norm, and the rows around its window."""
+    account = count(Case("qwen-image", 1024, 1024), "frames").account
+    launched = by_operator(account.kernels)
+    assert len(account.kernels) <= 7 * launched["convolution"]
+    assert launched["divide"] <= launched["convolution"]
+
+
 def test_a_decode_waits_at_its_end() -> None:
     """The host waits for the device when all is launched: once to see that the pixels are finite, and once for them."""
     vae, recipe = model_without_values("sd1", "bfloat16"), ModelSpec("sd1").resolve_recipe()
