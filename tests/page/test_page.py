@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import requests
@@ -59,6 +60,11 @@ def saved(page: Page, name: str) -> bytes:
     with page.expect_download() as download:
         page.get_by_role("link", name=name).click()
     return Path(download.value.path()).read_bytes()
+
+
+def frames_of(data: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def decoded_by(live: Any, model: str, latent: torch.Tensor, **query: object) -> bytes:
@@ -327,7 +333,10 @@ def tab_to(page: Page, element: str, past: int = 0) -> None:
     ],
 )
 def test_the_code_does_the_same(live: Any, visit: Visit, folder: Path, name: str, language: str) -> None:
-    """The Python and the curl that the page shows, run as they stand, give the bytes that the page has."""
+    """The Python and the curl that the page shows, run as they stand, give the bytes that the page has.
+
+    Of a video, which the page takes while it is decoded, they give the frames, in a file that is written as a whole.
+    """
     page = visit(live.url)
     choose(page, folder / name)
     send(page)
@@ -340,7 +349,13 @@ def test_the_code_does_the_same(live: Any, visit: Visit, folder: Path, name: str
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert said.returncode == 0, said.stderr + said.stdout
-    assert (folder / str(link.get_attribute("download"))).read_bytes() == mine
+    found = (folder / str(link.get_attribute("download"))).read_bytes()
+    if name.startswith("video"):
+        frames, same = frames_of(found).astype(int), frames_of(mine)
+        assert frames.shape == same.shape
+        assert np.abs(frames - same).mean() < 12  # levels: a video of noise, which is lossy
+    else:
+        assert found == mine
 
 
 @pytest.mark.parametrize("options", [{}, DARK, PHONE, DARK | PHONE], ids=["light", "dark", "phone", "dark phone"])
