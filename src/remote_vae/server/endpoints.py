@@ -172,7 +172,7 @@ class Endpoints:
             return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
 
     async def _parsed(self, call: Call, body: Buffer, parse: Callable[[wire.Head, Buffer], T]) -> T:
-        """The message of a body. JSON is taken apart in a thread, and in a process if that would hold up the others."""
+        """The message of a body. Large JSON waits for its client's turn."""
         head = call.head
         if not head.body_is_json:
             return parse(head, body)

@@ -1,4 +1,4 @@
-"""Reads pictures, videos and large JSON in processes, which hold no interpreter up but their own and can be ended.
+"""Reads pictures and videos in processes, which hold no interpreter up but their own and can be ended.
 
 They are ended by the limits on a body, at the request's deadline, or if its client goes.
 """
@@ -21,9 +21,10 @@ from typing import Final, TypedDict
 import numpy as np
 
 from remote_vae.engine.container import available_cores
-from remote_vae.errors import DeadlineExceeded, InvalidImage, MalformedRequest, Overloaded, from_json
+from remote_vae.errors import DeadlineExceeded, InvalidImage, Overloaded, from_json
 from remote_vae.media.frames import Cut
 from remote_vae.media.images import ReadPicture
+from remote_vae.protocol.bodies import read_json_body
 from remote_vae.server.reading import NEEDS_TOO_MUCH, Message, read_exactly, read_head, write_all
 from remote_vae.server.turns import Turns
 from remote_vae.values import Buffer
@@ -97,7 +98,7 @@ class Reader:
             self.end()
             ended = self._process.returncode
             what = "CPU time" if ended == -signal.SIGXCPU else "memory or time"
-            raise (InvalidImage if "terms" in head else MalformedRequest)(NEEDS_TOO_MUCH.format(what)) from exc
+            raise InvalidImage(NEEDS_TOO_MUCH.format(what)) from exc
         if "exception" in answer:
             LOG.error("a body could not be read", extra={name: answer[name] for name in ("exception", "frames")})
         if "error" in answer:
@@ -122,10 +123,10 @@ def _end(reader: Reader, reading: asyncio.Future[tuple[Message, memoryview]]) ->
 
 
 class Readers:
-    """The processes that read: two or more are for quick pictures, as many for others, for videos, and for JSON.
+    """The processes that read: two or more are for quick pictures, as many for others, and for videos.
 
-    So small pictures never wait for large ones or videos, and one client's never for another's. A process starts when a
-    body needs one, and one more that waits for the next body.
+    As many threads read JSON. So small pictures never wait for large ones or videos, and one client's bodies never for
+    another's. A process starts when a body needs one, and one more that waits for the next body.
     """
 
     def __init__(self, *, share: float, most_bytes: int) -> None:
@@ -154,10 +155,13 @@ class Readers:
         return ReadPicture(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["note"])
 
     async def json(self, data: Buffer, *, client: str | None, seconds: float) -> tuple[Buffer, object | None]:
-        """Inputs and parameters. *Raises* what `read_json_body` and `_held_for` raise, also if it takes too much."""
+        """Inputs and parameters, read in a thread. *Raises* what `read_json_body` and `_held_for` raise."""
         async with self._held_for(data, seconds), self._json.turn(client):
-            answer, inputs = await self._read(data, {}, pixels=0)
-        return inputs, answer["parameters"]
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, read_json_body, data)
+            try:
+                return await asyncio.shield(reading)
+            finally:
+                await asyncio.wait([reading])  # no other body gets the turn of one that nobody waits for any more
 
     @asynccontextmanager
     async def _held_for(self, data: Buffer, seconds: float) -> AsyncIterator[None]:

@@ -1,8 +1,8 @@
-"""The program that reads pictures, videos and large JSON: whatever a body makes it do, ending the process ends that.
+"""The program that reads pictures and videos: whatever a body makes it do, ending the process ends that.
 
 A request on stdin is the length of its head, the head as JSON, and the body. The head of a picture has the words of
 `read_image` under "terms", and that of a video also its `Cut` under "cut". A reply on stdout is the length of its head,
-the head as JSON, and pixels or inputs. The process ends when stdin does.
+the head as JSON, and pixels. The process ends when stdin does.
 """
 
 import io
@@ -22,24 +22,19 @@ from remote_vae.engine import malloc
 from remote_vae.errors import (
     InternalError,
     InvalidImage,
-    MalformedRequest,
     RemoteVAEError,
-    RequestError,
     TooLarge,
     to_json,
 )
 from remote_vae.media.frames import Cut, read_video
 from remote_vae.media.images import ReadPicture, read_image
-from remote_vae.protocol.bodies import read_json_body
 
 LENGTH: Final = 4  # bytes of a head's length
 FRAMES: Final = 8  # of an exception, in the log
-MOST_PARAMETERS: Final = 65_536  # characters of JSON
 KEPT_BYTES: Final = 256 << 20  # a picture that may take more leaves none of it to the next one
 NOTHING: Final = memoryview(b"")
 NEEDS_TOO_MUCH: Final = (
-    "the body takes more {} to read than an ordinary picture, video or JSON; write it again, or less of it, and send "
-    "that"
+    "the body takes more {} to read than an ordinary picture or video; write it again, or less of it, and send that"
 )
 
 Message = dict[str, Any]
@@ -97,13 +92,12 @@ def main() -> None:
 
 def _read(data: memoryview, head: Message) -> tuple[Message, memoryview]:
     """The reply."""
-    refusal: type[RequestError] = InvalidImage if "terms" in head else MalformedRequest
     try:
-        return _read_picture(data, head) if "terms" in head else _read_json(data)
+        return _read_picture(data, head)
     except RemoteVAEError as exc:
         return {"error": to_json(exc), "bytes": 0}, NOTHING
     except MemoryError:
-        return {"error": to_json(refusal(NEEDS_TOO_MUCH.format("memory"))), "bytes": 0}, NOTHING
+        return {"error": to_json(InvalidImage(NEEDS_TOO_MUCH.format("memory"))), "bytes": 0}, NOTHING
     except Exception as exc:  # noqa: BLE001  # boundary: whatever a library raises becomes one answer
         frames = traceback.extract_tb(exc.__traceback__)[-FRAMES:]
         return {
@@ -133,13 +127,6 @@ def _read_picture(data: memoryview, head: Message) -> tuple[Message, memoryview]
 
 def _pixels(found: ReadPicture) -> tuple[Message, memoryview]:
     return {"shape": found.pixels.shape, "note": found.note, "bytes": found.pixels.nbytes}, found.pixels.data.cast("B")
-
-
-def _read_json(data: memoryview) -> tuple[Message, memoryview]:
-    inputs, parameters = read_json_body(data)
-    if len(json.dumps(parameters)) > MOST_PARAMETERS:
-        raise MalformedRequest(f"the parameters have over {MOST_PARAMETERS} characters; expected names and numbers")
-    return {"parameters": parameters, "bytes": len(inputs)}, memoryview(inputs)
 
 
 def _cpu_seconds() -> float:
