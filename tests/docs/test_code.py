@@ -15,8 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from remote_vae.models.families import find_model
-
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- stub: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
@@ -25,7 +23,6 @@ CLIENTS = ("remote_vae", "diffusers.utils.remote_utils")
 CASES = [
     pytest.param(stub, code, client, id=f"{page}-{stub or 'plain'}-{client}")
     for page, stub, code in BLOCKS
-    if stub != "sd_vae_remote"
     for client in (CLIENTS if "import remote_decode" in code else CLIENTS[:1])
 ]
 HERE = {
@@ -129,22 +126,6 @@ def test_five_lines_to_the_first_picture() -> None:
     assert page == "README.md"
     assert "RemoteVAE(" in code
     assert len([line for line in code.splitlines() if line]) <= 5
-
-
-def test_sdnext_is_sent_here() -> None:
-    """After the guide's script SD.Next's addresses are models of this server, and no address is added."""
-    code = next(code for _, stub, code in BLOCKS if stub == "sd_vae_remote")
-    sdnext = SimpleNamespace(
-        hf_decode_endpoints=dict.fromkeys(["sd", "sdxl", "f1"], ""), hf_encode_endpoints={"sd": ""}
-    )
-    names: dict[str, Any] = {"sd_vae_remote": sdnext}
-    exec(code.partition("\n")[2], names)
-    tables = (sdnext.hf_decode_endpoints, sdnext.hf_encode_endpoints)
-    assert [sorted(table) for table in tables] == [["f1", "sd", "sdxl"], ["sd"]]
-    for url in (url for table in tables for url in table.values()):
-        base, _, model = url.rpartition("/")
-        assert base == "http://127.0.0.1:8000"
-        assert find_model(model) is not None
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
