@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from remote_vae.errors import JobCancelled, MalformedRequest, Overloaded, RemoteVAEError, RequestTimeout, TooLarge
 from remote_vae.protocol.digest import check_digest
@@ -55,16 +55,20 @@ class Bodies:
         body = bytearray()  # grows with what comes: an announced length costs the client nothing, so it gets no memory
         try:
             async with asyncio.timeout(self._settings.body_seconds):
-                async for chunk in request.stream():
+                more = True
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise MalformedRequest("the client went away before its body was complete", gone=True)
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
                     self._check(len(body), len(chunk), head)
                     body += chunk
                     self._held += len(chunk)
+                    del message, chunk  # which would stay until the next one comes; `request.stream` keeps them too
         except TimeoutError:
             raise RequestTimeout(
                 f"the body did not arrive within {self._settings.body_seconds:g} s", seconds=self._settings.body_seconds
             ) from None
-        except ClientDisconnect:
-            raise MalformedRequest("the client went away before its body was complete", gone=True) from None
         finally:
             self._held -= len(body)
         if digest := ",".join(request.headers.getlist("content-digest")):
