@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import signal
 import struct
 import sys
 import time
@@ -21,6 +22,7 @@ from remote_vae.errors import DeadlineExceeded, InternalError, InvalidImage, Ove
 from remote_vae.media.images import ReadPicture, read_image
 from remote_vae.media.png import SIGNATURE, read_parts
 from remote_vae.server import readers as room
+from remote_vae.server.forks import Fork
 from remote_vae.server.readers import QUICK_BYTES, Readers, Terms
 from remote_vae.server.turns import MOST_WAITING
 
@@ -167,18 +169,65 @@ async def test_a_process_that_dies(pictures: Readers) -> None:
     await works(pictures)
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_a_fault_starts_no_program(pictures: Readers) -> None:
+    """The process after one that has been ended is another fork of the same small process, so no program starts."""
+    parent = parent_of(await works(pictures))
+    for order in (b"die", b"sleep"):
+        with pytest.raises((InvalidImage, DeadlineExceeded)):
+            await asyncio.wait_for(ask(pictures, order, seconds=1), BUSY)
+        assert parent_of(await works(pictures)) == parent
+
+
+async def test_the_small_process_is_ended(pictures: Readers) -> None:
+    """If the process that the others are forks of is ended, a new one starts, and the old forks read nothing more."""
+    pid = await works(pictures)
+    parent = parent_of(pid)
+    os.kill(parent, signal.SIGKILL)
+    async with asyncio.timeout(BUSY):
+        while parent_of(pid) == parent:
+            await asyncio.sleep(0.05)
+    assert parent_of(await works(pictures)) not in (parent, 1)
+    await ended(pid)
+
+
+async def test_all_processes_end_with_the_server(pictures: Readers) -> None:
+    """Whatever they read, no process outlives the server's end of their sockets."""
+    pid = await works(pictures)
+    spinning = ask(pictures, b"spin", seconds=60)
+    await asyncio.sleep(0.3)
+    parent = parent_of(pid)
+    pictures.close()
+    for each in (pid, parent):
+        await ended(each)
+    await asyncio.gather(spinning, return_exceptions=True)
+
+
+async def test_a_fork_keeps_nothing_open(pictures: Readers) -> None:
+    """A fork has its own pipe and no other, so that it sees nothing of other bodies."""
+    await works(pictures)
+    sleeping = ask(pictures, b"sleep", seconds=60)
+    pid = await works(pictures, client="b")
+    assert sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")) == [0, 1, 2]
+    sleeping.cancel()
+    await asyncio.gather(sleeping, return_exceptions=True)
+
+
 async def test_no_process_can_be_started(pictures: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a process a picture is refused for now; one that has a process needs no second one to be started."""
-    start, left = room.Reader, 0
+    fork, left = room.ForkServer.fork, 0
 
-    def rationed() -> room.Reader:
+    def rationed(server: room.ForkServer) -> Fork:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError("no memory for a process")
-        return start()
+        return fork(server)
 
-    monkeypatch.setattr(room, "Reader", rationed)
+    monkeypatch.setattr(room.ForkServer, "fork", rationed)
     with pytest.raises(Overloaded, match="start no process"):
         await asyncio.wait_for(ask(pictures, b"good"), BUSY)
     left = 1

@@ -4,16 +4,12 @@ They are ended by the limits on a body, at the request's deadline, or if its cli
 """
 
 import asyncio
-import fcntl
-import io
 import logging
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Final, TypedDict
@@ -25,6 +21,7 @@ from remote_vae.errors import DeadlineExceeded, InvalidImage, Overloaded, from_j
 from remote_vae.media.frames import Cut
 from remote_vae.media.images import ReadPicture
 from remote_vae.protocol.bodies import read_json_body
+from remote_vae.server.forks import Fork, ForkServer
 from remote_vae.server.reading import NEEDS_TOO_MUCH, Message, read_exactly, read_head, write_all
 from remote_vae.server.turns import Turns
 from remote_vae.values import Buffer
@@ -41,7 +38,7 @@ VIDEO_CPU_SECONDS: Final = 30.0  # 257 frames of 1920x1080 take about ten
 VIDEO_MEMORY_BYTES: Final = 256 << 20  # the libraries', whatever the video
 MOST_IDLE: Final = 2  # processes
 NICENESS: Final = 15  # models and connections get the cores first, whatever strangers send
-PIPE_BYTES: Final = 1 << 20
+NO_PROCESS: Final = "the system can start no process to read the body now; try again later"
 COMMAND: Final = (sys.executable, "-m", "remote_vae.server.reading")
 
 
@@ -58,47 +55,25 @@ class Terms(TypedDict):
 class Reader:
     """A process that reads one body after the other. Its methods block."""
 
-    def __init__(self) -> None:
-        one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-        self._process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={**os.environ, **one_thread},
-        )
-        with suppress(OSError):  # it has ended already, which `read` will find
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
-        for pipe in (self._stdin, self._stdout):
-            with suppress(OSError, AttributeError):  # no Linux, or no more room for pipes
-                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    @property
-    def _stdin(self) -> io.RawIOBase:
-        assert isinstance(self._process.stdin, io.RawIOBase)
-        return self._process.stdin
-
-    @property
-    def _stdout(self) -> io.RawIOBase:
-        assert isinstance(self._process.stdout, io.RawIOBase)
-        return self._process.stdout
+    def __init__(self, fork: Fork) -> None:
+        self._fork = fork
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self._fork.alive
 
     def read(self, data: Buffer, head: Message) -> tuple[Message, memoryview]:
-        """The process's answer, and the bytes that belong to it. *Raises* what is wrong with the data."""
+        """Its answer, and the bytes that belong to it. *Raises* what is wrong with the data, and Overloaded."""
         try:
-            write_all(self._stdin, head, memoryview(data).cast("B"))
-            answer = read_head(self._stdout)
-            body = read_exactly(self._stdout, answer["bytes"])
+            write_all(self._fork.pipe, head, memoryview(data).cast("B"))
+            answer = read_head(self._fork.pipe)
+            body = read_exactly(self._fork.pipe, answer["bytes"])
         except (EOFError, OSError, ValueError) as exc:
+            code = self._fork.wait()
             self.end()
-            ended = self._process.returncode
-            what = "CPU time" if ended == -signal.SIGXCPU else "memory or time"
-            raise InvalidImage(NEEDS_TOO_MUCH.format(what)) from exc
+            if code is None:
+                raise Overloaded(NO_PROCESS) from exc
+            raise InvalidImage(NEEDS_TOO_MUCH.format("CPU time" if code == -signal.SIGXCPU else "memory")) from exc
         if "exception" in answer:
             LOG.error("a body could not be read", extra={name: answer[name] for name in ("exception", "frames")})
         if "error" in answer:
@@ -107,14 +82,11 @@ class Reader:
 
     def kill(self) -> None:
         """Ends the process; `read` raises in its thread."""
-        self._process.kill()
+        self._fork.kill()
 
     def end(self) -> None:
         """Ends the process and frees what it had."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._stdin, self._stdout):
-            pipe.close()
+        self._fork.close()
 
 
 def _end(reader: Reader, reading: asyncio.Future[tuple[Message, memoryview]]) -> None:
@@ -126,7 +98,7 @@ class Readers:
     """The processes that read: two or more are for quick pictures, as many for others, and for videos.
 
     As many threads read JSON. So small pictures never wait for large ones or videos, and one client's bodies never for
-    another's. A process starts when a body needs one, and one more that waits for the next body.
+    another's. A process starts when a body needs one.
     """
 
     def __init__(self, *, share: float, most_bytes: int) -> None:
@@ -134,6 +106,7 @@ class Readers:
         self._quick, self._slow, self._videos, self._json = (Turns(count, share=share) for _ in range(4))
         self._threads = ThreadPoolExecutor(4 * count, "remote-vae-readers")
         self._held, self._most_bytes = 0, most_bytes  # of the bodies that are being read or wait for it
+        self._forks = ForkServer(COMMAND, niceness=NICENESS)
         self._idle: list[Reader] = []
         self._closed = False
 
@@ -202,16 +175,15 @@ class Readers:
                 reading.add_done_callback(partial(_end, reader))
 
     def _reader(self) -> Reader:
-        """An idle process, or a new one; and another one is started if this was the last."""
-        self._idle = [reader for reader in self._idle if reader.alive]
+        """An idle process, or a new one. *Raises* Overloaded."""
+        while self._idle:
+            if (reader := self._idle.pop()).alive:
+                return reader
+            reader.end()
         try:
-            reader = self._idle.pop() if self._idle else Reader()
+            return Reader(self._forks.fork())
         except OSError as exc:
-            raise Overloaded("the system can start no process to read the body now; try again later") from exc
-        if not self._idle:
-            with suppress(OSError):  # the next body starts one
-                self._idle.append(Reader())
-        return reader
+            raise Overloaded(NO_PROCESS) from exc
 
     def _put_back(self, reader: Reader) -> None:
         if reader.alive and len(self._idle) < MOST_IDLE and not self._closed:
@@ -220,8 +192,9 @@ class Readers:
             reader.end()
 
     def close(self) -> None:
-        """Ends the processes that read nothing; the others end with their pictures."""
+        """Ends the processes."""
         self._closed = True
         while self._idle:
             self._idle.pop().end()
+        self._forks.close()
         self._threads.shutdown(wait=False)

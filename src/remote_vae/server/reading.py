@@ -1,8 +1,8 @@
-"""The program that reads pictures and videos: whatever a body makes it do, ending the process ends that.
+"""The program that reads pictures and videos, in forks: whatever a body makes one do, ending the fork ends that.
 
-A request on stdin is the length of its head, the head as JSON, and the body. The head of a picture has the words of
-`read_image` under "terms", and that of a video also its `Cut` under "cut". A reply on stdout is the length of its head,
-the head as JSON, and pixels. The process ends when stdin does.
+A request to a fork is the length of its head, the head as JSON, and the body. The head of a picture has the words of
+`read_image` under "terms", and that of a video also its `Cut` under "cut". A reply is the length of its head, the head
+as JSON, and pixels. A fork ends when its pipe does.
 """
 
 import io
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 from remote_vae.engine import malloc
 from remote_vae.errors import (
@@ -28,6 +29,7 @@ from remote_vae.errors import (
 )
 from remote_vae.media.frames import Cut, read_video
 from remote_vae.media.images import ReadPicture, read_image
+from remote_vae.server.forks import serve_forks
 
 LENGTH: Final = 4  # bytes of a head's length
 FRAMES: Final = 8  # of an exception, in the log
@@ -73,18 +75,23 @@ def main() -> None:
         resource.setrlimit(limit, (0, 0))
     warnings.simplefilter("ignore")  # the imaging library's warnings contain bytes of the picture
     malloc.keep_freed()
-    source, sink = io.FileIO(sys.stdin.fileno(), "rb"), io.FileIO(sys.stdout.fileno(), "wb")
+    Image.init()  # imports the readers of the formats
+    serve_forks(_read_all)
+
+
+def _read_all(pipe: io.FileIO) -> None:
+    """Reads one body after the other."""
     while True:
         try:
-            head = read_head(source)
+            head = read_head(pipe)
             _limit(resource.RLIMIT_CPU, math.ceil(_cpu_seconds() + head["cpu_seconds"]))
             _limit(resource.RLIMIT_AS, _address_space() + head["memory_bytes"])
-            data = read_exactly(source, head["bytes"])
+            data = read_exactly(pipe, head["bytes"])
         except EOFError:
             return
         answer, pixels = _read(data, head)
         del data
-        write_all(sink, answer, pixels)
+        write_all(pipe, answer, pixels)
         del pixels
         if head["memory_bytes"] > KEPT_BYTES:
             malloc.give_back()
