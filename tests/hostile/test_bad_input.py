@@ -232,6 +232,9 @@ BODIES = {
     "shape of text inside": as_json(
         inputs("", parameters={"shape": {"a": 1}, "dtype": "float32"}), 400, "malformed_request", "not an integer", ""
     ),
+    "dtype in a list": as_json(
+        inputs("", parameters={"shape": [1, 4, 8, 8], "dtype": ["float32"]}), 422, "invalid_value", "dtype", ""
+    ),
     "not UTF-8": as_json(b'{"inputs": "\xff"}', 400, "malformed_request", "not valid JSON"),
     "pickle": Bad(
         "/sd/decode",

@@ -44,12 +44,12 @@ def from_json(parameters: object) -> Pairs:
         raise MalformedRequest("'parameters' must be a JSON object, like {\"shape\": [1, 4, 64, 64]}")
     if len(parameters) > MAX_PAIRS:
         raise MalformedRequest(f"'parameters' has {len(parameters)} entries; at most {MAX_PAIRS} are read")
-    return [(str(name), _text(value)) for name, value in parameters.items()]
+    return [(str(name), _text(name, value)) for name, value in parameters.items()]
 
 
-def _text(value: object) -> str:
-    """A value of JSON as a query spells it. Numbers may be texts, in lists too, as clients in shells have them."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+def _text(name: object, value: object) -> str:
+    """A value of JSON as a query spells it. Numbers may be texts, in a shape too, as clients in shells have them."""
+    if name == "shape" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     return value if isinstance(value, str) else json.dumps(value)
 
