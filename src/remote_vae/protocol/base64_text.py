@@ -15,8 +15,8 @@ URI: Final = re.compile(rb"data:[^,]{0,200};base64,")
 def read_base64(text: Text, start: int, end: int) -> bytearray:
     """The bytes of `text[start:end]`, of which only slices are copied: base64 in one line or in lines of one length.
 
-    It may be a data: URI, and in the alphabet that URLs can hold, whose padding may be missing. *Raises* ValueError for
-    what is not base64 from end to end.
+    It may be a data: URI, and in the alphabet that URLs can hold, in which the padding may be missing. *Raises*
+    ValueError for what is not base64 from end to end.
     """
     uri = URI.match(text, start, end)
     start = start if uri is None else uri.end()

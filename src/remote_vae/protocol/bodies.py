@@ -123,7 +123,7 @@ def _refuse_constant(name: str) -> object:
 
 
 def _refuse_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object whose names differ: of two equal names one would win silently."""
+    """An object of different names: of two equal names one would win silently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise MalformedRequest("a JSON object in the body gives a name twice")

@@ -45,7 +45,7 @@ class Fork:
         return int.from_bytes(told, signed=True) if told else None
 
     def kill(self) -> None:
-        """Ends the process; whoever reads from `pipe` finds its end."""
+        """Ends the process, after which nothing more comes from `pipe`."""
         with suppress(OSError):  # it has ended
             self._life.shutdown(socket.SHUT_WR)
 

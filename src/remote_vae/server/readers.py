@@ -95,10 +95,10 @@ def _end(reader: Reader, reading: asyncio.Future[tuple[Message, memoryview]]) ->
 
 
 class Readers:
-    """The processes that read: two or more are for quick pictures, as many for others, and for videos.
+    """The processes that read: two or more are for quick pictures, the same number for others, and for videos.
 
-    As many threads read JSON. So small pictures never wait for large ones or videos, and one client's bodies never for
-    another's. A process starts when a body needs one.
+    The same number of threads reads JSON. So small pictures never wait for large ones or videos, and one client's
+    bodies never for another's. A process starts when a body needs one.
     """
 
     def __init__(self, *, share: float, most_bytes: int) -> None:
