@@ -70,7 +70,7 @@ async def _measure(port: int, process: psutil.Process, arguments: argparse.Names
     strangers, loop = ProcessPoolExecutor(1, multiprocessing.get_context("spawn")), asyncio.get_running_loop()
     await loop.run_in_executor(strangers, attack, port, 100, 3.0)  # what is needed once is there afterwards
     await asyncio.sleep(REST_SECONDS)
-    before, replicas = process.memory_info().rss, _replicas(process)
+    before, replicas, reading = process.memory_info().rss, _replicas(process), _reading_seconds(process)
     loads: tuple[list[Answer], list[Answer]] = ([], [])
     goods: tuple[list[float], list[float]] = ([], [])
     seconds = arguments.seconds / arguments.rounds
@@ -93,9 +93,17 @@ async def _measure(port: int, process: psutil.Process, arguments: argparse.Names
         "ratio": beside_rate / alone_rate,
         "rounds": goods,
         "not_right": sum(not answer.right for load in loads for answer in load),
+        "reading_cpu_s": _reading_seconds(process) - reading,
         "stayed_bytes": process.memory_info().rss - before,
         "replicas_replaced": len(replicas - _replicas(process)),
     }
+
+
+def _reading_seconds(process: psutil.Process) -> float:
+    """CPU time of the processes that read bodies, also of those that have ended."""
+    readers = [child for child in process.children(recursive=True) if "server.reading" in " ".join(child.cmdline())]
+    times = [reader.cpu_times() for reader in readers]
+    return sum(each.user + each.system + each.children_user + each.children_system for each in times)
 
 
 def _replicas(process: psutil.Process) -> set[int]:

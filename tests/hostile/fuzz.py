@@ -249,6 +249,7 @@ def seeds(target: str) -> list[bytes]:
         "request": lambda: [
             SHAPE + b"&scaling_factor=0.18215\ntensor/binary\nimage/png\n1.5\n\0\0",
             b"\napplication/json\n*/*\n\n" + JSON,
+            b"\napplication/json\n*/*\n\n" + JSON.replace(b"AAA=", b"\\/AA\\n".rjust(1203, b"A")),
         ],
         "reply": lambda: [
             b"tensor/binary\n[1, 2]\nfloat16\nqueue;dur=1.5\n\0\0\0\0",
