@@ -126,17 +126,17 @@ def test_a_mark_cannot_be_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MOST_COPIES = {
-    "as it is": 0.9,  # the bytes themselves are 0.75, and grow
-    "bare line breaks of MIME": 0.9,
-    "the alphabet of URLs": 0.9,
-    "PHP's slashes": 2.1,
-    "escaped line breaks": 2.1,
+    "as it is": 0.8,  # the bytes themselves are 0.75
+    "bare line breaks of MIME": 0.8,
+    "the alphabet of URLs": 0.8,
+    "PHP's slashes": 1.1,
+    "escaped line breaks": 1.1,
 }
 
 
 @pytest.mark.parametrize("name", MOST_COPIES)
 def test_nothing_is_copied(name: str) -> None:
-    """Beside a body stand the bytes that it means, and its text without escapes if it has any, but nothing else."""
+    """Beside a body stand the bytes that it means, in the place of its text without escapes if it has any."""
     body = bytearray(document(SPELLINGS[name]))
     read_json_body(body)
     tracemalloc.start()

@@ -12,10 +12,11 @@ Text = bytes | bytearray
 URI: Final = re.compile(rb"data:[^,]{0,200};base64,")
 
 
-def read_base64(text: Text, start: int, end: int) -> bytearray:
+def read_base64(text: Text, start: int, end: int, *, into: bytearray | None = None) -> bytearray:
     """The bytes of `text[start:end]`, of which only slices are copied: base64 in one line or in lines of one length.
 
-    It may be a data: URI, and in the alphabet that URLs can hold, in which the padding may be missing. *Raises*
+    They are written into `into`, which may be the text itself, because no byte is written before it has been read. The
+    base64 may be a data: URI, and in the alphabet that URLs can hold, in which the padding may be missing. *Raises*
     ValueError for what is not base64 from end to end.
     """
     uri = URI.match(text, start, end)
@@ -23,7 +24,9 @@ def read_base64(text: Text, start: int, end: int) -> bytearray:
     tail = bytes(text[max(start, end - BREAKS_AT_END) : end])
     end -= len(tail) - len(tail.rstrip(b"\r\n"))
     width, step = _lines(text, start, end)
-    found, altchars, standard = bytearray(), None, False
+    # A buffer that grows would leave its smaller selves in the heap.
+    found, filled = bytearray((end - start + 1) * 3 // 4) if into is None else into, 0
+    altchars, standard = None, False
     for at in range(start, end, step):
         piece = bytes(text[at : min(at + step, end)])
         if width:
@@ -37,7 +40,10 @@ def read_base64(text: Text, start: int, end: int) -> bytearray:
             piece += b"=" * (-len(piece) % 4)
         if not last and b"=" in piece:
             raise ValueError("there is padding before the end")
-        found += base64.b64decode(piece, altchars, validate=True)
+        data = base64.b64decode(piece, altchars, validate=True)
+        found[filled : filled + len(data)] = data
+        filled += len(data)
+    del found[filled:]
     return found
 
 

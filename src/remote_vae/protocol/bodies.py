@@ -107,15 +107,16 @@ def _read_in_place(text: Text, start: int, end: int) -> bytearray:
     """The bytes of base64 between two quotes. *Raises* ValueError."""
     if text.find(b"\\", start, end) < 0:
         return read_base64(text, start, end)
-    plain = bytearray()  # PHP escapes each slash, .NET each plus
+    plain, filled = bytearray(end - start), 0  # PHP escapes each slash, .NET each plus
     while start < end:
         stop = min(start + SLICE, end)
         escape = text.rfind(b"\\", start + 1, stop) if stop < end else -1
         if escape > stop - ESCAPE:
             stop = escape  # which the slice would cut
-        plain += json.loads(b'"%b"' % bytes(text[start:stop]), strict=False).encode("ascii")
-        start = stop
-    return read_base64(plain, 0, len(plain))
+        piece = json.loads(b'"%b"' % bytes(text[start:stop]), strict=False).encode("ascii")
+        plain[filled : filled + len(piece)] = piece
+        start, filled = stop, filled + len(piece)
+    return read_base64(plain, 0, filled, into=plain)
 
 
 def _refuse_constant(name: str) -> object:

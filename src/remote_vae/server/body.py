@@ -105,6 +105,7 @@ async def while_wanted(work: Coroutine[Any, Any, T], *, cancelled: asyncio.Event
     finally:
         for each in (task, *ends):
             each.cancel()
+        del task, ends, each  # otherwise an error's frames and its task hold each other, and the body
 
 
 def _cancelled() -> RemoteVAEError:

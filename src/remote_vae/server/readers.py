@@ -135,6 +135,7 @@ class Readers:
                 return await asyncio.shield(reading)
             finally:
                 await asyncio.wait([reading])  # no other body gets the turn of one that nobody waits for any more
+                del reading  # otherwise an error's frames and it hold each other, and the body
 
     @asynccontextmanager
     async def _held_for(self, data: Buffer, seconds: float) -> AsyncIterator[None]:
