@@ -114,7 +114,7 @@ def _given(vae: DiffusersVAE, case: Case) -> torch.Tensor:
     if case.direction == "decode":
         channels, frames = info.latent_channels, info.frames.latent(case.frames)
         sides = [side // info.spatial_compression_ratio for side in sides]
-    video = case.model.startswith(("wan", "qwen", "hunyuanvideo"))
+    video = any(isinstance(part, torch.nn.Conv3d) for part in vae.module.modules())
     return torch.empty(1, channels, *([frames] if video else []), *sides, dtype=dtype, device="meta")
 
 

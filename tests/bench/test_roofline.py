@@ -10,7 +10,7 @@ import roofline
 import torch
 from roofline_account import by_operator, counted
 from roofline_cards import CARDS, HOST_SECONDS, KERNEL_SECONDS, Kernel, cost, device_seconds
-from roofline_cases import PUBLISHED, Case, Published, count, model_without_values
+from roofline_cases import PUBLISHED, Case, Published, count, model_without_values, ways
 
 from remote_vae.core.decode import decode
 from remote_vae.core.executor import RunOptions
@@ -104,6 +104,18 @@ def test_what_a_picture_of_qwen_image_launches() -> None:
     launched = by_operator(account.kernels)
     assert len(account.kernels) <= 7 * launched["convolution"]
     assert launched["divide"] <= launched["convolution"]
+
+
+@pytest.mark.parametrize("model", ["ltx2", "hunyuanvideo-1.5", "hunyuanvideo"])
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_other_families_run_too(model: str, direction: str) -> None:
+    """Every plan of families whose own functions lay blocks otherwise runs by the kernels of CUDA devices."""
+    case = Case(model, 128, 128, 9, direction=direction)
+    plans = [way for way in ways(case) if not way.startswith("diffusers")]
+    assert plans
+    for plan in plans:
+        launched = by_operator(count(case, plan).account.kernels)
+        assert launched["normalise"] + launched["divide"] > 0
 
 
 def test_a_decode_waits_at_its_end() -> None:

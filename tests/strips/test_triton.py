@@ -133,6 +133,23 @@ def test_root_mean_square(
     beside(into, before)
 
 
+@pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
+def test_any_layout(lies: torch.memory_format, kernels: Any) -> None:
+    """Maps that a model's own functions made lie in any layout, and so may the targets."""
+    given = strip(24, 3, 5, torch.float32, frames=2).contiguous(memory_format=lies)
+    other = torch.contiguous_format if lies is torch.channels_last else torch.channels_last
+    norm, into = local.Norm(torch.randn(24)), torch.empty_like(given, memory_format=other)
+    norm_triton.divide(given, into, norm, root_mean_square.LEAST, silu=True)
+    expected = torch.empty_like(given)
+    root_mean_square.normalise(given, expected, norm, silu=True)
+    torch.testing.assert_close(into, expected)
+    stage, of_groups = Norm(4, 1e-6, torch.randn(24), torch.randn(24)), kernels.moments(given).of_groups(4)
+    close(of_groups, given, 4)
+    kernels.normalise(given, into, stage, of_groups, silu=True)
+    Plain().normalise(given, expected, stage, of_groups, silu=True)
+    torch.testing.assert_close(into, expected)
+
+
 def test_through_a_model(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model decodes and encodes by these kernels as by diffusers' own code."""
     monkeypatch.setattr(sweep, "kernels_for", lambda device: kernels)

@@ -171,6 +171,7 @@ class Triton:
     """Meets `core.norm.Kernels`."""
 
     def moments(self, strip: torch.Tensor) -> Parts:
+        strip = _dense(strip)
         pixels, area, width, channels, *strides = _sizes(strip)
         tiles = triton.cdiv(pixels, TILE_PIXELS)
         steps = max(min(tiles, LEAST_TILES), triton.cdiv(tiles, MOST_PARTS))
@@ -181,6 +182,11 @@ class Triton:
         return Parts((found,))
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
+        if not _is_dense(into):
+            self.normalise(source, found := _like(into), norm, of_groups, silu=silu)
+            into.copy_(found)
+            return
+        source = _dense(source)
         pixels, area, width, channels, *strides = _sizes(source)
         sizes = (pixels, area, width, channels, *strides, *_sizes(into)[4:])
         grid = (triton.cdiv(pixels, TILE_PIXELS), triton.cdiv(channels, TILE_CHANNELS))
@@ -189,6 +195,11 @@ class Triton:
 
 def divide(source: torch.Tensor, into: torch.Tensor, norm: local.Norm | None, least: float, *, silu: bool) -> None:
     """The norm of `core.root_mean_square`, for all frames in one launch."""
+    if not _is_dense(into):
+        divide(source, found := _like(into), norm, least, silu=silu)
+        into.copy_(found)
+        return
+    source = _dense(source)
     pixels, area, width, channels, *strides = _sizes(source)
     sizes = (pixels, area, width, channels, *strides, *_sizes(into)[4:])
     tile = triton.next_power_of_2(channels)
@@ -201,11 +212,21 @@ def divide(source: torch.Tensor, into: torch.Tensor, norm: local.Norm | None, le
 
 
 def _sizes(strip: torch.Tensor) -> tuple[int, int, int, int, int, int]:
-    """Pixels of all frames and of one, the width, the channels, and how many values lie between frames and rows.
-
-    *Raises* ValueError unless the pixels of a row are dense and channels last.
-    """
+    """Pixels of all frames and of one, the width, the channels, and how many values lie between frames and rows."""
     frames, channels, rows, width = strip.shape
-    if (channels > 1 and strip.stride(1) != 1) or (width > 1 and strip.stride(3) != channels):
-        raise ValueError("the rows of a strip are dense and channels last")
     return frames * rows * width, rows * width, width, channels, strip.stride(0), strip.stride(2)
+
+
+def _is_dense(strip: torch.Tensor) -> bool:
+    """Whether the pixels of a row are dense and channels last."""
+    channels, width = strip.shape[1], strip.shape[3]
+    return (channels == 1 or strip.stride(1) == 1) and (width == 1 or strip.stride(3) == channels)
+
+
+def _dense(strip: torch.Tensor) -> torch.Tensor:
+    """A strip whose rows are dense; blocks that a model's own functions made may lie otherwise."""
+    return strip if _is_dense(strip) else strip.contiguous(memory_format=torch.channels_last)
+
+
+def _like(strip: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(strip, memory_format=torch.channels_last)
