@@ -19,7 +19,7 @@ from comfyui.running import load
 from remote_vae import AsyncClient, Client, DecodeQueue, RemoteVAE, preview_callback, remote_decode
 from remote_vae.client.model import RemoteModel
 from remote_vae.client.network import _proxy_of_environment
-from remote_vae.errors import ConfigurationError, ConnectionFailed, ServerError
+from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, ServerError
 
 LATENT = np.full((1, 3, 8, 8), 0.5, np.float32)
 PAGE = b"<html><h1>Bad Gateway</h1></html>"
@@ -71,9 +71,9 @@ def test_a_proxy_before_a_server_that_restarts(serve: Any, way: str, outage: str
 
 
 def test_a_proxy_that_never_reaches_its_server(serve: Any) -> None:
-    """The caller's time-out ends the tries, and the error names what the proxy said."""
+    """The caller's time-out ends the tries, and the error names what the proxy said, unless it came in the last try."""
     server, began = serve(Answers.http(502, PAGE, content_type="text/html")), time.monotonic()
-    with Client(server.url, timeout=1.5) as client, pytest.raises(ServerError, match="502"):
+    with Client(server.url, timeout=1.5) as client, pytest.raises((ServerError, ClientTimeout), match=r"502|time"):
         client.decode(LATENT)
     assert time.monotonic() - began < 4
     server.seen.clear()
@@ -179,6 +179,16 @@ def test_a_private_authority(
             name_by(way, secure.url, None)
     else:
         assert name_by(way, secure.url, str(certificate[0]) if how == "argument" else None) == "copy"
+
+
+def test_the_wrong_scheme(copy: Any, secure: Any) -> None:
+    """https:// for a server without TLS, and http:// for one with it, end with an error that names the other."""
+    for url, right in (
+        (copy.url.replace("http:", "https:"), "http://"),
+        (secure.url.replace("https:", "http:"), "https://"),
+    ):
+        with Client(url, timeout=5, retries=1) as client, pytest.raises(ConnectionFailed, match=right):
+            client.models()
 
 
 def test_the_other_clients_take_a_private_authority(secure: Any, certificate: tuple[Path, Path]) -> None:

@@ -3,12 +3,16 @@
 import asyncio
 import copy as copying
 import gc
+import json
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -196,6 +200,24 @@ def test_what_cannot_travel_says_so(copy: Any) -> None:
         with pytest.raises(pickle.PicklingError, match="make another"):
             pickle.dumps(Client(copy.url, http=http_client))
     previews.close()
+
+
+@pytest.mark.alone
+def test_tasks_and_actors_of_ray(copy: Any) -> None:
+    """On a real Ray, clients and models reach tasks and actors as their address, by argument, closure and store; our
+    errors come back as such; a RemoteVAE and a queue are refused in the program, with what to do instead."""
+    command = [sys.executable, str(Path(__file__).with_name("ray_tasks.py")), copy.url]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    classes, text = found.pop("an error of a task")
+    assert "LatentMismatch" in classes
+    assert "has 2 channels; model 'copy' takes 3" in text
+    refused = {name: found.pop(name) for name in list(found) if "VAE" in name or "queue" in name}
+    assert found == dict.fromkeys(found, 0.5)
+    assert (len(found), len(refused)) == (5, 4)
+    for name, (classes, text) in refused.items():
+        assert classes[0] == "PicklingError", name
+        assert f"make another with the same URL, RemoteVAE('{copy.url}')" in text or "make another one" in text, name
 
 
 def test_an_interrupt_leaves_no_reply_behind(copy: Any) -> None:

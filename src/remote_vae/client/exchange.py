@@ -15,7 +15,16 @@ from remote_vae.values import clip
 CONNECT_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.2
 ID_HEADERS: Final = ("x-request-id", "x-call-id")  # the second one is for proxies, some of which replace the first
-CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"  # in the text of an error of TLS
+NO_TLS: Final = ("does not speak TLS", "expected a URL that begins with http:// for this server")
+# What an error of TLS has in its text -> what is wrong with the server, and what to do.
+OF_TLS: Final = {
+    "CERTIFICATE_VERIFY_FAILED": (
+        "has a certificate that is not trusted here",
+        "set SSL_CERT_FILE or ca_file to the PEM file of its authority, if you trust it",
+    ),
+    "WRONG_VERSION_NUMBER": NO_TLS,  # OpenSSL 3.0, for a reply in plain HTTP
+    "RECORD_LAYER_FAILURE": NO_TLS,  # later OpenSSL
+}
 
 Poll: TypeAlias = Callable[[], None]
 """Is called while a blocking call waits, at least once in `POLL_SECONDS`; what it raises ends the call."""
@@ -162,15 +171,16 @@ def failure_of(error: httpx2.HTTPError | TimeoutError, *, url: str, in_body: boo
             return Failure(InvalidReply(f"the reply from {host} broke off: {text}", host=host), passing=True)
         case httpx2.LocalProtocolError() | httpx2.UnsupportedProtocol():
             return Failure(ConnectionFailed(f"the request to {host} cannot be sent: {text}", host=host), passing=False)
-        case httpx2.ConnectError() if CERTIFICATE in text:
-            advice = "set SSL_CERT_FILE or ca_file to the PEM file of its authority, if you trust it"
-            problem = f"{host} has a certificate that is not trusted here: {text}; {advice}"
-            return Failure(ConnectionFailed(problem, host=host), passing=False)
+        case httpx2.ConnectError() if found := [OF_TLS[name] for name in OF_TLS if name in text]:
+            problem, advice = found[0]
+            return Failure(ConnectionFailed(f"{host} {problem}: {text}; {advice}", host=host), passing=False)
         case _:
-            what, hint = ("broke off", "") if in_body else ("failed", "; does the server run, and is that its address?")
-            problem = f"the connection to {host} {what}: {text}{hint}"
             # A connection that ends during the upload may do so because of the body, and then always does.
             hung_up = not in_body and isinstance(error, (httpx2.ReadError, httpx2.RemoteProtocolError))
+            what, hint = ("broke off", "") if in_body else ("failed", "; does the server run, and is that its address?")
+            if hung_up and url.startswith("http:"):
+                hint += " A server with TLS needs https://."
+            problem = f"the connection to {host} {what}: {text}{hint}"
             return Failure(ConnectionFailed(problem, host=host), passing=True, hung_up=hung_up)
 
 
