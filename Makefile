@@ -14,25 +14,25 @@ help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 # A stamp per set of extras: pip runs again only when the project's requirements have changed.
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.server: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+$(VENV)/.dev: $(VENV)/.server
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(VENV)/.gpu: $(VENV)/.demo
+$(VENV)/.gpu: $(VENV)/.server
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
 		pytest pytest-asyncio pytest-timeout
 	touch $@
 
-demo: $(VENV)/.demo   ## encodes a photograph and decodes it again, into demo-output/
+demo: $(VENV)/.server   ## encodes a photograph and decodes it again, into demo-output/
 	$(RUN) demo
 
-serve: $(VENV)/.demo  ## the embedded model at http://127.0.0.1:8000
+serve: $(VENV)/.server  ## the embedded model at http://127.0.0.1:8000
 	$(RUN) serve
 
 test: lint            ## lint, then every test, JOBS files at a time, and then the tests that nothing may run beside
@@ -95,7 +95,7 @@ lock: $(VENV)-supply/.done ## writes the hash-locked requirements; TORCH_WHEELS 
 audit: $(VENV)-supply/.done ## known vulnerabilities of what is locked; what cannot be looked up fails too
 	$(SUPPLY) audit
 
-sbom: $(VENV)/.demo $(VENV)-supply/.done ## a bill of materials and the licences of the environment, in build/
+sbom: $(VENV)/.server $(VENV)-supply/.done ## a bill of materials and the licences of the environment, in build/
 	mkdir -p build
 	$(SUPPLY) sbom $(BIN)/python build/sbom.json
 	$(SUPPLY) licences $(BIN)/python build/licences.md

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROW = re.compile(r"^\|(.+)\|$", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-PROGRAMS = r"\S*pip|docker|helm|kubectl|ray|systemctl|curl|python \S+\.py"
+PROGRAMS = r"\S*pip|docker|helm|kubectl|ray|systemctl|curl|twine|\S*mkdocs|python \S+\.py"
 OTHERS = re.compile(rf"^\s*(?:[A-Z_]+=\S+ )*(?:{PROGRAMS})\s|`[^`]*docker [^`]*`")
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
 from remote_vae.protocol.replies import parse_reply
 from remote_vae.values import Tensor
 
+FLOWER = resources.files("remote_vae.models") / "demo" / "flower.jpg"
 JPEG_AGREES_DB = 30.0  # JPEG at quality 95 against the lossless picture
 
 
@@ -52,7 +54,7 @@ class Report:
 
 def demo(
     model: Annotated[str, typer.Option(help="As for serve, or only a folder or hub id.")] = "demo",
-    image: Annotated[Path | None, typer.Option(help="A picture.", show_default="scikit-learn's flower.jpg")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture.", show_default="a flower")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo-output"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     dtype: Annotated[
@@ -112,19 +114,11 @@ def _config_in(folder: Path) -> dict[str, object]:
 
 def _photograph(path: Path | None) -> Image.Image:
     """Cropped to a multiple of 16, so that the comparison is pixel by pixel."""
-    if path is not None:
-        try:
-            picture = Image.open(BytesIO(read_file(path))).convert("RGB")
-        except (OSError, ValueError, SyntaxError) as exc:
-            raise ConfigurationError(f"{path} is not a picture that can be read") from exc
-    else:
-        try:
-            from sklearn.datasets import load_sample_image
-        except ImportError as exc:
-            raise ConfigurationError(
-                "name a picture with --image, or, run in remote-vae's folder: pip install '.[demo]'"
-            ) from exc
-        picture = Image.fromarray(load_sample_image("flower.jpg"))
+    data = FLOWER.read_bytes() if path is None else read_file(path)
+    try:
+        picture = Image.open(BytesIO(data)).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as exc:
+        raise ConfigurationError(f"{path} is not a picture that can be read") from exc
     width, height = (side - side % 16 for side in picture.size)
     if min(width, height) < 16:
         raise ConfigurationError(f"the picture is {picture.width}x{picture.height}; it needs at least 16x16 pixels")
