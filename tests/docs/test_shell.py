@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(noise).save("photo.jpg")
     Path("clip.mp4").write_bytes(film(moving(81, 16, 16), rate=16))
     save_file({"latent": np.zeros((1, 4, 8, 8), np.float32)}, "latents.safetensors")
-    for name in ("folder", "my-vae", "ComfyUI/custom_nodes", "sdnext/extensions"):
+    for name in ("folder", "my-vae", "ComfyUI/custom_nodes", "sdnext/extensions", "forge/extensions", "invokeai/nodes"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "photo.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes())
