@@ -99,6 +99,42 @@ def test_numbers_as_texts(copy: Any, given: dict[str, object]) -> None:
     np.testing.assert_allclose(np.frombuffer(reply.content, np.float32).reshape(LATENT.shape), LATENT / 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", ["(1, 3, 8, 8)", "torch.Size([1, 3, 8, 8])", " [1,3,8,8] "])
+def test_shapes_as_python_writes_them(copy: Any, shape: str) -> None:
+    """`str(latent.shape)` and `str(tuple)` in a query are shapes; what is only half of one is refused."""
+    ask = {"params": {"shape": shape, "dtype": "float32"}, "data": LATENT.tobytes(), "timeout": 30}
+    head = {"content-type": "tensor/binary"}
+    assert requests.post(copy.url, headers=head, **ask).status_code == 200
+    ask["params"]["shape"] = shape.strip().rstrip(")]")
+    reply = requests.post(copy.url, headers=head, **ask)
+    assert (reply.status_code, reply.json()["error_type"]) == (400, "malformed_request")
+
+
+def test_the_model_as_a_parameter(copy: Any) -> None:
+    """Who sends the model's name as a parameter is told that it is a part of the path."""
+    reply = requests.post(f"{copy.url}/decode?model=sd1&shape=1,3,8,8&dtype=float32", data=LATENT.tobytes(), timeout=30)
+    assert reply.status_code == 400
+    assert "the first part of the path" in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        base64.b64encode(b"picture" * 100),
+        b"data:image/png;base64,iVBORw0KGgo=",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n",
+        b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+        b"https://example.org/photo.png",
+    ],
+)
+def test_text_in_the_place_of_a_picture(copy: Any, body: bytes) -> None:
+    """Base64, an address, a page of an error or a pointer of Git LFS is said to be text, with the way for base64."""
+    reply = requests.post(f"{copy.url}/encode", data=body, headers={"content-type": "image/png"}, timeout=30)
+    assert reply.status_code == 415
+    assert "text and not a picture; expected PNG, JPEG or WebP" in reply.json()["error"]
+    assert "in JSON" in reply.json()["error"]
+
+
 def test_a_whole_request_of_a_shell(copy: Any) -> None:
     """A marked body with a data: URI in lines, sent as a charset's JSON, is decoded."""
     text = json.dumps({"inputs": "data:;base64," + lines(76), "parameters": PARAMETERS})

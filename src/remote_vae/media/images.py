@@ -1,5 +1,6 @@
 """uint8 pixels <-> PNG, JPEG and WebP."""
 
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -48,6 +49,8 @@ OTHERS: Final = (  # what people also send, by the bytes at a place
     (0, b"8BPS", "Photoshop"),
 )
 AN: Final = ("AVIF", "MP4")
+PRINTABLE: Final = string.printable.encode()
+BEGINNING: Final = 256  # bytes by which text is told from other bodies: base64, a page of HTML, a pointer of Git LFS
 VIDEOS: Final = ("GIF", "MP4", "MOV", "Matroska", "ZIP")
 
 
@@ -127,6 +130,8 @@ def _picture_format(data: Buffer) -> str:
         return found
     what = f"{'an' if found in AN else 'a'} {found} file" if found else "not a picture"
     advice = "; the client and the command line send what Pillow reads as PNG" if found else ""
+    if not found and not bytes(memoryview(data).cast("B")[:BEGINNING]).translate(None, PRINTABLE):
+        what, advice = "text and not a picture", '; base64 of a picture is read in JSON, {"inputs": "..."}'
     if found in VIDEOS:
         advice = "; a model of videos takes its frames; send one of them as PNG"
     raise UnsupportedMediaType(

@@ -187,7 +187,7 @@ class IntegerOr:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`1,4,64,64` with or without brackets; every size is 1 or more."""
+    """`1,4,64,64`, bare or as Python writes lists, tuples and torch.Size; every size is 1 or more."""
 
     @property
     def schema(self) -> Schema:
@@ -195,8 +195,10 @@ class Shape:
 
     def read(self, name: str, text: str) -> tuple[int, ...]:
         inner = text.strip(" ")
-        if inner.startswith("[") and inner.endswith("]"):
-            inner = inner[1:-1]
+        for opening, closing in (("torch.Size([", "])"), ("[", "]"), ("(", ")")):
+            if inner.startswith(opening) and inner.endswith(closing):
+                inner = inner[len(opening) : -len(closing)]
+                break
         sizes = Integer()
         shape = tuple(sizes.read(name, item.strip(" ")) for item in inner.split(","))
         if len(shape) > MAX_RANK:
@@ -207,7 +209,7 @@ class Shape:
         return shape
 
     def check(self, name: str, value: object) -> tuple[int, ...]:
-        return self.read(name, str(value).strip("()"))
+        return self.read(name, str(value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,8 @@ def read(pairs: Pairs, rows: Rows, *, ignore_unknown: bool = False) -> dict[str,
 
 def _unknown(name: str, known: Iterable[str]) -> UnknownParameter:
     names = list(known)
+    if name == "model":
+        return UnknownParameter("the model is no parameter but the first part of the path, like /sd1/decode", name=name)
     nearest = difflib.get_close_matches(name[:40], names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(names)}"
     return UnknownParameter(f"parameter {clip(name)!r} is not known{hint}", name=clip(name), nearest=nearest[:1])
