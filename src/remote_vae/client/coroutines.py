@@ -94,7 +94,7 @@ class Calls(Generic[H]):
         return await send(self._network, request.numbered(), bounds or self._bounds)
 
     async def _watched(self, request: HttpRequest, tell: Tell | None, part: int, parts: int) -> HttpReply:
-        """The reply to a request whose job is watched, if there is a function to tell."""
+        """The reply to a request; its job is watched if there is a function to tell."""
         if tell is None:
             return await self._send(request)
         sent = request.numbered()

@@ -1,4 +1,4 @@
-"""How far a run is, counted in steps whose number is known."""
+"""How far a run is, counted in steps of a known number."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable

@@ -124,7 +124,7 @@ class Strips:
     def run(
         self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
     ) -> None:
-        """No model whose layers are known takes arguments."""
+        """No model that runs in strips takes arguments."""
         size = _size_of(z.shape, z.dtype)
         plan, frames = self.plan(longest_window(self.program, size)), frames_of(self.program, size.frames)
 

@@ -22,7 +22,7 @@ class Ledger:
         return self._words.name
 
     def clear(self, entry: int) -> None:
-        """For a replica whose process has ended."""
+        """For a replica after its process has ended."""
         if self._words is not None:
             self._words[FIELDS * entry] = 0
 

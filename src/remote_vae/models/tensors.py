@@ -33,7 +33,7 @@ READABLE: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class UnreadableTensor(ValueError):
-    """A tensor whose numbers cannot be read; the message says how they are stored."""
+    """A tensor with numbers that cannot be read; the message says how they are stored."""
 
 
 @dataclass(frozen=True, slots=True)

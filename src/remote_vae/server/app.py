@@ -46,7 +46,7 @@ def build_app(
     on_failure: Callable[[BaseException], None] | None = None,
     streams: bool = True,
 ) -> Starlette:
-    """The ASGI application, whose models load in the background once it starts.
+    """The ASGI application; its models load in the background once it starts.
 
     `loader` is `module:function` and runs in the process of each replica. Unless it `streams`, every reply is sent as a
     whole. *Raises* ConfigurationError.
