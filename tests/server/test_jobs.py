@@ -1,17 +1,27 @@
 """Unfinished requests: they can be watched and cancelled by their owner, and by nobody else."""
 
+import asyncio
+import gc
 import json
+import logging
 import socket
+import struct
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import psutil
+import httpx2
 import pytest
 import requests
+
+from remote_vae.engine.job import DecodeJob
+from remote_vae.protocol.messages import DecodeRequest
+from remote_vae.server.app import build_app
+from remote_vae.server.endpoints import Call
+from remote_vae.server.settings import Settings
 
 RAW = {"content-type": "tensor/binary"}
 COPY = "shape=1,3,8,8&dtype=float32&output_type=pt"
@@ -238,21 +248,73 @@ def test_streams_are_counted(server: Any) -> None:
         assert reply.result().status_code == 409
 
 
-def test_watchers_that_do_not_read_hold_nothing(server: Any) -> None:
-    """Streams that nobody reads keep no memory of the requests that they watch, and the server answers others."""
-    side = 1024
-    query = f"shape=1,3,{side},{side}&dtype=float32&output_type=pt"
-    process = psutil.Process(server.process.pid)
-    grown = []
-    for _ in range(10):
-        request_id = uuid.uuid4().hex
-        headers = {**RAW, **key(), "x-request-id": request_id}
-        body = LAYERS[:4] + bytes(side * side * 12 - 4)
-        with ThreadPoolExecutor(1) as pool:
-            reply = pool.submit(requests.post, f"{server.url}/decode?{query}", body, headers=headers, timeout=60)
-            streams = [opened(server, request_id) for _ in range(8)]
-            requests.delete(f"{server.url}/jobs/{request_id}", headers=key(), timeout=10)
-            assert reply.result().status_code == 409
-        grown.append(process.memory_info().rss)
-        assert all(stream.status_code == 200 for stream in streams)
-    assert max(grown[2:]) - grown[1] < 4 * side * side * 12
+@asynccontextmanager
+async def in_this_process() -> AsyncIterator[Any]:
+    """The application of a server, whose objects a test can count: they go with the last reference or not at all."""
+    ready = asyncio.Event()
+    app = build_app(Settings(models=("copy=.,recipe=sd1",)), loader="misbehaving:load", on_ready=ready.set)
+    gc.collect()
+    gc.disable()
+    logging.disable()  # pytest keeps what is logged, with its tracebacks
+    try:
+        async with app.router.lifespan_context(app):
+            await asyncio.wait_for(ready.wait(), 240)
+            yield app
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
+
+
+def client_of(app: Any) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1", timeout=60)
+
+
+class Unread:
+    """A stream of a job's events, whose client takes the head of the reply and nothing more."""
+
+    def __init__(self, app: Any, request_id: str) -> None:
+        self.began = asyncio.Event()
+        scope = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "query_string": b""}
+        scope |= {"path": f"/jobs/{request_id}/events", "headers": [(b"host", b"127.0.0.1")]}
+        scope |= {"client": ("127.0.0.1", 123), "server": ("127.0.0.1", 80), "root_path": ""}
+        self.task = asyncio.ensure_future(app(scope, asyncio.Event().wait, self._send))
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 200
+        else:
+            self.began.set()
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("ends", "status"), [("finishes", 200), ("fails", 500), ("is cancelled", 409)])
+async def test_streams_that_nobody_reads_hold_nothing(ends: str, status: int) -> None:
+    """When a watched request is over, no message, job or error of it is left, while its streams still wait."""
+    first = {"finishes": 8.0, "fails": 9.0, "is cancelled": 11.0}[ends]
+    body = struct.pack("192f", first, *[0.0] * 191)
+    async with in_this_process() as app, client_of(app) as http:
+        blocker, request_id = asyncio.create_task(decoded(http, struct.pack("f", 8.0) + body[4:])), uuid.uuid4().hex
+        reply = asyncio.create_task(decoded(http, body, request_id))
+        while not held():
+            await asyncio.sleep(0.02)
+        streams = [Unread(app, request_id) for _ in range(3)]
+        await asyncio.gather(*(stream.began.wait() for stream in streams))
+        if ends == "is cancelled":
+            assert (await http.delete(f"/jobs/{request_id}")).json() == {"cancelled": 1}
+        assert (await reply, await blocker) == (status, 200)
+        assert held() == []
+        assert [stream.task.done() for stream in streams] == [False] * 3
+        for stream in streams:
+            stream.task.cancel()
+        await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
+
+
+async def decoded(http: httpx2.AsyncClient, body: bytes, request_id: str = "") -> int:
+    """The status of a decode."""
+    reply = await http.post(f"/decode?{COPY}", content=body, headers={**RAW, "x-request-id": request_id or "short"})
+    return reply.status_code
+
+
+def held() -> list[Any]:
+    """What the process has of requests whose replies are not sent yet."""
+    return [each for each in gc.get_objects() if isinstance(each, (DecodeRequest, DecodeJob, Call))]
