@@ -11,6 +11,7 @@ from remote_vae.client.model import RemoteModel
 from remote_vae.errors import InvalidValue, LatentMismatch, RemoteVAEError
 
 from .vae import RemoteComfyVAE
+from .waiting import waited
 
 DEFAULT_URL = os.environ.get("REMOTE_VAE_ENDPOINT", "http://127.0.0.1:8000")
 CA_FILE = ("STRING", {"default": "", "tooltip": "PEM file of the private authority of the server's certificate."})
@@ -57,7 +58,7 @@ def check_inputs(url: str, model: str, ca_file: str = "") -> bool | str:
 
 
 def open_model(url: str, model: str, ca_file: str) -> RemoteModel:
-    return RemoteModel(url, model=None if model == FIRST else model, ca_file=ca_file or None)
+    return waited(lambda _: RemoteModel(url, model=None if model == FIRST else model, ca_file=ca_file or None))
 
 
 class RemoteNode:

@@ -8,6 +8,7 @@ from remote_vae.client.model import RemoteModel
 from remote_vae.errors import LatentMismatch
 
 from .latents import ComfyLatents
+from .waiting import waited
 
 Ratio = int | tuple[Any, int, int]
 
@@ -23,22 +24,23 @@ class FirstStageModel:
         """*Shapes*: [B,C,h,w] -> [B,P,H,W] in [-1, 1]; an axis of frames stays after the channels."""
         if latent.ndim == 5 and self.latents.dims == 2:
             latent = latent[:, :, 0]  # as ComfyUI's VAEs for pictures do
-        pixels = self._model.decode(self.latents.to_model(latent), timestep=self.latents.timestep).float()
+        sent, timestep = self.latents.to_model(latent), self.latents.timestep
+        pixels = waited(lambda tell: self._model.decode(sent, timestep=timestep, progress=tell)).float()
         if latent.ndim == pixels.ndim:
             return pixels
         return pixels.unflatten(0, (len(latent), latent.shape[2])).movedim(1, 2)
 
     def decode_levels(self, video: torch.Tensor) -> torch.Tensor:
         """*Shapes*: [1,C,f,h,w] -> uint8 [F,H,W,P]."""
-        return self._model.decode_levels(self.latents.to_model(video), timestep=self.latents.timestep)
+        sent, timestep = self.latents.to_model(video), self.latents.timestep
+        return waited(lambda tell: self._model.decode_levels(sent, timestep=timestep, progress=tell))
 
     def encode(self, pixels: torch.Tensor, **_: Any) -> torch.Tensor:
         """The posterior's mode, as ComfyUI's VAEs give it. *Shapes*: [B,P,H,W] in [-1, 1] -> [B,C,h,w]."""
-        if self.latents.patch == 1:
-            return self.latents.from_model(self._model.encode(pixels, posterior="mode").float())
         # A model whose latents travel as patches gives cells only of the posterior's parameters.
-        mean, _ = self._model.encode(pixels, posterior="parameters").float().chunk(2, dim=1)
-        return self.latents.from_model(mean)
+        posterior = "mode" if self.latents.patch == 1 else "parameters"
+        found = waited(lambda tell: self._model.encode(pixels, posterior=posterior, progress=tell)).float()
+        return self.latents.from_model(found if self.latents.patch == 1 else found.chunk(2, dim=1)[0])
 
     def to(self, *_: Any, **__: Any) -> "FirstStageModel":
         return self
