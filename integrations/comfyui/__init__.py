@@ -1,6 +1,9 @@
-"""ComfyUI nodes that decode and encode on a remote-vae server. ComfyUI reads the two mappings."""
+"""ComfyUI nodes that decode and encode on a remote-vae server. ComfyUI reads the two mappings and the folder."""
 
+from . import logs
 from .nodes import DecodeRemotely, DecodeVideoRemotely, EncodeRemotely, LoadRemoteVAE
+
+logs.set_up()
 
 NODE_CLASS_MAPPINGS = {
     "RemoteVAELoader": LoadRemoteVAE,
@@ -14,4 +17,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "RemoteVAEDecodeVideo": "Remote VAE Decode (Video)",
     "RemoteVAEEncode": "Remote VAE Encode",
 }
-__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
+WEB_DIRECTORY = "./web"  # its docs are the help of each node
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -20,6 +20,7 @@ PREVIEWS: Final = ("taef2", "taeh3")  # of VAEs above, so a server that takes la
 ON_A_VIDEOS_VAE: Final = ("AutoencoderKLWan", "AutoencoderKLQwenImage")
 # ComfyUI's own numbers for decoders that take a timestep; diffusers' pipelines mix their noise in elsewhere.
 TIMESTEP, NOISE = 0.05, 0.025
+HALVES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class ComfyLatents:
@@ -39,6 +40,7 @@ class ComfyLatents:
         self.as_batch = model.takes_frames
         self.dims = 3 if (model.is_video and not self.as_batch) or self.on_a_videos_vae else 2
         self.timestep = TIMESTEP if "decode_timestep" in model.card.get("takes", ()) else None
+        self._half = HALVES.get(model.card.get("dtype", ""))
         self._mean, self._std = self._statistics() if name in NORMALISED else (0.0, 1.0)
         previews = model.card.get("recipe") in PREVIEWS
         if previews or name in OTHERWISE or any("(i j c)" in layout for layout in model.card["latent_layouts"]):
@@ -49,7 +51,10 @@ class ComfyLatents:
             )
 
     def to_model(self, latent: torch.Tensor) -> torch.Tensor:
-        """*Shapes*: a picture's axis of frames goes into the batch; [B,4C,h,w] -> [B,C,2h,2w] of patches."""
+        """*Shapes*: a picture's axis of frames goes into the batch; [B,4C,h,w] -> [B,C,2h,2w] of patches.
+
+        For a model in half precision the latent travels in it, half of the bytes: the model would round it there.
+        """
         self._check(latent)
         if latent.ndim == 5 and not self._model.is_video:
             latent = latent.movedim(2, 1).flatten(0, 1)
@@ -58,7 +63,8 @@ class ComfyLatents:
             latent = (1 - NOISE) * latent + NOISE * noise
         if isinstance(self._mean, torch.Tensor):
             latent = latent.float() * self._like(self._std, latent) + self._like(self._mean, latent)
-        return latent if self.patch == 1 else pixel_shuffle(latent, self.patch)
+        latent = latent if self.patch == 1 else pixel_shuffle(latent, self.patch)
+        return latent if self._half is None else latent.to(self._half)
 
     def from_model(self, latent: torch.Tensor) -> torch.Tensor:
         """The inverse; a picture on the VAE of a video gets an axis of one frame.

@@ -10,6 +10,7 @@ from remote_vae import Client
 from remote_vae.client.model import RemoteModel
 from remote_vae.errors import InvalidValue, LatentMismatch, RemoteVAEError
 
+from .logs import host_of
 from .vae import RemoteComfyVAE
 from .waiting import waited
 
@@ -51,9 +52,9 @@ def check_inputs(url: str, model: str, ca_file: str = "") -> bool | str:
     """True, or what is wrong, which ComfyUI shows at the node before anything runs."""
     found = list_models(url, ca_file)
     if isinstance(found, RemoteVAEError):
-        return f"{url}: {found.message}"
+        return f"{host_of(url)}: {found.message}"
     if model not in (FIRST, *found):
-        return f"{url} does not serve model {model!r}; it serves {', '.join(found)}"
+        return f"{host_of(url)} does not serve model {model!r}; it serves {', '.join(found)}"
     return True
 
 

@@ -45,7 +45,7 @@ class RemoteModel:
     ) -> None:
         base, name = split_endpoint(endpoint, model)
         self._client = Client(base, token=token, timeout=timeout, retries=retries, ca_file=ca_file)
-        self.place = _without_credentials(base)
+        self.place = _host_of(base)
         try:
             self.card = _find(run(self._client.model_list()), name, self.place)
         except BaseException:
@@ -207,9 +207,10 @@ def _at(timestep: float | None) -> dict[str, Any]:
     return {} if timestep is None else {"decode_timestep": timestep, "decode_noise_scale": 0.0}
 
 
-def _without_credentials(endpoint: str) -> str:
+def _host_of(endpoint: str) -> str:
+    """The address as errors may show it: a path can hold a key too."""
     parts = urlsplit(endpoint)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
 
 
 def _find(listed: dict[str, Any], name: str | None, place: str) -> dict[str, Any]:
