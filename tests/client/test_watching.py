@@ -287,6 +287,7 @@ def test_the_bar(monkeypatch: pytest.MonkeyPatch, server: Any) -> None:
             client.decode(layers(1.0), output_type="pt", progress=True)
             assert console.export_text() == ""
     assert re.search(r"decoding .*s left", drawn[0])
+    assert "0:00:02" in drawn[0]  # since the call began
     assert drawn[1] == ""
 
 

@@ -33,7 +33,7 @@ class CallBar:
 
     def __call__(self, call: CallProgress) -> None:
         if self._bar is None and time.monotonic() >= self._from:
-            self._bar = _started(self._text)
+            self._bar = _started(self._text, since=self._from - QUIET_SECONDS)
         if self._bar is not None:
             share: Any = call.share
             total = None if share is None else 1.0
@@ -49,7 +49,7 @@ def in_words(call: CallProgress) -> str:
     return WORDS.get(call.state, call.state)
 
 
-def _started(text: str) -> "Progress":
+def _started(text: str, *, since: float) -> "Progress":
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -59,6 +59,7 @@ def _started(text: str) -> "Progress":
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), TimeElapsedColumn())
     bar = Progress(SpinnerColumn(), *columns, console=console, transient=True, disable=not shown)
     bar.add_task(escape(text), total=None, what="")
+    bar.tasks[0].start_time = since  # a moment on the monotonic clock, as all of its times are
     bar.start()
     return bar
 
