@@ -15,7 +15,7 @@ import torch
 from decode_cases import REFERENCE, VARIANTS, Case, Row
 from decode_rivals import OPAQUE, Run, prepare
 
-from remote_vae.cli.terminal import psnr_db
+from remote_vae.cli.compare import psnr_db
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.recipe import Recipe
 from remote_vae.errors import InvalidValue, NonFiniteOutput, RemoteVAEError, SetupError

@@ -112,6 +112,17 @@ def test_decode_to_a_tensor(live: Any, command: Any, latents: Path, tmp_path: Pa
         np.testing.assert_allclose(tensor_in(output), decoded(live, latents, scale=scale).numpy(), atol=1e-5)
 
 
+def test_decode_to_a_named_format(live: Any, command: Any, latents: Path, tmp_path: Path) -> None:
+    """--format stands for the suffix, of pictures and of tensors; what is no format is refused with the formats."""
+    output = tmp_path / "out.bin"
+    assert command("decode", latents, "-o", output, "--format", "webp", "--url", live.url).code == 0
+    assert Image.open(io.BytesIO(output.read_bytes())).format == "WEBP"
+    assert command("decode", latents, "-o", output, "--format", "NPY", "--url", live.url).code == 0
+    np.testing.assert_allclose(np.load(io.BytesIO(output.read_bytes())), decoded(live, latents).numpy(), atol=1e-5)
+    said = command("decode", latents, "-o", output, "--format", "tiff", "--url", live.url)
+    assert (said.code, "'tiff' is no format; expected one of jpg" in said.text) == (1, True)
+
+
 def test_decode_to_a_video(live: Any, command: Any, tmp_path: Path) -> None:
     """.mp4 of a video model has the frames of the latent; of an image model it is refused in a sentence."""
     path, output = tmp_path / "video.npy", tmp_path / "out.mp4"

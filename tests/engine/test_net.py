@@ -307,10 +307,10 @@ def test_replicas_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(3)
     try:
         one, two = (
-            Budget(CPU, limit_bytes=None, weights_bytes=0, entry=Entry(ledger.name, number, device="cpu"))
+            Budget(CPU, limit=None, weights_bytes=0, entry=Entry(ledger.name, number, device="cpu"))
             for number in (0, 1)
         )
-        elsewhere = Budget(CPU, limit_bytes=None, weights_bytes=0, entry=Entry(ledger.name, 2, device="cuda:0"))
+        elsewhere = Budget(CPU, limit=None, weights_bytes=0, entry=Entry(ledger.name, 2, device="cuda:0"))
         one.begin()
         two.begin()
         elsewhere.begin()
@@ -331,7 +331,7 @@ def test_what_is_judged_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that has fitted in other times, and does not only because others hold the memory, can be tried again."""
     free = 1000
     monkeypatch.setattr("remote_vae.engine.memory.free_bytes", lambda device: free)
-    budget = Budget(CPU, limit_bytes=None, weights_bytes=0)
+    budget = Budget(CPU, limit=None, weights_bytes=0)
     free = 100
     budget.begin()
     refused = TooLarge("too large", peak_bytes=900, budget_bytes=100)
@@ -355,7 +355,7 @@ def test_what_a_failed_job_held_is_not_taken_for_other_work(error: Any, monkeypa
     monkeypatch.setattr("remote_vae.engine.memory.free_bytes", lambda device: 10 if held else 1000)
     monkeypatch.setattr(JobRunner, "_input", lambda self, job: None)
     monkeypatch.setattr(JobRunner, "_run", fill)
-    budget, model = Budget(CPU, limit_bytes=None, weights_bytes=0), SimpleNamespace(device=CPU)
+    budget, model = Budget(CPU, limit=None, weights_bytes=0), SimpleNamespace(device=CPU)
     signals = SimpleNamespace(tell=lambda *told: None)
     runner: Any = JobRunner(model, None, budget, signals, None)  # type: ignore[arg-type]
     budget.begin()

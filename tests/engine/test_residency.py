@@ -42,6 +42,15 @@ async def test_least_recently_used() -> None:
         assert loaded(engine) == {"a", "b"}
 
 
+@pytest.mark.parametrize(("share", "left"), [(1e-12, {"b"}), (0.9, {"a", "b"})])
+async def test_a_share_of_the_memory(share: float, left: set[str]) -> None:
+    """A budget can be a share of the memory of the device that the models run on."""
+    async with running(models=[served("a", lazy=True), served("b", lazy=True)], weights_budget=share) as engine:
+        for name in ("a", "b"):
+            await engine.info(engine.find(name))
+        assert loaded(engine) == left
+
+
 async def test_pinned_and_busy() -> None:
     """A model that is pinned, or at work, is not unloaded."""
     models = [served("pinned", pinned=True), served("busy", "hang", lazy=True), served("c", lazy=True)]

@@ -15,7 +15,7 @@ from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.strips import WHOLE_BYTES, Strips, is_light, predict, run, strip_executors
 from remote_vae.core.sweep import MapSize, StripPlan
-from remote_vae.engine.memory import Budget
+from remote_vae.engine.memory import Budget, total_bytes
 from remote_vae.errors import ConfigurationError, NonFiniteOutput, Overloaded, RemoteVAEError, TooLarge
 from remote_vae.models.families import MODELS, family_of, find_recipe
 from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
@@ -292,7 +292,8 @@ def bad_weights(vae: DiffusersVAE) -> Iterator[None]:
 def test_budget() -> None:
     """A budget bounds weights and work together; one that the weights alone exceed is refused at the start."""
     device = torch.device("cpu")
-    assert Budget(device, limit_bytes=10**6, weights_bytes=4 * 10**5).bytes_now() == 6 * 10**5
-    assert (Budget(device, limit_bytes=None, weights_bytes=5).bytes_now() or 0) > 10**6
+    assert Budget(device, limit=10**6, weights_bytes=4 * 10**5).bytes_now() == 6 * 10**5
+    assert Budget(device, limit=1e-4, weights_bytes=5).bytes_now() == int(1e-4 * total_bytes(device)) - 5
+    assert (Budget(device, limit=None, weights_bytes=5).bytes_now() or 0) > 10**6
     with pytest.raises(ConfigurationError, match="weights take 2 MB and the memory budget is 1 MB"):
-        Budget(device, limit_bytes=10**6, weights_bytes=2 * 10**6)
+        Budget(device, limit=10**6, weights_bytes=2 * 10**6)

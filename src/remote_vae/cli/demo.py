@@ -22,8 +22,9 @@ from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
+from remote_vae.cli.compare import psnr_db
 from remote_vae.cli.files import check_output, read_file, write_file, write_tensor
-from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
+from remote_vae.cli.terminal import console, human_bytes, show_table, working
 from remote_vae.client import Client
 from remote_vae.client.latents import array_of
 from remote_vae.errors import ConfigurationError, InvalidReply, SetupError
@@ -53,14 +54,16 @@ class Report:
 
 
 def demo(
-    model: Annotated[str, typer.Option(help="As for serve, or only a folder or hub id.")] = "demo",
-    image: Annotated[Path | None, typer.Option(help="A picture.", show_default="a flower")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo-output"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    model: Annotated[str, typer.Option(help="The model, as for serve, or only a folder or hub id.")] = "demo",
+    image: Annotated[Path | None, typer.Option(help="The picture to send.", show_default="a flower")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the pictures.")] = Path("demo-output"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="The file to write the figures to.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="the model's own")
+        str | None, typer.Option(help="The precision: float32, float16 or bfloat16.", show_default="the model's own")
     ] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Without a download, for trials.")] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Take seeded weights instead of a download.")
+    ] = False,
 ) -> None:
     """Start a server, send it a photograph, get the latent, send it back, compare the pictures."""
     started, report = time.perf_counter(), Report(model=model)

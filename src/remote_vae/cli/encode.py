@@ -40,19 +40,17 @@ def encode(
         typer.Argument(help="A picture that Pillow reads; or folders, patterns such as 'a/**/*.jpg', and .tar files."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help=".safetensors or .npy; of many pictures a folder, or one .tar.")
+        Path, typer.Option("--output", "-o", help="A .safetensors or .npy file; for many pictures a folder or a .tar.")
     ],
     url: Url = DEFAULT_URL,
     model: Model = None,
     scaling: Scaled = True,
-    form: Annotated[str, _many(f"The files: {', '.join(FORMS)}.")] = PLAIN,
-    bucket: Annotated[
-        str | None, _many("Resolution of the buckets: 1024, or 1216x832; without it, sizes stay.")
-    ] = None,
-    bucket_step: Annotated[int | None, _many("Sides are multiples of it; 64, or 16 for musubi-tuner.")] = None,
-    bucket_min: Annotated[int | None, _many("Shortest side of a bucket; 256, or half of a small resolution.")] = None,
-    bucket_max: Annotated[int | None, _many("Longest side of a bucket; twice the resolution.")] = None,
-    in_flight: Annotated[int, _many("Pictures that are at the server at the same time.")] = 4,
+    form: Annotated[str, _many(f"The form of the files: {', '.join(FORMS)}.")] = PLAIN,
+    bucket: Annotated[str | None, _many("The resolution of buckets, as 1024 or 1216x832, if any.")] = None,
+    bucket_step: Annotated[int | None, _many("The step between sides: 64, or 16 for musubi-tuner.")] = None,
+    bucket_min: Annotated[int | None, _many("The shortest side: 256, or half of a small resolution.")] = None,
+    bucket_max: Annotated[int | None, _many("The longest side of a bucket; twice the resolution.")] = None,
+    in_flight: Annotated[int, _many("The number of pictures that are at the server at the same time.")] = 4,
     token: Token = None,
     ca_file: Authority = None,
     timeout: Timeout = 300.0,

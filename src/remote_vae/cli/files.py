@@ -53,9 +53,11 @@ def write_file(path: Path, data: bytes) -> None:
         path.write_bytes(data)
 
 
-def check_output(path: Path, suffixes: Collection[str]) -> None:
-    """Refuses, before any work is done, what could not be written in the end."""
-    if path.suffix.lower() not in suffixes:
+def check_output(path: Path, suffixes: Collection[str], form: str | None = None) -> None:
+    """Refuses, before any work is done, what could not be written in the end. `form` stands for the path's suffix."""
+    if form not in suffixes and form is not None:
+        raise ConfigurationError(f"{form[1:]!r} is no format; expected one of {', '.join(one[1:] for one in suffixes)}")
+    if form is None and path.suffix.lower() not in suffixes:
         raise ConfigurationError(f"{path} has suffix {path.suffix!r}; expected one of {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -158,10 +160,10 @@ def _metadata(data: bytes) -> Mapping[str, str]:
     return found
 
 
-def write_tensor(path: Path, tensor: np.ndarray) -> None:
-    """As .safetensors under the name "latents", or as .npy."""
-    check_output(path, TENSORS)
-    if path.suffix.lower() == ".safetensors":
+def write_tensor(path: Path, tensor: np.ndarray, form: str | None = None) -> None:
+    """As .safetensors under the name "latents", or as .npy; by `form` if it is given, otherwise by the suffix."""
+    check_output(path, TENSORS, form)
+    if (form or path.suffix.lower()) == ".safetensors":
         write_file(path, save({"latents": np.ascontiguousarray(tensor)}))
         return
     with _naming(path, "written"), path.open("wb") as file:

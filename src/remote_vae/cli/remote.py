@@ -8,9 +8,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from remote_vae.cli.compare import psnr_db
 from remote_vae.cli.files import TENSORS, check_output, read_latents, write_file, write_tensor
 from remote_vae.cli.flags import with_flags
-from remote_vae.cli.terminal import console, human_bytes, psnr_db, show_table, working
+from remote_vae.cli.terminal import console, human_bytes, print_json, show_table, working
 from remote_vae.client import Client
 from remote_vae.client.call_bar import CallBar
 from remote_vae.client.latents import array_of
@@ -19,31 +20,38 @@ from remote_vae.protocol.messages import Reply
 from remote_vae.protocol.options import DECODE_ROWS
 from remote_vae.values import FORMATS, Tensor
 
-Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="The server.")]
-Token = Annotated[str | None, typer.Option(envvar="REMOTE_VAE_API_KEY", show_envvar=True, help="Bearer token.")]
-Authority = Annotated[Path | None, typer.Option("--ca-file", help="PEM file of an authority to trust as well.")]
-Model = Annotated[str | None, typer.Option(help="Which of the server's models.", show_default="its first")]
-Timeout = Annotated[float, typer.Option(help="Seconds, for all tries together.")]
+Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="Address of the server.")]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="REMOTE_VAE_API_KEY", show_envvar=True, help="The server's API key, sent as a bearer token."),
+]
+Authority = Annotated[
+    Path | None, typer.Option("--ca-file", help="A PEM file with a certificate authority to trust as well.")
+]
+Model = Annotated[str | None, typer.Option(help="The server's model to use.", show_default="its first")]
+Timeout = Annotated[float, typer.Option(help="The seconds that all tries together may take.")]
 Scaled = Annotated[
-    bool, typer.Option("--scaling/--no-scaling", help="Latents are normalised, as diffusers' pipelines have them.")
+    bool,
+    typer.Option("--scaling/--no-scaling", help="Whether latents are normalised, as diffusers' pipelines have them."),
 ]
 ScaledIfSo = Annotated[
     bool | None,
     typer.Option(
         "--scaling/--no-scaling",
-        help="The latent is normalised, as diffusers' pipelines have it.",
+        help="Whether the latent is normalised, as diffusers' pipelines have it.",
         show_default="--scaling, unless the file says that its latent is raw, as ComfyUI's and trainers' do",
     ),
 ]
-Side = Annotated[int | None, typer.Option(help="Of the picture in pixels; packed latents need it.")]
-Key = Annotated[str | None, typer.Option(help="Name of the tensor in a .safetensors file.")]
-LATENT_FILE = ".safetensors, .npy, .npz, or ComfyUI's .latent"
+Side = Annotated[int | None, typer.Option(help="The picture's side in pixels, which packed latents need.")]
+Key = Annotated[str | None, typer.Option(help="The name of the tensor, in a file that holds several.")]
+LATENT_FILE = "A file with a latent: .safetensors, .npy, .npz, or ComfyUI's .latent."
 DEFAULT_URL = "http://127.0.0.1:8000"
 WRITTEN = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
 PICTURES = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_image)
 VIDEOS = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_video)
 DECODED = (
-    f"{PICTURES}: the first picture of a batch or video; {VIDEOS}: a video; .safetensors .npy: the VAE's raw output."
+    f"The file to write. {PICTURES}: the first picture of a batch or video. {VIDEOS}: a video. "
+    f"{' '.join(TENSORS)}: the VAE's raw output."
 )
 
 
@@ -51,6 +59,12 @@ DECODED = (
 def decode(
     latents: Annotated[Path, typer.Argument(help=LATENT_FILE)],
     output: Annotated[Path, typer.Option("--output", "-o", help=DECODED)],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="The format to write, such as png or mp4.", show_default="the suffix of --output"
+        ),
+    ] = None,
     url: Url = DEFAULT_URL,
     model: Model = None,
     scaling: ScaledIfSo = None,
@@ -61,8 +75,9 @@ def decode(
     **options: Any,
 ) -> None:
     """Turn a latent into a picture, a video, or the VAE's raw output."""
-    check_output(output, (*WRITTEN, *TENSORS))
-    (frame, scaled), asked = _latent(latents, key, scaling), WRITTEN.get(output.suffix.lower())
+    said = None if form is None else f".{form.lower()}"
+    check_output(output, (*WRITTEN, *TENSORS), said)
+    (frame, scaled), asked = _latent(latents, key, scaling), WRITTEN.get(said or output.suffix.lower())
     image_format = asked.name if asked is not None and asked.is_image else None
     output_type = "pt" if asked is None else "pil" if asked.is_image else asked.name
     way: Any = {"token": token, "timeout": timeout, "ca_file": ca_file}
@@ -77,7 +92,7 @@ def decode(
             **options,
         )
     if isinstance(reply.payload, Tensor):
-        write_tensor(output, array_of(reply.payload))
+        write_tensor(output, array_of(reply.payload), said)
     else:
         write_file(output, reply.payload)
     tell(output, reply, human_bytes(output.stat().st_size))
@@ -112,15 +127,19 @@ def models(
     url: Url = DEFAULT_URL,
     token: Token = None,
     ca_file: Authority = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything that is known, as JSON.")] = False,
+    known: Annotated[
+        bool, typer.Option("--known", help="List the models that this version can serve, and ask no server.")
+    ] = False,
 ) -> None:
-    """List what a server has: names, layouts and factors."""
+    """List a server's models, with their names, layouts and factors."""
+    if known:
+        _list_known(as_json=json)
+        return
     with Client(url, token=token, ca_file=ca_file) as client:
         cards = client.models()
     if json:
-        import json as text
-
-        typer.echo(text.dumps(cards, indent=2))
+        print_json(cards)
         return
     table = Table("model", "kind", "channels", "ratio", "scaling", "shift", "dtype", "also called", "weights")
     for card in cards:
@@ -134,16 +153,44 @@ def models(
     show_table(table)
 
 
+def _list_known(*, as_json: bool) -> None:
+    """The models of the registry; neither torch nor a server is needed."""
+    from remote_vae.models.families import MODELS
+
+    cards: list[dict[str, Any]] = [
+        {
+            "name": model.name,
+            "kind": "video" if model.recipe.has_frames else "image",
+            "aliases": list(model.aliases),
+            "preview": model.preview,
+            "weights": model.repository or model.file or "in the package",
+        }
+        for model in MODELS.values()
+    ]
+    if as_json:
+        print_json(cards)
+        return
+    table = Table("model", "kind", "also called", "preview", "weights")
+    for card in cards:
+        names = ", ".join(card["aliases"])
+        table.add_row(card["name"], card["kind"], names, card["preview"], card["weights"])
+    show_table(table)
+
+
 def verify(
     latents: Annotated[Path, typer.Argument(help=LATENT_FILE)],
-    vae: Annotated[str, typer.Option(help="The local VAE: a name of the registry, or NAME=SOURCE[,recipe=R].")],
+    vae: Annotated[str, typer.Option(help="The local VAE: a known name, or NAME=SOURCE[,recipe=R].")],
     url: Url = DEFAULT_URL,
     model: Model = None,
     height: Side = None,
     width: Side = None,
     scaling: ScaledIfSo = None,
-    dtype: Annotated[str, typer.Option(help="Of the local VAE.")] = "float32",
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="The server has them too.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="The precision of the local VAE: float32, float16 or bfloat16.")
+    ] = "float32",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Take the seeded weights that the server has, too.")
+    ] = False,
     key: Key = None,
     token: Token = None,
     ca_file: Authority = None,

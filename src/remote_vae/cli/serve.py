@@ -15,38 +15,22 @@ from rich.markup import escape
 from remote_vae.cli.terminal import console
 from remote_vae.errors import ConfigurationError
 
-RAY = "Ray Serve"
+
+def _ray(text: str, flag: str, shown: str | None = None) -> Any:
+    """An option of Ray Serve; its environment variable is read here, because no setting of the server is behind it."""
+    variable = f"REMOTE_VAE_{flag[2:].replace('-', '_').upper()}"
+    return typer.Option(flag, help=text, envvar=variable, show_default=shown or True, rich_help_panel="Ray Serve")
 
 
 def serve(
     ctx: typer.Context,
-    ray: Annotated[
-        bool,
-        typer.Option("--ray", help="Several replicas on this machine.", envvar="REMOTE_VAE_RAY", rich_help_panel=RAY),
-    ] = False,
-    ray_replicas: Annotated[
-        str,
-        typer.Option(
-            help="How many; 1-4 lets Ray choose by load.", envvar="REMOTE_VAE_RAY_REPLICAS", rich_help_panel=RAY
-        ),
-    ] = "1",
+    ray: Annotated[bool, _ray("Run several replicas on this machine, by Ray Serve.", "--ray")] = False,
+    ray_replicas: Annotated[str, _ray("The number of replicas; 1-4 lets Ray choose by load.", "--ray-replicas")] = "1",
     ray_cpus: Annotated[
-        float | None,
-        typer.Option(
-            help="Cores of a replica.",
-            envvar="REMOTE_VAE_RAY_CPUS",
-            show_default="an even share; 1 with a GPU",
-            rich_help_panel=RAY,
-        ),
+        float | None, _ray("The cores of a replica.", "--ray-cpus", shown="an even share; 1 with a GPU")
     ] = None,
     ray_gpus: Annotated[
-        float | None,
-        typer.Option(
-            help="GPUs of a replica; 0.5 puts two on one.",
-            envvar="REMOTE_VAE_RAY_GPUS",
-            show_default="an even share",
-            rich_help_panel=RAY,
-        ),
+        float | None, _ray("The GPUs of a replica; 0.5 puts two on one.", "--ray-gpus", shown="an even share")
     ] = None,
 ) -> None:
     """Serve one or more VAEs.
@@ -125,7 +109,7 @@ def _setting_parameters() -> Iterator[inspect.Parameter]:
         flag: Any = field.json_schema_extra
         if flag is None:
             continue
-        option_type = _option_type(field.annotation)
+        option_type = str if flag["metavar"] == "SIZE" else _option_type(field.annotation)
         default = "" if option_type is bool or field.default is None else str(field.default)
         option = typer.Option(
             *(flag["flags"] or [f"--{name.replace('_', '-')}"]),
@@ -145,3 +129,6 @@ def _option_type(annotation: Any) -> Any:
         return list[str]
     members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     return next((member for member in members if member in (bool, int, float, Path)), str)
+
+
+COMMAND = ServeCommand

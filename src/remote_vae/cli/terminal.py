@@ -1,11 +1,10 @@
 """What people see: talk goes to stderr, results go to stdout."""
 
 import contextlib
-import math
+import json
 import sys
 from collections.abc import Callable, Iterator
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -32,6 +31,11 @@ def show_table(table: Table) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)
 
 
+def print_json(value: object) -> None:
+    """On stdout."""
+    print(json.dumps(value, indent=2))
+
+
 @contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
     """A spinner with the seconds that have passed; gone when the work is done, and not there without a terminal."""
@@ -56,12 +60,6 @@ def bar(text: str, total: int) -> Iterator[Callable[[], None]]:
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-
-def psnr_db(a: np.ndarray, b: np.ndarray, *, peak: float) -> float:
-    """Peak signal-to-noise ratio in dB; infinity for equal arrays."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
 def human_bytes(count: int) -> str:

@@ -27,7 +27,7 @@ from remote_vae.core.result import Result
 from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
 from remote_vae.engine.ledger import Entry
-from remote_vae.engine.memory import Budget, held_bytes
+from remote_vae.engine.memory import Budget, held_bytes, place_of
 from remote_vae.engine.relay import Handover
 from remote_vae.engine.shared_memory import Signals, Views
 from remote_vae.errors import (
@@ -67,7 +67,7 @@ def main(pipe: Connection, shared: Message, loader: str, spec: Message) -> None:
     except RemoteVAEError as exc:
         _send(pipe, {"error": to_json(exc)})
         return
-    _send(pipe, {"info": vae.info.to_json()})
+    _send(pipe, {"info": vae.info.to_json(), "place": place_of(vae.device).to_json()})
     while True:
         answer = runner.work(_next(pipe, runner))
         _send(pipe, answer)
@@ -75,9 +75,9 @@ def main(pipe: Connection, shared: Message, loader: str, spec: Message) -> None:
             os._exit(BROKEN_DEVICE)  # such an error sticks to the process: every later call would fail as well
 
 
-def _budget(vae: VAE, shared: Message, limit_bytes: int | None) -> Budget:
+def _budget(vae: VAE, shared: Message, limit: float | None) -> Budget:
     entry = Entry(shared["ledger"], shared["entry"], device=str(vae.device))
-    return Budget(vae.device, limit_bytes=limit_bytes, weights_bytes=vae.info.weight_bytes, entry=entry)
+    return Budget(vae.device, limit=limit, weights_bytes=vae.info.weight_bytes, entry=entry)
 
 
 def _next(pipe: Connection, runner: "JobRunner") -> Message:

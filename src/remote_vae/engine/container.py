@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -16,6 +18,16 @@ def available_cores() -> int:
     except (OSError, ValueError):  # no container, or one without a limit: "max 100000"
         return given
     return min(given, max(1, math.ceil(quota / period)))
+
+
+def machine_bytes() -> int:
+    """The bytes of the machine's memory, or of the container's limit if that is less."""
+    total: int = psutil.virtual_memory().total
+    try:
+        most = (CGROUP / "memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(most)) if most.isdigit() else total
 
 
 def container_bytes() -> int | None:

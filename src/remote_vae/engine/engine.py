@@ -32,7 +32,7 @@ class Engine:
         loader: str,
         limits: Limits | None = None,
         rules: Rules | None = None,
-        weights_budget: int | None = None,
+        weights_budget: float | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.models: Mapping[str, Served] = {model.name: model for model in models}
@@ -52,7 +52,7 @@ class Engine:
                 ledger=self._ledger,
                 entry=sum(len(pool.model.specs) for pool in self._pools.values()),
             )
-        self._residency = Residency(list(self._pools.values()), budget_bytes=weights_budget)
+        self._residency = Residency(list(self._pools.values()), budget=weights_budget)
 
     async def start(self) -> None:
         """Loads every model that is not lazy; *raises* what loading raises."""

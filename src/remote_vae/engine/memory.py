@@ -1,13 +1,15 @@
 """How much memory a job may take on its device, as far as that can be known in advance."""
 
+import platform
 import time
 from typing import Final
 
 import psutil
 import torch
 
-from remote_vae.engine.container import container_bytes
+from remote_vae.engine.container import container_bytes, machine_bytes
 from remote_vae.engine.ledger import Entry
+from remote_vae.engine.place import Place
 from remote_vae.errors import ConfigurationError, Overloaded, RemoteVAEError, TooLarge
 
 SPARE: Final = 0.9  # of what is free: libraries take workspace that nobody announces
@@ -20,13 +22,15 @@ FRESH_SECONDS: Final = 0.005  # so long the free memory counts as just read: the
 class Budget:
     """The memory budget of one replica, which shares its device with others through the ledger.
 
-    `limit_bytes` is the operator's limit for weights and work; None allows what the device has free.
+    `limit` is the operator's for weights and work: bytes, or as a float a share of the device's memory. None allows
+    what the device has free.
     *Raises* ConfigurationError if the weights alone exceed the limit.
     """
 
     def __init__(
-        self, device: torch.device, *, limit_bytes: int | None, weights_bytes: int, entry: Entry | None = None
+        self, device: torch.device, *, limit: float | None, weights_bytes: int, entry: Entry | None = None
     ) -> None:
+        limit_bytes = int(limit * total_bytes(device)) if isinstance(limit, float) else limit
         if limit_bytes is not None and weights_bytes >= limit_bytes:
             raise ConfigurationError(
                 f"the weights take {weights_bytes / 1e6:.0f} MB and the memory budget is {limit_bytes / 1e6:.0f} MB; "
@@ -140,6 +144,26 @@ def free_bytes(device: torch.device) -> int | None:
         available, left = psutil.virtual_memory().available, container_bytes()
         return int((available if left is None else min(available, left)) * SPARE_ON_CPU)
     return None
+
+
+def total_bytes(device: torch.device) -> int:
+    """The bytes that the device has; for a CPU, those of the machine or of its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return torch.mps.recommended_max_memory() if device.type == "mps" else machine_bytes()
+
+
+def place_of(device: torch.device) -> Place:
+    """The device with what it has free now, before the reserve that a budget keeps."""
+    free = free_bytes(device)
+    spare = SPARE_ON_CPU if device.type == "cpu" else SPARE
+    return Place(str(device), _title(device), total_bytes(device), None if free is None else int(free / spare))
+
+
+def _title(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
 
 
 def held_bytes(device: torch.device) -> int | None:

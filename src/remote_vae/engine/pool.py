@@ -15,6 +15,7 @@ from remote_vae.engine.job import Outcome, op_of
 from remote_vae.engine.lease import Lease
 from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Ran
+from remote_vae.engine.place import Place
 from remote_vae.engine.poison import Poison
 from remote_vae.engine.queue import Queue, Ticket
 from remote_vae.engine.replica import Replica, ReplicaLost
@@ -53,7 +54,9 @@ class Pool:
         self, model: Served, *, loader: str, rules: Rules, held: InHand, observer: Observer, ledger: Ledger, entry: int
     ) -> None:
         self.model = model
-        self.info: VAEInfo | None = None  # kept when the model is unloaded
+        self.info: VAEInfo | None = None  # kept when the model is unloaded, like the next two
+        self.places: tuple[Place, ...] = ()
+        self.load_seconds = 0.0
         self.failure: RemoteVAEError | None = None
         self.restarts = 0
         self.planned_bytes = 0
@@ -125,6 +128,7 @@ class Pool:
         async with self._loading:
             if self.loaded:
                 return
+            started = time.perf_counter()
             try:
                 for number, spec in enumerate(self.model.specs):
                     if self._stopped:  # perhaps since the replica before this one began to load
@@ -147,7 +151,8 @@ class Pool:
                     raise
                 LOG.exception("a model could not be loaded", extra={"model": self.model.name})
                 raise ReplicaFailed(f"no process could be started for model {self.model.name!r}") from exc
-            self.failure = None
+            self.failure, self.load_seconds = None, time.perf_counter() - started
+            self.places = tuple(replica.place for replica in self.replicas if replica.place)
             self._held.pace.replicas = len(self.replicas)
             self._tasks = [asyncio.create_task(self._serve(replica)) for replica in self.replicas]
 

@@ -17,6 +17,7 @@ import psutil
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
 from remote_vae.engine.ledger import Ledger
+from remote_vae.engine.place import Place
 from remote_vae.engine.shared_memory import Segments, Signals
 from remote_vae.errors import ReplicaFailed, from_json
 
@@ -55,6 +56,7 @@ class Replica:
         self.name = name
         self.hung = False  # killed because it made no progress, and not started again yet
         self.closed = False
+        self.place: Place | None = None  # once it has been loaded
         self.segments, self.signals = Segments(), Signals()
         self._loader, self._spec, self._cores, self._on_lost = loader, spec, cores, on_lost
         self._ledger, self._entry = ledger, entry
@@ -98,7 +100,9 @@ class Replica:
         self.hang_up()
         await self._in_thread(self._end, 0.0)
         self._ledger.clear(self._entry)
-        pipe, info = await self._in_thread(self._load, self._ledger.name)  # made here: two threads would make two
+        pipe, info, self.place = await self._in_thread(
+            self._load, self._ledger.name
+        )  # made here: two threads would make two
         self._pipe, self.hung = pipe, False
         asyncio.get_running_loop().add_reader(pipe.fileno(), self._on_answer)
         return info
@@ -168,7 +172,7 @@ class Replica:
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
 
-    def _load(self, ledger: str) -> tuple[Connection, VAEInfo]:
+    def _load(self, ledger: str) -> tuple[Connection, VAEInfo, Place]:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         try:
@@ -188,7 +192,7 @@ class Replica:
         except BaseException:
             ours.close()
             raise
-        return ours, VAEInfo.from_json(message["info"])
+        return ours, VAEInfo.from_json(message["info"]), Place.from_json(message["place"])
 
     def _first_message(self, pipe: Connection, process: SpawnProcess) -> dict[str, Any]:
         """*Raises* ReplicaFailed if the process ends before it has said anything."""

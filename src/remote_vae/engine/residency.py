@@ -7,14 +7,16 @@ from remote_vae.engine.pool import Pool
 
 
 class Residency:
-    """Bounds the weights of all models by `budget_bytes`, as far as pinned and busy models allow; None sets no bound.
+    """Bounds the weights of all models by `budget`, as far as pinned and busy models allow; None sets no bound.
+
+    The budget is bytes, or as a float a share of the memory of the devices on which models have been loaded.
 
     Models load side by side, so that no job waits for another model's download. Only unloading goes one at a time.
     """
 
-    def __init__(self, pools: list[Pool], *, budget_bytes: int | None) -> None:
+    def __init__(self, pools: list[Pool], *, budget: float | None) -> None:
         self._recent: OrderedDict[str, Pool] = OrderedDict((pool.model.name, pool) for pool in pools)
-        self._budget_bytes = budget_bytes
+        self._budget = budget
         self._unloading = asyncio.Lock()
         self._loads: dict[str, asyncio.Task[None]] = {}
 
@@ -39,7 +41,7 @@ class Residency:
     async def _make_room(self, wanted: Pool) -> None:
         async with self._unloading:
             for pool in list(self._recent.values()):
-                if self._budget_bytes is None or self._bytes(wanted) <= self._budget_bytes:
+                if self._budget is None or self._bytes(wanted) <= self._budget_bytes(self._budget):
                     return
                 if pool is not wanted and pool.loaded and not pool.model.pinned and pool.idle:
                     await pool.unload()
@@ -48,3 +50,9 @@ class Residency:
         """The weights of all models that are loaded or about to be."""
         coming = {wanted.model.name, *self._loads}
         return sum(pool.weight_bytes for name, pool in self._recent.items() if pool.loaded or name in coming)
+
+    def _budget_bytes(self, budget: float) -> float:
+        if not isinstance(budget, float):
+            return budget
+        devices = {place.device: place.total_bytes for pool in self._recent.values() for place in pool.places}
+        return budget * sum(devices.values())

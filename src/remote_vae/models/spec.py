@@ -23,7 +23,8 @@ class ModelSpec:
     `source` is a hub id, a folder in diffusers' layout or a .safetensors file; None is the known model's own.
     `sha256` is the digest that the safetensors files must have, joined in the order of their names. If `dtype` is None,
     the family's policy chooses the precision. A `lazy` model is loaded at its first request; a `pinned` one is never
-    unloaded. *Units*: memory_budget in bytes, for weights and work together; None is what the device has free.
+    unloaded. `memory_budget` is for weights and work together, in bytes, or as a float the share of the device's
+    memory; None is what the device has free.
     """
 
     name: str
@@ -35,7 +36,7 @@ class ModelSpec:
     sha256: str | None = None
     device: str = "auto"
     random_weights: bool = False
-    memory_budget: int | None = None
+    memory_budget: int | float | None = None
     lazy: bool = False
     pinned: bool = False
 
@@ -86,7 +87,7 @@ def parse_spec(
     random_weights: bool = False,
     device: str = "auto",
     dtype: str | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | float | None = None,
     lazy: bool = False,
 ) -> ModelSpec:
     """The spec of a `--model` argument. If only one recipe can be for the weights, it need not be named.

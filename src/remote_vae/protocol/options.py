@@ -71,7 +71,9 @@ class ModelOptions(TypedDict, total=False):
         float | None,
         Option(Real(0, 1), "Share of noise in what such a decoder is given; decode_timestep if absent.", flag=True),
     ]
-    seed: Annotated[int | None, Option(Integer(0, LARGEST_SEED), "Of the noise that a decoder takes.", flag=True)]
+    seed: Annotated[
+        int | None, Option(Integer(0, LARGEST_SEED), "The seed of the noise that a decoder takes.", flag=True)
+    ]
 
 
 class DecodeOptions(ModelOptions, total=False):
@@ -92,7 +94,10 @@ class DecodeOptions(ModelOptions, total=False):
     quality: Annotated[
         int | None,
         Option(
-            Integer(1, 100), "Of JPEG, WebP, AVIF and videos, 1 to 100; a WebP video of 100 is lossless.", 95, flag=True
+            Integer(1, 100),
+            "The quality of JPEG, WebP, AVIF and videos, 1 to 100; a WebP video of 100 is lossless.",
+            95,
+            flag=True,
         ),
     ]
     image_format: Annotated[str | None, Option(Choice(IMAGE_FORMATS), "How a picture is written.")]
@@ -104,7 +109,9 @@ class DecodeOptions(ModelOptions, total=False):
             flag=True,
         ),
     ]
-    codec: Annotated[str | None, Option(Choice(("h264", "hevc")), "Of an MP4: h264 if absent, or hevc.", flag=True)]
+    codec: Annotated[
+        str | None, Option(Choice(("h264", "hevc")), "The codec of an MP4: h264 if absent, or hevc.", flag=True)
+    ]
     chroma: Annotated[
         str | None,
         Option(Choice(("half", "full")), "Resolution of a video's colours: half if absent, or full.", flag=True),
@@ -123,29 +130,33 @@ class EncodeOptions(TypedDict, total=False):
 
     posterior: Annotated[
         str | None,
-        Option(Choice(tuple(Posterior)), "A sample, the mode, or the parameters (mean and log-variance).", flag=True),
+        Option(
+            Choice(tuple(Posterior)),
+            "What the latent is: a sample, the mode, or the parameters (mean and log-variance).",
+            flag=True,
+        ),
     ]
-    seed: Annotated[int | None, Option(Integer(0, LARGEST_SEED), "Of the sample.", flag=True)]
+    seed: Annotated[int | None, Option(Integer(0, LARGEST_SEED), "The seed of the sample.", flag=True)]
     profile: Annotated[
         str | None,
-        Option(Choice(("convert", "ignore")), "A picture's colour profile: converted to sRGB, or ignored.", flag=True),
+        Option(
+            Choice(("convert", "ignore")), "What becomes of a colour profile: convert (to sRGB) or ignore.", flag=True
+        ),
     ]
     frames: Annotated[
         int | str | None,
         Option(
             IntegerOr(Integer(1), NEAREST),
-            "Of a video, how many of its first frames; nearest: as many as the model can take.",
+            "How many frames of a video are taken; nearest: as many as the model can take.",
             flag=True,
         ),
     ]
     start: Annotated[
-        float | None, Option(Real(0, 1e6), "Of a video in a file, the seconds before the first frame.", flag=True)
+        float | None, Option(Real(0, 1e6), "The seconds of a video before the first frame that is taken.", flag=True)
     ]
     fps: Annotated[
         float | None,
-        Option(
-            Real(0.01, 1000), "Of a video in a file: frames a second that are taken; if absent, every frame.", flag=True
-        ),
+        Option(Real(0.01, 1000), "The frames a second that are taken of a video; if absent, every frame.", flag=True),
     ]
     plan: Annotated[str | None, PLAN]
 

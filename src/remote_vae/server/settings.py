@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from remote_vae.errors import ConfigurationError
 from remote_vae.server.keys import Keys
+from remote_vae.server.sizes import Bytes, Size
 
 
 def _keys(value: object) -> object:
@@ -39,6 +40,7 @@ def _origins(value: object) -> object:
 
 LIMITS: Final = "Limits"
 ACCESS: Final = "Access"
+SIZE: Final = "SIZE"  # the placeholder of a flag that takes 12GB, 12GiB or 80%
 
 
 def _row(
@@ -63,6 +65,12 @@ def _limit(default: float, text: str, **bounds: Any) -> Any:
     return _row(default, text, panel=LIMITS, **(bounds or {"ge": 1}))
 
 
+def _bytes(default: int, text: str, *, least: int = 1) -> Any:
+    """A limit that people write as 2GiB; its flag takes text."""
+    shown = f"{default >> 30}GiB" if default >= 2**30 else f"{default >> 10}KiB"
+    return _row(default, text, panel=LIMITS, metavar=SIZE, shown=shown, ge=least)
+
+
 def _seconds(default: float, text: str) -> Any:
     return _row(default, text, panel=LIMITS, gt=0)
 
@@ -76,72 +84,82 @@ class Settings(BaseSettings):
 
     models: Annotated[tuple[str, ...], NoDecode] = _row(
         ("demo",),
-        "Repeat for more; the first is /. SOURCE is a hub id, a folder or a .safetensors file. Keys are recipe, dtype, "
-        "revision, subfolder, device, sha256, lazy and pinned.",
+        "The model to serve; repeat the option for more. The first one is at /, each one at /NAME. SOURCE is a hub id, "
+        "a folder or a .safetensors file. KEY is recipe, dtype, revision, subfolder, device, sha256, lazy or pinned.",
         metavar="NAME[=SOURCE][,KEY=VALUE...]",
         shown="demo",
         flags=("--model",),
     )
-    host: str = _row("127.0.0.1", "Address to listen on.")
-    port: int = _row(8000, "Port; 0 takes a free one.", ge=0, le=65535)
-    device: str = _row("auto", "auto, cpu, cuda, cuda:1, mps; cuda:0,cuda:1 for both.")
-    replicas: int = _row(1, "Of each model on each device.", ge=1)
-    lazy: bool = _row(False, "Load a model when it is first asked for.")
-    weights_budget: int | None = _row(
-        None, "Bytes for all models' weights; the least recently used are unloaded.", shown="none", ge=1
+    host: str = _row("127.0.0.1", "The address to listen on; 0.0.0.0 lets other machines in, and needs keys.")
+    port: int = _row(8000, "The port to listen on; 0 takes a free one.", ge=0, le=65535)
+    device: str = _row("auto", "The device to run on: auto, cpu, cuda, cuda:1 or mps; cuda:0,cuda:1 takes both.")
+    replicas: int = _row(1, "The number of processes for each model on each device.", ge=1)
+    lazy: bool = _row(False, "Load each model when it is first asked for.")
+    weights_budget: Size | None = _row(
+        None,
+        "The memory for the weights of all models, as 12GB or 80%; above it, the least recently used one is unloaded.",
+        shown="no bound",
+        metavar=SIZE,
     )
     dtype: Literal["float32", "float16", "bfloat16"] | None = _row(
-        None, "float32, float16 or bfloat16.", shown="the model's own"
+        None, "The precision to run in: float32, float16 or bfloat16.", shown="the model's own"
     )
-    random_weights: bool = _row(False, "Seeded weights of the true size, for trials.")
-    memory_budget: int | None = _row(
-        None, "Bytes for one model, weights and work together.", shown="what the device has free", ge=1
+    random_weights: bool = _row(False, "Take seeded weights of the true size instead of a download, for trials.")
+    memory_budget: Size | None = _row(
+        None,
+        "The memory (VRAM on a GPU) for one model, weights and work together, as 12GB, 12GiB or 80%.",
+        shown="what the device has free",
+        metavar=SIZE,
     )
-    unknown_parameters: Literal["refuse", "ignore"] = _row("refuse", "refuse or ignore.")
+    unknown_parameters: Literal["refuse", "ignore"] = _row(
+        "refuse", "What to do with a parameter that nobody knows: refuse or ignore."
+    )
     metrics_address: Annotated[tuple[str, int] | None, PlainValidator(_address), NoDecode] = _row(
-        None, "For /metrics alone.", metavar="HOST:PORT", shown="with the rest"
+        None, "An address of its own for /metrics.", metavar="HOST:PORT", shown="with the rest"
     )
-    log_requests: bool = _row(False, "A line of JSON on stderr for each request.")
+    log_requests: bool = _row(False, "Write a line of JSON to stderr for each request.")
 
     # A flag would show the keys to everyone on the machine, in the list of processes.
     keys: Annotated[Keys | None, PlainValidator(_keys), NoDecode] = Field(
-        default=None, description="Keys that clients need, with white space between; kept as digests only."
+        default=None, description="API keys that clients need, with white space between; kept as digests only."
     )
-    keys_file: Path | None = _row(None, "Keys that clients need, one a line.", panel=ACCESS)
-    allow_anonymous: bool = _row(False, "Serve clients of the network without keys.", panel=ACCESS)
-    client_requests_per_second: float | None = _row(None, "For one key, or one address.", panel=ACCESS, gt=0)
+    keys_file: Path | None = _row(None, "A file with the API keys that clients need, one a line.", panel=ACCESS)
+    allow_anonymous: bool = _row(False, "Serve clients of the network without API keys.", panel=ACCESS)
+    client_requests_per_second: float | None = _row(
+        None, "The rate limit for each key, or for each address without keys.", panel=ACCESS, shown="none", gt=0
+    )
     cors_origins: Annotated[tuple[str, ...], PlainValidator(_origins), NoDecode] = _row(
         (),
-        "Whose web pages may use the server, as https://host:8443, or the server's own origin behind a proxy; repeat "
-        "for more; * for all.",
+        "A web site whose pages may use the server (CORS), as https://host:8443, or the server's own address behind a "
+        "reverse proxy; repeat the option for more; * allows all.",
         metavar="ORIGIN",
         panel=ACCESS,
         shown="none",
         flags=("--allow-origin", "--cors-origins"),
     )
-    tls_certificate: Path | None = _row(None, "PEM file of the certificate, with its chain.", panel=ACCESS)
-    tls_key: Path | None = _row(None, "PEM file of the certificate's private key.", panel=ACCESS)
+    tls_certificate: Path | None = _row(None, "A PEM file with the certificate and its chain.", panel=ACCESS)
+    tls_key: Path | None = _row(None, "A PEM file with the certificate's private key.", panel=ACCESS)
 
-    max_body_bytes: int = _limit(2**30, "Of a request's body.")
-    max_arriving_bytes: int = _limit(2**31, "Of all bodies that arrive, and of all pictures that are being read.")
-    max_reply_bytes: int = _limit(2**31, "Of a reply with a tensor.")
-    max_pixels: int = _limit(4096 * 4096, "Of one picture or frame.")
-    max_side: int = _limit(8192, "Of a picture or frame, in pixels.")
-    max_batch: int = _limit(8, "Latents in a request.")
-    max_frames: int = _limit(257, "Of a video, after decoding.")
-    max_query_bytes: int = _limit(8192, "Of a URL's query.")
-    max_head_bytes: int = _limit(32768, "Of a URL and its headers.", ge=1024)
-    max_headers: int = _limit(100, "Of a request.", ge=10)
-    max_waiting: int = _limit(64, "Requests that one model has accepted and not finished.")
-    max_waiting_pixels: int = _limit(2**28, "Output pixels of these requests.")
-    max_client_share: float = _limit(0.5, "Of these requests and pixels, for one key.", gt=0, le=1)
-    max_unsent_bytes: int = _limit(2**30, "Of all replies that are not sent yet.")
-    head_seconds: float = _seconds(10.0, "For a URL and its headers to arrive.")
-    body_seconds: float = _seconds(60.0, "For a request's body to arrive.")
-    request_seconds: float = _seconds(300.0, "For an answer; a request can ask for less.")
-    reply_seconds: float = _seconds(120.0, "For a client to take a reply.")
-    hang_seconds: float = _seconds(100.0, "Without progress of a job, after which its replica is replaced.")
-    shutdown_seconds: int = _limit(30, "For accepted work to finish.")
+    max_body_bytes: Bytes = _bytes(2**30, "The largest body that a request may have.")
+    max_arriving_bytes: Bytes = _bytes(2**31, "The most bytes of all bodies that arrive and pictures that are read.")
+    max_reply_bytes: Bytes = _bytes(2**31, "The largest reply with a tensor.")
+    max_pixels: int = _limit(4096 * 4096, "The most pixels of one picture or frame.")
+    max_side: int = _limit(8192, "The longest side of a picture or frame, in pixels.")
+    max_batch: int = _limit(8, "The most latents in one request.")
+    max_frames: int = _limit(257, "The most frames of a video, after decoding.")
+    max_query_bytes: Bytes = _bytes(8192, "The longest query of a URL.")
+    max_head_bytes: Bytes = _bytes(32768, "The longest URL and headers together.", least=1024)
+    max_headers: int = _limit(100, "The most headers of a request.", ge=10)
+    max_waiting: int = _limit(64, "The most requests that one model has accepted and not finished.")
+    max_waiting_pixels: int = _limit(2**28, "The most output pixels of these requests.")
+    max_client_share: float = _limit(0.5, "The share of these requests and pixels that one key may have.", gt=0, le=1)
+    max_unsent_bytes: Bytes = _bytes(2**30, "The most bytes of all replies that are not sent yet.")
+    head_seconds: float = _seconds(10.0, "The time for a URL and its headers to arrive.")
+    body_seconds: float = _seconds(60.0, "The time for a request's body to arrive.")
+    request_seconds: float = _seconds(300.0, "The time for an answer; a request can ask for less.")
+    reply_seconds: float = _seconds(120.0, "The time for a client to take a reply.")
+    hang_seconds: float = _seconds(100.0, "The time without progress of a job after which its process is replaced.")
+    shutdown_seconds: int = _limit(30, "The seconds for accepted work to finish after Ctrl-C or SIGTERM.")
 
     @model_validator(mode="after")
     def _whole_pair(self) -> "Settings":
