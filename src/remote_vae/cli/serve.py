@@ -1,19 +1,24 @@
 """`remote-vae serve`, which has an option for each of the server's settings."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 import typer.core
 import typer.main
-from rich.markup import escape
 
-from remote_vae.cli.terminal import console
+from remote_vae.cli.banner import banner
+from remote_vae.cli.terminal import console, working
 from remote_vae.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from remote_vae.engine.place import Loaded
+    from remote_vae.server.settings import Settings
 
 
 def _ray(text: str, flag: str, shown: str | None = None) -> Any:
@@ -48,20 +53,21 @@ def serve(
         from remote_vae.deploy import ray_local
 
         scale = ray_local.Scale.parse(ray_replicas, cpus=ray_cpus, gpus=ray_gpus)
-        return _run(partial(ray_local.serve, settings, scale=scale), settings.models)
+        return _run(partial(ray_local.serve, settings, scale=scale), settings)
     from remote_vae.server.run import serve as here
 
-    return _run(partial(here, settings), settings.models)
+    return _run(partial(here, settings), settings)
 
 
-def _run(server: Callable[..., None], models: tuple[str, ...]) -> None:
-    """Shows what is loading until the server is ready."""
-    names = escape(", ".join(models))
-    with console.status(f"loading {names}") as status:
+def _run(server: Callable[..., None], settings: "Settings") -> None:
+    """Shows what is loading until the server is ready, and then what it is."""
+    with contextlib.ExitStack() as shown:
+        shown.enter_context(working(f"loading {', '.join(settings.models)}"))
 
-        def ready(address: str) -> None:
-            status.stop()
-            console.print(f"[green]ready[/] {names} at {address} (description at {address}/docs)")
+        def ready(address: str, models: "list[Loaded]") -> None:
+            shown.close()
+            for line in banner(settings, address, models):
+                console.print(line)
 
         server(on_ready=ready)
 

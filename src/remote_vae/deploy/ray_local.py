@@ -14,7 +14,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from remote_vae.deploy import ray_proxy
 from remote_vae.deploy.ray_serve import bind
 from remote_vae.errors import ConfigurationError, ModelLoadError, ReplicaFailed
 from remote_vae.server.app import LOADER, build_app
-from remote_vae.server.run import address_of, check_reach, listen
+from remote_vae.server.run import OnReady, address_of, check_reach, listen
 from remote_vae.server.settings import Settings
 
 APPLICATION: Final = "remote-vae"
@@ -59,13 +59,12 @@ class Scale:
         return cls(least, most, cpus, gpus)
 
 
-def serve(
-    settings: Settings, *, scale: Scale, loader: str = LOADER, on_ready: Callable[[str], None] | None = None
-) -> None:
+def serve(settings: Settings, *, scale: Scale, loader: str = LOADER, on_ready: OnReady | None = None) -> None:
     """Blocks until SIGTERM or SIGINT, then lets accepted requests finish and ends Ray.
 
-    `on_ready` gets the address once every replica is loaded. *Raises* ConfigurationError for settings that Ray Serve
-    cannot have, a port that is taken and replicas that do not fit; ModelLoadError; ReplicaFailed if Ray ends by itself.
+    `on_ready` gets the address once every replica is loaded; what was loaded, only the replicas know. *Raises*
+    ConfigurationError for settings that Ray Serve cannot have, a port that is taken and replicas that do not fit;
+    ModelLoadError; ReplicaFailed if Ray ends by itself.
     """
     os.environ.pop("REMOTE_VAE_KEYS", None)  # Ray's processes would inherit the keys, which settings keep as digests
     _refuse_what_ray_cannot(settings)
@@ -79,7 +78,7 @@ def serve(
             try:
                 deploy(settings, scale, loader)  # replicas answer requests before it returns
                 if on_ready is not None:
-                    on_ready(address_of(kept, settings))
+                    on_ready(address_of(kept, settings), [])
                 _watch()
             except KeyboardInterrupt:
                 _drain(settings.shutdown_seconds)

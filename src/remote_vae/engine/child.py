@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
 from remote_vae.engine.ledger import Entry
 from remote_vae.engine.memory import Budget, held_bytes, place_of
+from remote_vae.engine.reach import largest_sides
 from remote_vae.engine.relay import Handover
 from remote_vae.engine.shared_memory import Signals, Views
 from remote_vae.errors import (
@@ -67,7 +69,10 @@ def main(pipe: Connection, shared: Message, loader: str, spec: Message) -> None:
     except RemoteVAEError as exc:
         _send(pipe, {"error": to_json(exc)})
         return
-    _send(pipe, {"info": vae.info.to_json(), "place": place_of(vae.device).to_json()})
+    place = place_of(vae.device)
+    if shared["first"]:  # a process that takes the place of another tells nothing new
+        place = replace(place, largest=largest_sides(vae, recipe, budget.bytes_now()))
+    _send(pipe, {"info": vae.info.to_json(), "place": place.to_json()})
     while True:
         answer = runner.work(_next(pipe, runner))
         _send(pipe, answer)

@@ -11,6 +11,7 @@ from remote_vae.engine.admission import Admission, Limits, Permit
 from remote_vae.engine.job import WAITING_BYTES, Job, Outcome
 from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Silent
+from remote_vae.engine.place import Loaded
 from remote_vae.engine.pool import Pool, Rules, Served
 from remote_vae.engine.progress import JobProgress
 from remote_vae.engine.queue import Ticket
@@ -93,6 +94,10 @@ class Engine:
 
     def state(self) -> list[ModelState]:
         return [pool.state() for pool in self._pools.values()]
+
+    def loaded(self) -> list[Loaded]:
+        """What there is to tell of each model when the server is ready."""
+        return [pool.told() for pool in self._pools.values()]
 
     def find(self, name: str | None) -> Served:
         """The model of this name or alias; the first one for None. *Raises* UnknownModel."""

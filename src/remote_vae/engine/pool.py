@@ -15,7 +15,7 @@ from remote_vae.engine.job import Outcome, op_of
 from remote_vae.engine.lease import Lease
 from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Ran
-from remote_vae.engine.place import Place
+from remote_vae.engine.place import Loaded, Place
 from remote_vae.engine.poison import Poison
 from remote_vae.engine.queue import Queue, Ticket
 from remote_vae.engine.replica import Replica, ReplicaLost
@@ -110,6 +110,10 @@ class Pool:
             planned_bytes=self.planned_bytes,
             restarts=self.restarts,
         )
+
+    def told(self) -> Loaded:
+        frames = self.model.recipe.has_frames
+        return Loaded(self.model.name, frames, self.info, self.places, self.load_seconds)
 
     def position(self, ticket: Ticket) -> tuple[int, float]:
         """The place of a ticket in the queue, 1 for the next one, and the expected seconds until it is done.

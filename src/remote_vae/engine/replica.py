@@ -177,7 +177,12 @@ class Replica:
         ours, theirs = context.Pipe()
         try:
             with theirs:
-                shared = {"signals": self.signals.name, "ledger": ledger, "entry": self._entry}
+                shared = {
+                    "signals": self.signals.name,
+                    "ledger": ledger,
+                    "entry": self._entry,
+                    "first": self.place is None,
+                }
                 process = context.Process(
                     target=_enter_child,
                     args=(theirs, shared, self._loader, self._spec, self._cores),

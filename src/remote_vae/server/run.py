@@ -17,18 +17,21 @@ import uvicorn
 from starlette.applications import Starlette
 
 from remote_vae.engine.engine import Engine
+from remote_vae.engine.place import Loaded
 from remote_vae.errors import ConfigurationError
 from remote_vae.server.app import LOADER, build_app
 from remote_vae.server.connection import Connection
 from remote_vae.server.logs import set_up_logs
 from remote_vae.server.settings import Settings
 
+OnReady = Callable[[str, list[Loaded]], None]
 
-def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str], None] | None = None) -> None:
+
+def serve(settings: Settings, *, loader: str = LOADER, on_ready: OnReady | None = None) -> None:
     """Blocks until SIGTERM or SIGINT, then lets accepted work finish.
 
-    `on_ready` gets the address once every model is loaded. *Raises* ConfigurationError, the error that loading raised,
-    and SystemExit if work was left undone.
+    `on_ready` gets the address and what was loaded once every model is. *Raises* ConfigurationError, the error that
+    loading raised, and SystemExit if work was left undone.
     """
     failures: list[BaseException] = []
 
@@ -38,7 +41,7 @@ def serve(settings: Settings, *, loader: str = LOADER, on_ready: Callable[[str],
 
     def ready() -> None:
         if on_ready is not None:
-            on_ready(address_of(listener, settings))
+            on_ready(address_of(listener, settings), engine.loaded())
 
     os.environ.pop("REMOTE_VAE_KEYS", None)  # the settings hold digests of the keys; replicas would inherit the keys
     _check_tls(settings)
@@ -152,7 +155,9 @@ def _check_tls(settings: Settings) -> None:
 
 
 def address_of(listener: socket.socket, settings: Settings) -> str:
-    """The URL of the server, to be read by people."""
+    """The URL of the server, to be read by people; the machine's name stands for all of its addresses."""
     scheme = "https" if settings.tls_certificate else "http"
     host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        host = socket.gethostname()
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

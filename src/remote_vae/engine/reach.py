@@ -1,0 +1,59 @@
+"""How large a picture a loaded model can decode, asked of the planner."""
+
+from bisect import bisect_right
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from remote_vae.core.decode import decode
+from remote_vae.core.executor import RECOMPUTE, STRIPS, WHOLE, RunOptions
+from remote_vae.core.layout import example_shape, fit_latent
+from remote_vae.core.recipe import Recipe
+from remote_vae.core.vae import VAE
+from remote_vae.errors import RemoteVAEError
+from remote_vae.values import Counts, Output, Scaling
+
+PLANS: Final = (WHOLE, STRIPS, RECOMPUTE)  # those whose memory is predicted within milliseconds
+SIDES: Final = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+FRAMES: Final = 81  # of a video model's clip, at least
+
+
+class _Fits(Exception):
+    """The planner has found that a picture fits; it is not decoded."""
+
+
+def largest_sides(vae: VAE, recipe: Recipe, free_bytes: int | None) -> dict[str, int]:
+    """The side of the largest square that each plan decodes in so many bytes; a plan that has none is left out."""
+    if free_bytes is None:
+        return {}
+    plans = [plan for plan in PLANS if any(way.name == plan for way in vae.decoders)]
+    found = {}
+    for plan in plans:
+        count = bisect_right(SIDES, False, key=lambda side: not _fits(vae, recipe, plan, side, free_bytes))
+        if count:
+            found[plan] = SIDES[count - 1]
+    return found
+
+
+def _fits(vae: VAE, recipe: Recipe, plan: str, side: int, free_bytes: int) -> bool:
+    def reserve(peak_bytes: int | None) -> bool:
+        raise _Fits if peak_bytes is not None else NotImplementedError
+
+    info = replace(vae.info, frames=replace(vae.info.frames, latents=Counts(least=_latent_frames(vae))))
+    shape = example_shape(recipe, info, side // info.spatial_compression_ratio)
+    options = RunOptions(plan=plan, budget=lambda: free_bytes, reserve=reserve)
+    try:
+        fit = fit_latent(recipe, vae.info, shape, model="", height=side, width=side)
+        decode(vae, recipe, torch.zeros(shape), fit=fit, scaling=Scaling(), output=Output.UINT8, options=options)
+    except _Fits:
+        return True
+    except (RemoteVAEError, NotImplementedError, torch.OutOfMemoryError):  # too large, or no latent of this model
+        return False
+    raise AssertionError("the planner did not ask whether it may")
+
+
+def _latent_frames(vae: VAE) -> int:
+    frames = vae.info.frames
+    possible = (count for count in range(1, FRAMES + 1) if frames.latents.nearest(count) == (count,))
+    return next((count for count in possible if frames.of_latent(count) >= FRAMES), frames.latents.least)
