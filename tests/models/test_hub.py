@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from remote_vae.models import hub as hub_module
 from remote_vae.models.spec import ModelSpec
 
 TINY: dict[str, Any] = {
@@ -75,6 +77,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             ("some/pipeline", COMMITS["old"]): {f"vae/{name}": data for name, data in old.items()},
             ("some/vae", COMMITS["main"]): {**new, **rest},
             ("some/other", COMMITS["main"]): {**new, **rest},
+            ("some/gated", COMMITS["main"]): {"vae/config.json": new["config.json"]},
             ("some/half", COMMITS["main"]): {
                 "vae/config.json": new["config.json"],
                 "vae/diffusion_pytorch_model.fp16.safetensors": new["diffusion_pytorch_model.safetensors"],
@@ -115,6 +118,9 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return
             repository, commit, path = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
             data = hub.files.get((repository, commit), {}).get(path)
+            if repository == "some/gated":
+                self.reply(403, b"", {"X-Error-Code": "GatedRepo"}, with_body=with_body)
+                return
             if data is None:
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body=with_body)
                 return
@@ -126,7 +132,9 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             commit = COMMITS.get(revision, revision)
             files = hub.files.get((repository, commit))
             if files is None:
-                self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body=with_body)
+                known = any(name == repository for name, _ in hub.files)
+                missing = {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}
+                self.reply(404, b"{}", missing, with_body=with_body)
                 return
             document: Any = {"id": repository, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
             if what == "tree":
@@ -230,6 +238,51 @@ def test_the_token_reaches_the_hub(hub: Hub, home: tuple[Path, list[Any]]) -> No
     assert without is None
     assert "'some/private' cannot be had" in home[1][-1]
     assert "HF_TOKEN" in home[1][-1]
+
+
+def test_why_weights_cannot_be_had(hub: Hub, tmp_path: Path) -> None:
+    """A gated repository is named with the page to accept it on; a wrong revision, name or repository is told apart."""
+    specs: list[dict[str, object]] = [
+        {"source": "some/gated"},
+        {"source": "some/vae", "revision": "nowhere"},
+        {"source": "some/absent"},
+        {"source": "some/"},
+    ]
+    gated, revision, absent, name = ask(tmp_path, specs, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    assert f"it is gated; accept its conditions at {hub.url}/some/gated, and HF_TOKEN must be" in gated
+    assert f"it has no revision 'nowhere'; see {hub.url}/some/vae" in revision
+    assert f"{hub.url}/some/absent does not exist, or is private" in absent
+    assert "this is not the name of a repository" in name
+
+
+def test_without_a_network(home: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    """A hub that takes no connection is said to be out of reach, and the cache is taken."""
+    away = "http://127.0.0.1:9"
+    cached, absent = ask(home[0], [{"source": "some/vae"}, {"source": "some/third"}], HF_ENDPOINT=away)
+    assert cached == [0.31, "some/vae", COMMITS["main"]]
+    assert f"there is no network, or {away} is down, and it is not in the cache" in absent
+
+
+def test_a_hub_whose_network_swallows_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that neither connects nor refuses is given up after a few seconds."""
+    monkeypatch.setattr(hub_module, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(hub_module.socket, "create_connection", lambda *_: time.sleep(30))
+    started = time.monotonic()
+    assert not hub_module._is_reachable("https://hub.invalid")
+    assert time.monotonic() - started < 20
+
+
+def test_a_long_download_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every few seconds a line on standard error has the bytes that have come, with or without a terminal."""
+    monkeypatch.setattr(hub_module, "TELL_SECONDS", 0.0)
+    bar = hub_module._bar_of_lines("some/vae")(total=335_000_000, unit="B", mininterval=0)
+    bar.update(120_000_000)
+    bar.close()
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\r")) == ("", 0)
+    assert said.err.startswith("remote-vae: some/vae is coming: 120 of 335 MB, ")
 
 
 def test_offline(home: tuple[Path, list[Any]]) -> None:

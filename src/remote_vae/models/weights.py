@@ -24,6 +24,7 @@ from remote_vae.models.files import (
     read_headers,
     source_file,
 )
+from remote_vae.models.hub import fetch
 from remote_vae.models.spec import ModelSpec, tell
 
 DIGEST_BLOCK: Final = 1 << 20
@@ -80,34 +81,14 @@ def _from_hub(spec: ModelSpec) -> FoundWeights:
     if repository is None:
         raise ModelLoadError(f"model {spec.name!r} has no source")
     prefixes = [f"{subfolder}/"] if subfolder else ["", "vae/"]
-    folder = _fetch(repository, spec.revision, [prefix + CONFIG for prefix in prefixes])
+    folder = fetch(repository, spec.revision, [prefix + CONFIG for prefix in prefixes])
     _judge(place_of(folder, subfolder), spec)
     for ignored in IGNORED:
         # The commit of the config that was judged, in case somebody pushes to the branch in between.
-        folder = _fetch(repository, folder.name, [prefix + name for prefix in prefixes for name in WEIGHTS], ignored)
+        folder = fetch(repository, folder.name, [prefix + name for prefix in prefixes for name in WEIGHTS], ignored)
         if any(place_of(folder, subfolder).glob(WEIGHTS[0])):
             break
     return _folder(folder, spec, subfolder, source=repository, revision=folder.name)
-
-
-def _fetch(repository: str, revision: str | None, patterns: list[str], ignored: tuple[str, ...] = ()) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=list(ignored),
-            )
-        )
-    except Exception as exc:  # boundary: what the hub's client raises depends on its version and on the network
-        raise ModelLoadError(
-            f"{repository!r} cannot be had from the hub ({type(exc).__name__}); is the name right, is there a network, "
-            "and does HF_TOKEN allow it?",
-            repository=repository,
-        ) from exc
 
 
 def _folder(folder: Path, spec: ModelSpec, subfolder: str | None, *, source: str, revision: str = "") -> FoundWeights:
