@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from remote_vae.engine.engine import Engine
+from remote_vae.engine.observer import Silent
 from remote_vae.errors import NotReady
 
-from .running import job, pids, run, running, served
+from .running import job, pids, run, running, served, until
 
 ROOM_FOR_TWO = 2500  # each weighs 1000
 
@@ -49,6 +50,40 @@ async def test_a_share_of_the_memory(share: float, left: set[str]) -> None:
         for name in ("a", "b"):
             await engine.info(engine.find(name))
         assert loaded(engine) == left
+
+
+class Noted(Silent):
+    def __init__(self) -> None:
+        self.unloads: list[tuple[str, str]] = []
+
+    def unloaded(self, model: str, cause: str) -> None:
+        self.unloads.append((model, cause))
+
+
+async def test_an_idle_model_is_unloaded() -> None:
+    """A model that nobody uses ends its process, and the next job loads it again; pinned and busy ones stay."""
+    models = [served("idle"), served("pinned", pinned=True), served("busy", "compute")]
+    noted = Noted()
+    async with running(models=models, idle_seconds=1.5, observer=noted) as engine:
+        work = asyncio.create_task(run(engine, job(7.0), "busy"))  # it takes longer than the idle seconds
+        await until(lambda: ("idle", "idle") in noted.unloads)
+        assert "pinned" in loaded(engine)
+        assert pids(engine, "idle") == []
+        assert engine.ready
+        assert "idle" in engine.put_away()
+        assert (await work).plan == "whole"
+        assert (await run(engine, job(3.0), "idle")).tensor.buffer == job(3.0).latent.buffer
+        assert "idle" in loaded(engine)
+        assert "idle" not in engine.put_away()
+
+
+async def test_jobs_that_come_while_a_model_is_unloaded() -> None:
+    """However often a model is unloaded between jobs, every job is answered."""
+    async with running(idle_seconds=0.01) as engine:
+        for pause in (0.0, 0.005, 0.02, 0.05, 0.3):
+            await asyncio.sleep(pause)
+            outcomes = await asyncio.gather(*(run(engine, job(3.0)) for _ in range(3)))
+            assert {bytes(outcome.tensor.buffer) for outcome in outcomes} == {bytes(job(3.0).latent.buffer)}
 
 
 async def test_pinned_and_busy() -> None:

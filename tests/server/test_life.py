@@ -169,6 +169,18 @@ def test_loaded_models_while_others_load(start: Any) -> None:
             assert (reply.status_code, reply.json()["error_type"]) == (503, "not_ready")
 
 
+def test_an_idle_model_is_unloaded(start: Any) -> None:
+    """A model that is unloaded is named by /models and /metrics, /ready stays 200, and the next request is answered."""
+    with start("copy", idle_seconds=1) as server:
+        unloads = 'remote_vae_unloads_total{cause="idle",model="copy"} 1.0'
+        server.wait_until(lambda: unloads in requests.get(server.url + "/metrics", timeout=10).text, seconds=120)
+        assert 'remote_vae_model_loaded{model="copy"} 0.0' in requests.get(server.url + "/metrics", timeout=10).text
+        document = requests.get(server.url + "/models", timeout=10).json()
+        assert (document["unloaded"], [card["name"] for card in document["models"]]) == (["copy"], ["copy"])
+        assert requests.get(server.url + "/ready", timeout=10).status_code == 200
+        assert server.decode().status_code == 200
+
+
 @pytest.mark.parametrize("model", ["copy", "never-loads"])
 def test_stopping_is_quick(start: Any, model: str) -> None:
     """A server without work, loading or not, ends with 0 within 5 seconds of SIGTERM and leaves no process behind."""

@@ -134,7 +134,8 @@ def answer(request: DecodeRequest | EncodeRequest, found: Reply, *, like: object
 
 
 def read_models(reply: HttpReply) -> dict[str, Any]:
-    """What GET /models says: the cards under "models", and names under "default", "unknown" and "loading".
+    """What GET /models says: the cards under "models", and names under "default", "unknown", "loading"
+    and "unloaded".
 
     *Raises* InvalidReply, and what the server raised.
     """

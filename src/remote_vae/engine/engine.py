@@ -34,6 +34,7 @@ class Engine:
         limits: Limits | None = None,
         rules: Rules | None = None,
         weights_budget: float | None = None,
+        idle_seconds: float | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.models: Mapping[str, Served] = {model.name: model for model in models}
@@ -53,11 +54,13 @@ class Engine:
                 ledger=self._ledger,
                 entry=sum(len(pool.model.specs) for pool in self._pools.values()),
             )
-        self._residency = Residency(list(self._pools.values()), budget=weights_budget)
+        self._residency = Residency(list(self._pools.values()), budget=weights_budget, idle_seconds=idle_seconds)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Loads every model that is not lazy; *raises* what loading raises."""
         malloc.keep_freed()
+        self._watching = asyncio.create_task(self._residency.watch())
         slots = asyncio.Semaphore(LOADS_AT_ONCE)
 
         async def load(pool: Pool) -> None:
@@ -77,6 +80,8 @@ class Engine:
 
     async def stop(self) -> None:
         self.drain()
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
         self._ledger.free()
 
@@ -88,12 +93,19 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Every model that should be loaded is loaded, all of its processes live, and new jobs are accepted."""
-        wanted = [pool for pool in self._pools.values() if pool.loaded or not pool.model.lazy]
+        """Every model that should be loaded is loaded, all of its processes live, and new jobs are accepted.
+
+        A model that is put away until it is wanted need not be.
+        """
+        wanted = [pool for pool in self._pools.values() if pool.loaded or not (pool.model.lazy or pool.put_away)]
         return not self.draining and all(pool.ready for pool in wanted)
 
     def state(self) -> list[ModelState]:
         return [pool.state() for pool in self._pools.values()]
+
+    def put_away(self) -> list[str]:
+        """The names of the models that were loaded, and will be again when they are wanted."""
+        return [name for name, pool in self._pools.items() if pool.put_away]
 
     def loaded(self) -> list[Loaded]:
         """What there is to tell of each model when the server is ready."""

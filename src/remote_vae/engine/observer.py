@@ -26,6 +26,10 @@ class Observer(Protocol):
         """A replica died and its successor is ready; `cause` is "hung" or "died"."""
         ...
 
+    def unloaded(self, model: str, cause: str) -> None:
+        """A model was unloaded because it was idle, or to make room: `cause` is "idle" or "budget"."""
+        ...
+
 
 class Silent:
     """An observer that ignores every event."""
@@ -34,6 +38,9 @@ class Silent:
         pass
 
     def restarted(self, model: str, cause: str) -> None:
+        pass
+
+    def unloaded(self, model: str, cause: str) -> None:
         pass
 
 

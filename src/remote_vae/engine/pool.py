@@ -57,6 +57,8 @@ class Pool:
         self.info: VAEInfo | None = None  # kept when the model is unloaded, like the next two
         self.places: tuple[Place, ...] = ()
         self.load_seconds = 0.0
+        self.put_away = False  # it was loaded, and was unloaded because it was idle or its room was wanted
+        self.used = time.monotonic()
         self.failure: RemoteVAEError | None = None
         self.restarts = 0
         self.planned_bytes = 0
@@ -156,9 +158,17 @@ class Pool:
                 LOG.exception("a model could not be loaded", extra={"model": self.model.name})
                 raise ReplicaFailed(f"no process could be started for model {self.model.name!r}") from exc
             self.failure, self.load_seconds = None, time.perf_counter() - started
+            self.put_away, self.used = False, time.monotonic()
             self.places = tuple(replica.place for replica in self.replicas if replica.place)
             self._held.pace.replicas = len(self.replicas)
             self._tasks = [asyncio.create_task(self._serve(replica)) for replica in self.replicas]
+
+    async def put_aside(self, cause: str) -> None:
+        """Unloads the model until it is wanted again; `cause` is "idle" or "budget"."""
+        self.put_away = True
+        await self.unload()
+        LOG.info("a model was unloaded", extra={"model": self.model.name, "cause": cause})
+        self._observer.unloaded(self.model.name, cause)
 
     async def unload(self) -> None:
         """Ends the processes; jobs that still wait get ReplicaFailed."""
@@ -229,6 +239,7 @@ class Pool:
             self._tell(ticket, outcome, started)
         finally:
             self._at_work.remove(ticket)
+            self.used = time.monotonic()
         self.poison.acquit(ticket.job)
         return None
 

@@ -1,9 +1,13 @@
-"""Loads a lazy model when it is wanted, and unloads the least recently used one to make room."""
+"""Loads a model when it is wanted, and unloads one that is idle: after some time, or to make room for another."""
 
 import asyncio
+import time
 from collections import OrderedDict
+from typing import Final
 
 from remote_vae.engine.pool import Pool
+
+LOOK_SECONDS: Final = 1.0  # between two looks for idle models
 
 
 class Residency:
@@ -11,12 +15,15 @@ class Residency:
 
     The budget is bytes, or as a float a share of the memory of the devices on which models have been loaded.
 
+    A model that nobody has used for `idle_seconds` is unloaded too. None leaves it loaded.
+
     Models load side by side, so that no job waits for another model's download. Only unloading goes one at a time.
     """
 
-    def __init__(self, pools: list[Pool], *, budget: float | None) -> None:
+    def __init__(self, pools: list[Pool], *, budget: float | None, idle_seconds: float | None = None) -> None:
         self._recent: OrderedDict[str, Pool] = OrderedDict((pool.model.name, pool) for pool in pools)
         self._budget = budget
+        self._idle_seconds = idle_seconds
         self._unloading = asyncio.Lock()
         self._loads: dict[str, asyncio.Task[None]] = {}
 
@@ -29,6 +36,15 @@ class Residency:
                 load = self._loads[pool.model.name] = asyncio.create_task(self._load(pool))
                 load.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
             await asyncio.shield(load)  # a caller that goes away must not end the loading that others wait for
+
+    async def watch(self) -> None:
+        """Unloads idle models until it is cancelled; returns at once if none is to be unloaded."""
+        while self._idle_seconds is not None:
+            await asyncio.sleep(min(self._idle_seconds / 4, LOOK_SECONDS))
+            async with self._unloading:
+                for pool in list(self._recent.values()):
+                    if self._may_go(pool) and time.monotonic() - pool.used >= self._idle_seconds:
+                        await pool.put_aside("idle")
 
     async def _load(self, pool: Pool) -> None:
         try:
@@ -43,8 +59,12 @@ class Residency:
             for pool in list(self._recent.values()):
                 if self._budget is None or self._bytes(wanted) <= self._budget_bytes(self._budget):
                     return
-                if pool is not wanted and pool.loaded and not pool.model.pinned and pool.idle:
-                    await pool.unload()
+                if pool is not wanted and self._may_go(pool):
+                    await pool.put_aside("budget")
+
+    @staticmethod
+    def _may_go(pool: Pool) -> bool:
+        return pool.loaded and pool.idle and not pool.model.pinned
 
     def _bytes(self, wanted: Pool) -> int:
         """The weights of all models that are loaded or about to be."""

@@ -80,6 +80,8 @@ def _cause(
         "TransportError": f"the connection to {endpoint} broke; start again, and the download goes on where it stopped",
     }
     names = [cls.__name__ for each in _chain(error) for cls in type(each).__mro__]
+    if any(getattr(getattr(each, "response", None), "status_code", 0) in (401, 403) for each in _chain(error)):
+        names.append("RepositoryNotFoundError")  # the hub does not tell a stranger whether it is there
     found = next((cause for name, cause in causes.items() if name in names), None)
     return found or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 

@@ -156,6 +156,7 @@ def _engine(settings: Settings, loader: str, observer: Observer) -> Engine:
         ),
         rules=Rules(hang_seconds=settings.hang_seconds),
         weights_budget=settings.weights_budget,
+        idle_seconds=settings.idle_seconds,
         observer=observer,
     )
 

@@ -220,7 +220,8 @@ class Endpoints:
     async def models(self, request: Request) -> Response:
         """GET /models: the cards of the loaded models. `unknown` and `loading` name those that have no card yet.
 
-        `unknown` models are loaded when they are first asked for. *Raises* NotReady while no model has been loaded.
+        `unknown` models are loaded when they are first asked for, `unloaded` ones when they are asked for again.
+        *Raises* NotReady while no model has been loaded.
         """
         cards: list[dict[str, object]] = []
         unknown: list[str] = []
@@ -232,7 +233,8 @@ class Endpoints:
                 (unknown if model.lazy else loading).append(model.name)
         if loading and not cards:
             raise NotReady(f"model {loading[0]!r} is still loading; try again in a moment")
-        return JSONResponse({"default": self._engine.default, "models": cards, "unknown": unknown, "loading": loading})
+        names = {"unknown": unknown, "loading": loading, "unloaded": self._engine.put_away()}
+        return JSONResponse({"default": self._engine.default, "models": cards, **names})
 
     async def events(self, request: Request) -> Response:
         """GET /jobs/<request id>/events: how far an unfinished request of this client is, as server-sent events."""

@@ -28,6 +28,9 @@ class Gauges:
 
 OF_MODELS: Final = (
     Gauges("remote_vae_model_ready", "1 if the model is loaded and all its processes live.", lambda s: s.ready),
+    Gauges(
+        "remote_vae_model_loaded", "1 if the model is loaded, 0 if it is unloaded until asked for.", lambda s: s.loaded
+    ),
     Gauges("remote_vae_replicas_alive", "Processes that can work for the model.", lambda s: s.alive),
     Gauges("remote_vae_accepted_jobs", "Requests that wait or run.", lambda s: s.accepted_jobs),
     Gauges("remote_vae_accepted_pixels", "Output pixels of requests that wait or run.", lambda s: s.accepted_pixels),
@@ -81,6 +84,7 @@ class Metrics:
         self._restarts = Counter(
             "remote_vae_replica_restarts", "Replaced processes.", ("model", "cause"), registry=self._registry
         )
+        self._unloads = Counter("remote_vae_unloads", "Unloaded models.", ("model", "cause"), registry=self._registry)
 
     def watch(self, states: Callable[[], list[ModelState]]) -> None:
         """Adds the figures of the models; `states` is called whenever Prometheus asks."""
@@ -123,6 +127,9 @@ class Metrics:
     def restarted(self, model: str, cause: str) -> None:
         LOG.warning("replica replaced", extra={"model": model, "cause": cause})
         self._restarts.labels(model, cause).inc()
+
+    def unloaded(self, model: str, cause: str) -> None:
+        self._unloads.labels(model, cause).inc()
 
 
 class _Models(Collector):

@@ -101,6 +101,9 @@ class Settings(BaseSettings):
         shown="no bound",
         metavar=SIZE,
     )
+    idle_seconds: float | None = _row(
+        None, "The seconds without a request after which a model is unloaded, as 60.", shown="never", gt=0
+    )
     dtype: Literal["float32", "float16", "bfloat16"] | None = _row(
         None, "The precision to run in: float32, float16 or bfloat16.", shown="the model's own"
     )
