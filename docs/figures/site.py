@@ -1,22 +1,51 @@
-"""What the site has that the pages have not: the results of benchmarks, and words for what lies outside of it."""
+"""What the site has beside the pages: results of benchmarks, files of the repository's root, names for other files."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
 ROOT = Path(__file__).parents[2]
 PLACE = "<!-- results -->"
 
 
-OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")
+ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md", "CONTRIBUTING.md": "contributing.md"}
+AFTER = ("decisions/", "benchmarks", "changelog")  # pages that a search shows after the guides
+LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """MkDocs' hook: three files of the repository's root are pages too."""
+    for name, page in ROOT_PAGES.items():
+        if (ROOT / name).is_file():
+            files.append(File.generated(config, page, content=(ROOT / name).read_text()))
+    return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """MkDocs' hook: fills the benchmarks' page; a link to a file of the repository becomes the file's name."""
-    if "/" not in page.file.src_uri:
-        markdown = OUTSIDE.sub(lambda link: f"{link[1]} (`{link[2]}`)", markdown)
+    """MkDocs' hook: fills the benchmarks' page; a link to a file that is no page becomes the file's name."""
+    uri: str = page.file.src_uri
+    if uri.startswith(AFTER):
+        page.meta["search"] = {"boost": 0.2}
+    place = ROOT if uri in ROOT_PAGES.values() else (ROOT / "docs" / uri).parent
+    markdown = LINK.sub(lambda link: _link(link, place, "../" * uri.count("/")), markdown)
     return markdown.replace(PLACE, render(ROOT / "benchmarks")) if PLACE in markdown else markdown
+
+
+def _link(link: re.Match[str], place: Path, to_root: str) -> str:
+    """The link as the site needs it. One that leads nowhere stays, and fails the build."""
+    target = (place / link[2]).resolve()
+    if not target.exists():
+        return link[0]
+    inside = ROOT_PAGES.get(target.name) if target.parent == ROOT else None
+    if inside is None and (ROOT / "docs") in target.parents:
+        inside = str(target.relative_to(ROOT / "docs"))
+    if inside is None:
+        return f"{link[1]} (`{target.relative_to(ROOT)}`)"
+    return f"[{link[1]}]({to_root}{inside}{link[3] or ''})"
 
 
 def render(folder: Path) -> str:

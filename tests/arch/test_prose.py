@@ -1,4 +1,4 @@
-"""Docstrings are in plain English."""
+"""Docstrings and pages are in plain English."""
 
 import ast
 import re
@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Signs of a sentence that must be read twice.
 SIGNS = re.compile(
     r"\b(who|whoever|whose|whom|shall|lest|anew|for ever|else|as many|what it was|of its own|of their own|unasked"
     r"|thereof|whereby)\b",
     re.IGNORECASE,
 )
-CODE = re.compile(r"`[^`]*`")  # a quoted `else` is no prose
+CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)  # a quoted `else` is no prose
 WORD = re.compile(r"[A-Za-z][A-Za-z']*")
 MOST_SIGNS = 2  # in 1,000 words
 
@@ -36,6 +38,12 @@ def signs_in_1000_words(texts: list[str]) -> tuple[float, Counter[str]]:
 def test_docstrings_of_the_sources() -> None:
     """At most 2 signs of an archaic or elliptic sentence in 1,000 words."""
     rate, found = signs_in_1000_words([text for path in SOURCES for text in docstrings(path.read_text())])
+    assert rate <= MOST_SIGNS, f"{rate:.1f} in 1,000 words: {dict(found)}"
+
+
+def test_pages_of_the_documentation() -> None:
+    """The same for the README and the pages of the documentation, all together."""
+    rate, found = signs_in_1000_words([path.read_text() for path in PAGES])
     assert rate <= MOST_SIGNS, f"{rate:.1f} in 1,000 words: {dict(found)}"
 
 

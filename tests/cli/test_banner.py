@@ -49,6 +49,14 @@ def test_what_is_asked_first() -> None:
     assert "clips of 81 frames" in said(loaded(CARD, has_frames=True))
 
 
+def test_the_example_of_the_readme() -> None:
+    """The README shows what the server says, word for word."""
+    place = Place("cpu", "x86_64, 2 threads", 25_300_000_000, 6_400_000_000, {"whole": 1024, "strips": 2048})
+    info: Any = SimpleNamespace(source="random weights", revision="seed 0", dtype="float32")
+    text = said(Loaded("sd1", False, info, (place,), 10.8), random_weights=True)
+    assert f"```text\n{text}\n```" in (Path(__file__).parents[2] / "README.md").read_text()
+
+
 def test_who_can_reach_it() -> None:
     """On an address of the network the banner says whether a key is needed."""
     assert "every machine that reaches this address, with an API key" in said(host="0.0.0.0", keys="k" * 16)

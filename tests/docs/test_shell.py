@@ -31,8 +31,25 @@ SHELL = [
     pytest.param(code, id=f"{page}-{code.splitlines()[0][:40]}") for page, language, code in FOUND if language == "bash"
 ]
 # What these blocks may call; a server is started no further than to its models, and nothing is installed.
-RUN = ("remote-vae ", "python benchmarks/", "curl ", "openssl rand", "chmod ", "export ", "cp -r integrations")
-CHECKED = ("remote-vae serve", "pip install", "ComfyUI/venv/bin/python -m pip install", "make ")
+RUN = (
+    "remote-vae ",
+    "python benchmarks/",
+    "curl ",
+    "openssl rand",
+    "chmod ",
+    "export ",
+    "cp -r integrations",
+    "python -c ",
+)
+CHECKED = (
+    "remote-vae serve",
+    "pip install",
+    "ComfyUI/venv/bin/python -m pip install",
+    "make ",
+    "git clone ",
+    "cd remote-vae",
+    "docker ",
+)
 ASKS = re.compile(r"^(remote-vae (?:encode|decode|models|verify)(?!.*--url)[^#\n]*)", re.MULTILINE)
 
 
@@ -80,6 +97,8 @@ def test_shell_of_the_pages(code: str, live: Any, folder: Path, monkeypatch: pyt
             check_serve(line, monkeypatch)
         elif "pip install" in line:
             check_install(line.partition("pip install")[2])
+        elif line.startswith("docker "):
+            check_docker(line, monkeypatch)
 
 
 def check_serve(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +110,20 @@ def check_serve(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "--help" not in words:
         assert said.exit_code == 0, f"{line}: {said.output} {said.exception}"
         assert _served(seen[0])
+
+
+def check_docker(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built is a target of the Dockerfile, what is run has its name, and `serve` is checked as ever."""
+    words, made = shlex.split(line, comments=True), (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
+    if words[1] == "build":
+        assert (ROOT / words[words.index("-f") + 1]).is_file(), line
+        assert f" AS {words[words.index('--target') + 1]}\n" in made, line
+        return
+    image = next(word for word in words if word.startswith("remote-vae:"))
+    assert f" AS {image.partition(':')[2]}\n" in made, line
+    monkeypatch.setenv("REMOTE_VAE_HOST", "0.0.0.0")
+    monkeypatch.setenv(*words[words.index("-e") + 1].split("=", 1))
+    check_serve(" ".join(["remote-vae", *words[words.index(image) + 1 :]]), monkeypatch)
 
 
 def check_install(line: str) -> None:

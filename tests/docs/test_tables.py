@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *so
 ROW = re.compile(r"^\|(.+)\|$", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 PROGRAMS = r"\S*pip|docker|helm|kubectl|ray|systemctl|curl|twine|\S*mkdocs|python \S+\.py"
-OTHERS = re.compile(rf"^\s*(?:[A-Z_]+=\S+ )*(?:{PROGRAMS})\s|`[^`]*(?:docker |python \S+\.py )[^`]*`")
+OTHERS = re.compile(rf"^\s*(?:[A-Z_]+=\S+ )*(?:{PROGRAMS})\s|`[^`]*(?:docker |wsl |python \S+\.py )[^`]*`")
 
 
 def rows(page: str, *, first: str) -> list[list[str]]:
