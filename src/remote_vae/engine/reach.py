@@ -33,6 +33,8 @@ def largest_sides(vae: VAE, recipe: Recipe, free_bytes: int | None) -> dict[str,
         count = bisect_right(SIDES, False, key=lambda side: not _fits(vae, recipe, plan, side, free_bytes))
         if count:
             found[plan] = SIDES[count - 1]
+    if vae.device.type == "cuda":
+        torch.cuda.empty_cache()  # the latents that were asked about have been on the card
     return found
 
 
