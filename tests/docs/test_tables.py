@@ -161,7 +161,9 @@ def test_every_setting_has_a_row() -> None:
 def flags() -> dict[str, set[str]]:
     """The flags of each command; a group's are those of its commands."""
     group: Any = typer.main.get_command(app)
-    return {name: _flags_of(group.get_command(None, name)) for name in group.list_commands(None)}
+    return {"": _flags_of(group)} | {
+        name: _flags_of(group.get_command(None, name)) for name in group.list_commands(None)
+    }
 
 
 def _flags_of(command: Any) -> set[str]:
