@@ -15,7 +15,7 @@ from torch import nn
 from remote_vae.core.local import Attention, Each, Frames, Layer, Local, Residual, Stage
 from remote_vae.core.stages import Convolution
 from remote_vae.models.stages.local_parts import HALF, Function, each_of, last_of, norm_of
-from remote_vae.models.stages.parts import Unknown, bias_of, expect
+from remote_vae.models.stages.parts import Unknown, bias_of, expect, weight_of
 
 TWO: Final = Fraction(2)
 
@@ -149,11 +149,11 @@ def _layer(part: Any, norm: Any = None) -> Layer:
     conv = part.conv
     expect(conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == (1, 1, 1) and conv.groups == 1)
     expect(conv.padding == (0, 0, 0) and tuple(part.time_causal_padding) == (1, 1, 1, 1, 2, 0))
-    layer = Convolution(conv.weight.data, bias_of(conv), repeats=True)
+    layer = Convolution(weight_of(conv.weight), bias_of(conv), repeats=True)
     found = None if norm is None else norm_of(norm)
     return Layer(layer, found, silu=norm is not None, frames=Frames(2, repeats=True))
 
 
 def _pointwise(conv: Any) -> Convolution:
     expect(type(conv) is nn.Conv3d and conv.kernel_size == (1, 1, 1) and conv.stride == (1, 1, 1) and conv.groups == 1)
-    return Convolution(conv.weight.data[:, :, 0], bias_of(conv))
+    return Convolution(weight_of(conv.weight)[:, :, 0], bias_of(conv))

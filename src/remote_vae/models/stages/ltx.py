@@ -17,7 +17,7 @@ from torch.nn import functional
 from remote_vae.core.local import Each, Frames, Layer, Local, Norm, Residual, Stage
 from remote_vae.core.stages import Convolution
 from remote_vae.models.stages.local_parts import Function, patchified, unpatchified
-from remote_vae.models.stages.parts import Unknown, bias_of, expect
+from remote_vae.models.stages.parts import Unknown, bias_of, expect, weight_of
 
 Sides = tuple[int, int, int]
 
@@ -75,7 +75,7 @@ def _residual(block: Any, causal: bool) -> Residual:
         return Residual(main)
     short, norm = block.conv_shortcut, block.norm3
     expect(short.kernel_size == (1, 1, 1) and short.stride == (1, 1, 1) and short.groups == 1)
-    weight = short.weight.data[:, :, 0]
+    weight = weight_of(short.weight)[:, :, 0]
     return Residual(main, (Each(_normalised(norm), short.in_channels), Layer(Convolution(weight, bias_of(short)))))
 
 
@@ -117,7 +117,7 @@ def _layer(part: Any, causal: bool, norm: Any = None) -> Layer:
     expect(conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == (1, 1, 1) and conv.groups == 1)
     expect(conv.padding == (0, 1, 1) and conv.padding_mode in ("zeros", "reflect"))
     mirrors = conv.padding_mode == "reflect"
-    layer = Convolution(conv.weight.data, bias_of(conv), repeats=mirrors)
+    layer = Convolution(weight_of(conv.weight), bias_of(conv), repeats=mirrors)
     frames = Frames(2, 0, repeats=True) if causal else Frames(1, 1, repeats=True)
     found = None if norm is None else Norm(None, norm.eps)
     return Layer(layer, found, silu=norm is not None, frames=frames, mirrors=mirrors)

@@ -17,7 +17,7 @@ from torch import nn
 from remote_vae.core.local import Each, FrameNorm, Frames, Layer, Local, Residual, Stage
 from remote_vae.core.stages import Convolution
 from remote_vae.models.stages.local_parts import Function
-from remote_vae.models.stages.parts import Unknown, bias_of, expect, linear_of, norm_of
+from remote_vae.models.stages.parts import Unknown, bias_of, expect, linear_of, norm_of, weight_of
 
 
 def describe(module: Any) -> tuple[Local, None] | None:
@@ -34,7 +34,7 @@ def _decoder(body: Any, dropped: int) -> Iterator[Stage]:
     expect(type(body) is source.MochiDecoder3D and type(body.nonlinearity) is nn.SiLU)
     conv = body.conv_in
     expect(type(conv) is nn.Conv3d and conv.kernel_size == conv.stride == (1, 1, 1) and conv.groups == 1)
-    yield Layer(Convolution(conv.weight.data[:, :, 0], bias_of(conv)))
+    yield Layer(Convolution(weight_of(conv.weight)[:, :, 0], bias_of(conv)))
     yield from _middle(body.block_in)
     for block in body.up_blocks:
         yield from _up(block)
@@ -84,4 +84,4 @@ def _layer(part: Any) -> Layer:
     conv = part.conv
     expect(conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == (1, 1, 1) and conv.groups == 1)
     expect(conv.padding == (0, 0, 0) and tuple(part.time_causal_padding) == (1, 1, 1, 1, 2, 0))
-    return Layer(Convolution(conv.weight.data, bias_of(conv), repeats=True), frames=Frames(2, repeats=True))
+    return Layer(Convolution(weight_of(conv.weight), bias_of(conv), repeats=True), frames=Frames(2, repeats=True))
