@@ -23,7 +23,7 @@ from decode_cases import OURS, Row
 from decode_measure import SEED, about
 from gpu_plan import COMPILED, EAGER, Item, Job
 
-from remote_vae.cli.terminal import psnr_db
+from remote_vae.cli.compare import psnr_db
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.executor import RunOptions
