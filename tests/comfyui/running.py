@@ -13,6 +13,8 @@ FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
 
 def load(name: str) -> ModuleType:
     """A folder below custom_nodes, as ComfyUI imports it: under a name with dots and slashes of a path."""
+    for known in [known for known in sys.modules if known.startswith(f"{name}.")]:
+        del sys.modules[known]  # of an earlier import, which had another environment
     spec = importlib.util.spec_from_file_location(
         name, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
     )

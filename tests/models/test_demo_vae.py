@@ -101,6 +101,7 @@ def test_it_is_an_ordinary_vae_of_at_most_four_megabytes(vae: DiffusersVAE) -> N
         "config.json",
         "diffusion_pytorch_model.safetensors",
         "diffusion_pytorch_model.safetensors.sha256",
+        "flower.jpg",
     }
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 4_000_000
 

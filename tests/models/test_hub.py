@@ -266,7 +266,12 @@ def test_without_a_network(home: tuple[Path, list[Any]], tmp_path: Path) -> None
 def test_a_hub_whose_network_swallows_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that neither connects nor refuses is given up after a few seconds."""
     monkeypatch.setattr(hub_module, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(hub_module.socket, "create_connection", lambda *_: time.sleep(30))
+
+    def never(*_: object) -> None:
+        time.sleep(30)
+        raise OSError
+
+    monkeypatch.setattr(hub_module.socket, "create_connection", never)
     started = time.monotonic()
     assert not hub_module._is_reachable("https://hub.invalid")
     assert time.monotonic() - started < 20
