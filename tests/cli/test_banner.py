@@ -22,9 +22,9 @@ CARD = Place(
 CPU = Place("cpu", "x86_64, 2 threads", 16 * 10**9, 9 * 10**9)
 
 
-def loaded(*places: Place, info: Any = None, has_frames: bool = False) -> Loaded:
+def loaded(*places: Place, info: Any = None) -> Loaded:
     about = SimpleNamespace(source="owner/name", revision="451f4fe" + "0" * 33, dtype="float16")
-    return Loaded("sd1", has_frames, info or (about if places else None), places, 6.23)
+    return Loaded("sd1", info or (about if places else None), places, 6.23)
 
 
 def said(*models: Loaded, root: Path = Path("/nowhere"), **settings: Any) -> str:
@@ -46,14 +46,13 @@ def test_what_is_asked_first() -> None:
     ):
         assert what in text, text
     assert text.count("cuda:0") == 2  # once for each model
-    assert "clips of 81 frames" in said(loaded(CARD, has_frames=True))
 
 
 def test_the_example_of_the_readme() -> None:
     """The README shows what the server says, word for word."""
     place = Place("cpu", "x86_64, 2 threads", 25_300_000_000, 6_400_000_000, {"whole": 1024, "strips": 2048})
     info: Any = SimpleNamespace(source="random weights", revision="seed 0", dtype="float32")
-    text = said(Loaded("sd1", False, info, (place,), 10.8), random_weights=True)
+    text = said(Loaded("sd1", info, (place,), 10.8), random_weights=True)
     assert f"```text\n{text}\n```" in (Path(__file__).parents[2] / "README.md").read_text()
 
 

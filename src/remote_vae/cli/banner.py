@@ -52,11 +52,10 @@ def _about(model: "Loaded", settings: "Settings") -> Iterator[str]:
     for place in dict.fromkeys(map(_where, model.places)):
         yield f"    on {escape(place)}"
     limit = min(settings.max_side, math.isqrt(settings.max_pixels))
-    clip = " a frame, for clips of 81 frames" if model.has_frames else ""
     least = min(model.places, key=lambda place: place.free_bytes or 0) if model.places else None
     sizes = [f"{side}x{side} by plan {plan}" for plan, side in _sides(least, limit).items()]
     if sizes:
-        yield f"    decodes up to {', '.join(sizes)}{clip}"
+        yield f"    decodes up to {', '.join(sizes)}"
 
 
 def _sides(place: "Place | None", limit: int) -> dict[str, int]:

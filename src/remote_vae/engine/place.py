@@ -11,7 +11,7 @@ class Place:
     """A device as the replica found it when its model was loaded.
 
     `title` is the name of the card or processor; `free_bytes` is None if the device does not say. `largest` is the side
-    of the largest square picture, or clip of about `FRAMES` frames, that each of some plans decodes in the free memory.
+    of the largest square picture that each of some plans decodes in the free memory; models of videos have none.
     """
 
     device: str
@@ -33,7 +33,6 @@ class Loaded:
     """What there is to tell of a model when the server is ready; `info` is None if it has not been loaded yet."""
 
     name: str
-    has_frames: bool
     info: VAEInfo | None
     places: tuple[Place, ...]
     seconds: float

@@ -114,8 +114,7 @@ class Pool:
         )
 
     def told(self) -> Loaded:
-        frames = self.model.recipe.has_frames
-        return Loaded(self.model.name, frames, self.info, self.places, self.load_seconds)
+        return Loaded(self.model.name, self.info, self.places, self.load_seconds)
 
     def position(self, ticket: Ticket) -> tuple[int, float]:
         """The place of a ticket in the queue, 1 for the next one, and the expected seconds until it is done.

@@ -1,7 +1,6 @@
-"""How large a picture a loaded model can decode, asked of the planner."""
+"""How large a picture a loaded model can decode, asked of the planner. Predictions for clips can take minutes."""
 
 from bisect import bisect_right
-from dataclasses import replace
 from typing import Final
 
 import torch
@@ -12,11 +11,10 @@ from remote_vae.core.layout import example_shape, fit_latent
 from remote_vae.core.recipe import Recipe
 from remote_vae.core.vae import VAE
 from remote_vae.errors import RemoteVAEError
-from remote_vae.values import Counts, Output, Scaling
+from remote_vae.values import Output, Scaling
 
 PLANS: Final = (WHOLE, STRIPS, RECOMPUTE)  # those whose memory is predicted within milliseconds
 SIDES: Final = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-FRAMES: Final = 81  # of a video model's clip, at least
 
 
 class _Fits(Exception):
@@ -24,8 +22,11 @@ class _Fits(Exception):
 
 
 def largest_sides(vae: VAE, recipe: Recipe, free_bytes: int | None) -> dict[str, int]:
-    """The side of the largest square that each plan decodes in so many bytes; a plan that has none is left out."""
-    if free_bytes is None:
+    """The side of the largest square that each plan decodes in so many bytes; a plan that has none is left out.
+
+    Models of videos have none.
+    """
+    if free_bytes is None or recipe.has_frames:
         return {}
     plans = [plan for plan in PLANS if any(way.name == plan for way in vae.decoders)]
     found = {}
@@ -42,8 +43,7 @@ def _fits(vae: VAE, recipe: Recipe, plan: str, side: int, free_bytes: int) -> bo
     def reserve(peak_bytes: int | None) -> bool:
         raise _Fits if peak_bytes is not None else NotImplementedError
 
-    info = replace(vae.info, frames=replace(vae.info.frames, latents=Counts(least=_latent_frames(vae))))
-    shape = example_shape(recipe, info, side // info.spatial_compression_ratio)
+    shape = example_shape(recipe, vae.info, side // vae.info.spatial_compression_ratio)
     options = RunOptions(plan=plan, budget=lambda: free_bytes, reserve=reserve)
     try:
         fit = fit_latent(recipe, vae.info, shape, model="", height=side, width=side)
@@ -53,9 +53,3 @@ def _fits(vae: VAE, recipe: Recipe, plan: str, side: int, free_bytes: int) -> bo
     except (RemoteVAEError, NotImplementedError, torch.OutOfMemoryError):  # too large, or no latent of this model
         return False
     raise AssertionError("the planner did not ask whether it may")
-
-
-def _latent_frames(vae: VAE) -> int:
-    frames = vae.info.frames
-    possible = (count for count in range(1, FRAMES + 1) if frames.latents.nearest(count) == (count,))
-    return next((count for count in possible if frames.of_latent(count) >= FRAMES), frames.latents.least)
