@@ -167,7 +167,8 @@ def test_both_flags() -> None:
     command: Any = typer.main.get_command(app)
     origins = ["https://a.example", "https://b.example https://c.example", "https://d.example"]
     given = ["--allow-origin", origins[0], "--cors-origins", origins[1], "--allow-origin", origins[2]]
-    with command.commands["serve"].make_context("serve", given) as context:
+    serve = command.get_command(command.make_context("remote-vae", ["serve"]), "serve")
+    with serve.make_context("serve", given) as context:
         found = read_settings({"cors_origins": context.params["cors_origins"]})
     assert found.cors_origins == tuple(f"https://{name}.example" for name in "abcd")
 

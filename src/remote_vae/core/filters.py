@@ -137,7 +137,7 @@ def _apply_in_time(layer: Layer, window: torch.Tensor, lead: int, step: int) -> 
         window = functional.interpolate(window, scale_factor=2.0)[:, :, 1:-1, 1 - beside : -1 if beside == 0 else None]
     stride = (step, 2, 2) if isinstance(layer, Downsample) else (1, 1, 1)
     padding = (0, 0, beside if layer.halo else 0)
-    clip = window[None].transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+    clip = window.transpose(0, 1)[None].contiguous(memory_format=torch.channels_last_3d)
     found = functional.conv3d(clip, layer.weight, layer.bias, stride, padding)
     return found[0].transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
