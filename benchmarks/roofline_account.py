@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from remote_vae.core import attention, norm_triton, root_mean_square, stream_layer, stream_whole, sweep
+from remote_vae.core.live_bytes import tensors_in
 
 LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 LEAST_IN, LEAST_OUT = 16, 64  # channels that a kernel of tensor cores computes at least
@@ -62,10 +63,10 @@ class Account(TorchDispatchMode):
 
     def add(self, name: str, kind: str, read: Any, written: Any, **more: Any) -> None:
         """One kernel. Tensors that hold nothing launch nothing."""
-        outputs = list(_tensors(written))
+        outputs = list(tensors_in(written))
         if all(tensor.numel() == 0 for tensor in outputs):
             return
-        given, found = sum(map(_bytes, _tensors(read))), sum(map(_bytes, outputs))
+        given, found = sum(map(_bytes, tensors_in(read))), sum(map(_bytes, outputs))
         shape = tuple(outputs[0].shape)
         self.work.append(Kernel(name, kind, _name(outputs[0].dtype), read=given, written=found, shape=shape, **more))
 
@@ -91,11 +92,11 @@ class Account(TorchDispatchMode):
 
     def _account(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: Any) -> None:
         name, given = func.__name__.split(".")[0], (args, tuple(kwargs.values()))
-        if not any(tensor.is_meta for tensor in _tensors((given, found))):
+        if not any(tensor.is_meta for tensor in tensors_in((given, found))):
             return  # the host computes it
         changes = func._schema.is_mutable
-        known = {_key(tensor) for tensor in _tensors(given)}
-        if func in EMPTY or (not changes and all(_key(tensor) in known for tensor in _tensors(found))):
+        known = {_key(tensor) for tensor in tensors_in(given)}
+        if func in EMPTY or (not changes and all(_key(tensor) in known for tensor in tensors_in(found))):
             self.work.append(None)
         elif func is aten.convolution.default:
             self._convolution(args, found)
@@ -164,14 +165,6 @@ def _kind_of(func: Any, args: tuple[Any, ...], found: Any) -> str:
 def _read(func: Any, args: tuple[Any, ...]) -> Any:
     """What is read: not the target of a copy or a fill."""
     return args[1:] if func.__name__.split(".")[0] in ("copy_", "fill_", "zero_") else args
-
-
-def _tensors(found: Any) -> Iterator[torch.Tensor]:
-    if isinstance(found, torch.Tensor):
-        yield found
-    elif isinstance(found, tuple | list):
-        for part in found:
-            yield from _tensors(part)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

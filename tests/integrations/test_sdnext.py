@@ -125,7 +125,7 @@ def test_names_of_a_later_sdnext(sdnext: SDNext) -> None:
 
 
 def test_a_restart_of_its_page(sdnext: SDNext) -> None:
-    """SD.Next runs its scripts again when its page starts anew, with the addresses as they are then."""
+    """SD.Next runs its scripts again when its page restarts, with the addresses as they are at that time."""
     sdnext.load()
     sdnext.options.set("remote_vae_url", "http://box:8000")
     before = sdnext.addresses

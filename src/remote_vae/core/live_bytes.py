@@ -69,20 +69,21 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = {_key(tensor) for tensor in _tensors((args, tuple((kwargs or {}).values())))}
+        given = {_key(tensor) for tensor in tensors_in((args, tuple((kwargs or {}).values())))}
         found = func(*args, **(kwargs or {}))
-        for tensor in _tensors(found):
+        for tensor in tensors_in(found):
             if _key(tensor) not in given:
                 self._live.count(tensor)
         return found
 
 
-def _tensors(found: Any) -> Iterator[torch.Tensor]:
+def tensors_in(found: Any) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments or the results of an operation."""
     if isinstance(found, torch.Tensor):
         yield found
     elif isinstance(found, tuple | list):
         for part in found:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def _owner(tensor: torch.Tensor) -> torch.Tensor | torch.UntypedStorage:
