@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 import time
 import tracemalloc
 import zlib
@@ -18,12 +19,12 @@ import pytest
 import requests
 from PIL import Image
 
-from remote_vae.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
+from remote_vae.errors import DeadlineExceeded, InternalError, InvalidImage, NotReady, Overloaded
 from remote_vae.media.images import ReadPicture, read_image
 from remote_vae.media.png import SIGNATURE, read_parts
 from remote_vae.server import readers as room
 from remote_vae.server.forks import Fork
-from remote_vae.server.readers import QUICK_BYTES, Readers, Terms
+from remote_vae.server.readers import QUICK_BYTES, Reader, Readers, Terms
 from remote_vae.server.turns import MOST_WAITING
 
 TERMS = Terms(channels=3, multiple=8, max_pixels=2**24, max_side=8192, use_profile=True)
@@ -195,15 +196,46 @@ async def test_the_small_process_is_ended(pictures: Readers) -> None:
 
 
 async def test_all_processes_end_with_the_server(pictures: Readers) -> None:
-    """Whatever they read, no process outlives the server's end of their sockets."""
+    """Whatever they read, no process outlives the server's end of their sockets, and no new one starts after it."""
     pid = await works(pictures)
-    spinning = ask(pictures, b"spin", seconds=60)
-    await asyncio.sleep(0.3)
     parent = parent_of(pid)
+    sleeping = [ask(pictures, b"sleep", seconds=600), ask(pictures, b"sleep", client="b", seconds=600)]
+    await asyncio.sleep(0.3)
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    assert len(children) == 2
     pictures.close()
-    for each in (pid, parent):
+    for each in (parent, *map(int, children)):
         await ended(each)
-    await asyncio.gather(spinning, return_exceptions=True)
+    await asyncio.gather(*sleeping, return_exceptions=True)
+    with pytest.raises(NotReady):
+        await ask(pictures, b"good")
+
+
+def test_nothing_is_left_when_the_event_loop_ends_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose answer comes when nobody waits for it is closed, though no event loop runs any more."""
+    readers = Readers(share=0.5, most_bytes=2**30)
+    ends: list[Reader] = []
+
+    def end(reader: Reader) -> None:
+        ends.append(reader)
+
+    monkeypatch.setattr(Reader, "kill", lambda _: None)  # so that it answers
+    monkeypatch.setattr(Reader, "end", end)
+    answering = threading.Event()
+    monkeypatch.setattr(Reader, "read", lambda *_: answering.wait(BUSY))
+
+    async def leave() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await ask(readers, b"good", seconds=0.1)
+
+    asyncio.run(leave())
+    assert not ends
+    answering.set()
+    readers._threads.shutdown()
+    [reader] = ends
+    monkeypatch.undo()
+    reader.end()
+    readers.close()
 
 
 async def test_a_fork_keeps_nothing_open(pictures: Readers) -> None:

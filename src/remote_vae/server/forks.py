@@ -19,6 +19,7 @@ from typing import Final
 ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 STATUS_BYTES: Final = 4
 PIPE_BYTES: Final = 1 << 20
+END_SECONDS: Final = 5.0  # for the small process to end its forks, which takes milliseconds
 FIRST_FILE, LAST_FILE = 3, 4096  # after stdin, stdout and stderr; the small process has a few for each fork
 
 Work = Callable[[io.FileIO], None]
@@ -69,10 +70,15 @@ class ForkServer:
         for end in (pipe, its_pipe):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)
         with its_pipe, its_life:
-            if self._process is None or self._orders is None or self._process.poll() is not None:
-                self.close()
-                self._orders = self._start()
-            socket.send_fds(self._orders, [b"."], [its_pipe.fileno(), its_life.fileno()])
+            try:
+                if self._process is None or self._orders is None or self._process.poll() is not None:
+                    self.close()
+                    self._orders = self._start()
+                socket.send_fds(self._orders, [b"."], [its_pipe.fileno(), its_life.fileno()])
+            except OSError:
+                pipe.close()
+                life.close()
+                raise
         return Fork(pipe, life)
 
     def _start(self) -> socket.socket:
@@ -90,12 +96,15 @@ class ForkServer:
         return orders
 
     def close(self) -> None:
-        """Ends the small process and with it all forks."""
+        """Ends the small process and with it all forks, which it does itself: a signal would leave them running."""
         if self._orders is not None:
             self._orders.close()
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            try:
+                self._process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
 
 def serve_forks(work: Work) -> None:

@@ -11,13 +11,12 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Final, TypedDict
 
 import numpy as np
 
 from remote_vae.engine.container import available_cores
-from remote_vae.errors import DeadlineExceeded, InvalidImage, Overloaded, from_json
+from remote_vae.errors import DeadlineExceeded, InvalidImage, NotReady, Overloaded, from_json
 from remote_vae.media.frames import Cut
 from remote_vae.media.images import ReadPicture
 from remote_vae.protocol.bodies import read_json_body
@@ -87,11 +86,6 @@ class Reader:
     def end(self) -> None:
         """Ends the process and frees what it had."""
         self._fork.close()
-
-
-def _end(reader: Reader, reading: asyncio.Future[tuple[Message, memoryview]]) -> None:
-    reading.exception()  # nobody else asks for it
-    reader.end()
 
 
 class Readers:
@@ -165,18 +159,21 @@ class Readers:
             head["cpu_seconds"] = VIDEO_CPU_SECONDS
             head["memory_bytes"] += VIDEO_MEMORY_BYTES + 2 * task["cut"]["most_bytes"]  # once more as they grow
         reader = self._reader()
-        reading = asyncio.get_running_loop().run_in_executor(self._threads, reader.read, data, head)
+        reading = self._threads.submit(reader.read, data, head)
+        answer = asyncio.wrap_future(reading)
         try:
-            return await asyncio.shield(reading)
+            return await asyncio.shield(answer)
         finally:
-            if reading.done():
+            if answer.done():
                 self._put_back(reader)
             else:  # nobody waits for it any more
                 reader.kill()
-                reading.add_done_callback(partial(_end, reader))
+                reading.add_done_callback(lambda _: reader.end())  # in its thread, which outlives the event loop
 
     def _reader(self) -> Reader:
-        """An idle process, or a new one. *Raises* Overloaded."""
+        """An idle process, or a new one. *Raises* Overloaded, and NotReady after `close`."""
+        if self._closed:
+            raise NotReady("the server is shutting down")
         while self._idle:
             if (reader := self._idle.pop()).alive:
                 return reader
