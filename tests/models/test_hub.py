@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -260,7 +261,7 @@ def test_without_a_network(home: tuple[Path, list[Any]], tmp_path: Path) -> None
     away = "http://127.0.0.1:9"
     cached, absent = ask(home[0], [{"source": "some/vae"}, {"source": "some/third"}], HF_ENDPOINT=away)
     assert cached == [0.31, "some/vae", COMMITS["main"]]
-    assert f"there is no network, or {away} is down, and it is not in the cache" in absent
+    assert f"there is no network, or {away} is down or does not answer, and it is not in the cache" in absent
 
 
 def test_a_hub_whose_network_swallows_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +276,16 @@ def test_a_hub_whose_network_swallows_everything(monkeypatch: pytest.MonkeyPatch
     started = time.monotonic()
     assert not hub_module._is_reachable("https://hub.invalid")
     assert time.monotonic() - started < 20
+
+
+def test_a_hub_that_takes_a_connection_and_never_answers(home: tuple[Path, list[Any]]) -> None:
+    """A hub that is silent after the connection is given up as one out of reach, and the cache is taken."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent_hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        specs: list[dict[str, object]] = [{"source": "some/third"}, {"source": "some/vae"}]
+        absent, cached = ask(home[0], specs, HF_ENDPOINT=silent_hub, HF_HUB_ETAG_TIMEOUT="1")
+    assert f"{silent_hub} is down or does not answer, and it is not in the cache" in absent
+    assert cached == [0.31, "some/vae", COMMITS["main"]]
 
 
 def test_a_long_download_says_how_far_it_is(

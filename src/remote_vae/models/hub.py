@@ -14,18 +14,20 @@ from urllib.request import getproxies
 from remote_vae.errors import ModelLoadError
 
 CONNECT_SECONDS: Final = 2.5
+ANSWER_SECONDS: Final = 5.0
 TELL_SECONDS: Final = 5.0  # between two lines about a download
 
 
 def fetch(repository: str, revision: str | None, patterns: Sequence[str], ignored: Sequence[str] = ()) -> Path:
     """The folder of a commit with the files of these patterns; *raises* ModelLoadError.
 
-    HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as usual. Without a network, the cache alone is asked.
+    HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_OFFLINE work as usual. Without a network, or without
+    an answer, the cache alone is asked.
     """
     from huggingface_hub import constants, snapshot_download
 
     offline = constants.HF_HUB_OFFLINE
-    reachable = not offline and _is_reachable(constants.ENDPOINT)
+    reachable = not offline and _is_reachable(constants.ENDPOINT) and _answers(repository, revision)
     try:
         folder = snapshot_download(
             repository,
@@ -62,6 +64,18 @@ def _is_reachable(endpoint: str) -> bool:
     return bool(answers)
 
 
+def _answers(repository: str, revision: str | None) -> bool:
+    """Whether the hub answers a first question in time. The hub's client would wait for it without end."""
+    from huggingface_hub import HfApi, constants
+
+    seconds = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else ANSWER_SECONDS
+    try:
+        HfApi().repo_info(repository, revision=revision, timeout=seconds)
+    except Exception as exc:  # noqa: BLE001  # boundary: the download tells whatever else goes wrong
+        return "TimeoutException" not in [cls.__name__ for cls in type(exc).__mro__]
+    return True
+
+
 def _cause(
     error: BaseException, repository: str, revision: str | None, endpoint: str, *, offline: bool, reachable: bool
 ) -> str:
@@ -70,7 +84,8 @@ def _cause(
         return "it is not in the cache, and HF_HUB_OFFLINE forbids a download; unset that once to fetch it"
     if not reachable:
         return (
-            f"there is no network, or {endpoint} is down, and it is not in the cache; check HF_ENDPOINT and HTTPS_PROXY"
+            f"there is no network, or {endpoint} is down or does not answer, and it is not in the cache; "
+            "check HF_ENDPOINT and HTTPS_PROXY"
         )
     causes = {
         "GatedRepoError": f"it is gated; accept its conditions at {page}, and {needs} a token of the same account",
