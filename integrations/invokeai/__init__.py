@@ -49,9 +49,13 @@ class RemoteLatentsToImageInvocation(BaseInvocation, WithMetadata, WithBoard):
 
     def invoke(self, context: InvocationContext) -> ImageOutput:
         latents = context.tensors.load(self.latents.latents_name)
+        if len(latents) != 1:
+            raise ValueError(
+                f"the batch has {len(latents)} latents, and this node makes one image; decode them one by one"
+            )
         context.util.signal_progress("Decoding on the server")
         with Client(self.url) as client:
-            picture = client.decode(latents[:1], model=self.model, do_scaling=True)  # InvokeAI shows the first, too
+            picture = client.decode(latents, model=self.model, do_scaling=True)
         return ImageOutput.build(context.images.save(image=picture))
 
 

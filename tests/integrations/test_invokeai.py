@@ -79,15 +79,22 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(("name", "channels"), [("sd", 4), ("flux", 16)])
 def test_decode(nodes: Any, live: Any, name: str, channels: int) -> None:
     """A sampler's latents, normalised and in half precision, become the picture that InvokeAI's own node makes."""
-    latents = torch.randn((2, channels, 5, 7), generator=torch.Generator().manual_seed(3)).half()
+    latents = torch.randn((1, channels, 5, 7), generator=torch.Generator().manual_seed(3)).half()
     context, module = Context(there=latents), live.modules[name]
     node = nodes.decode(latents=SimpleNamespace(latents_name="there"), url=live.url, model=name)
     assert node.invoke(context) == ("an image", {})
     with torch.no_grad():
-        raw = latents[:1].float() / module.config.scaling_factor + (module.config.shift_factor or 0)
+        raw = latents.float() / module.config.scaling_factor + (module.config.shift_factor or 0)
         right = ((module.decode(raw).sample[0] + 1) * 127.5).clamp(0, 255).movedim(0, -1).numpy()
     assert np.abs(np.asarray(context.kept["an image"]) - right).max() < 1
     assert context.progress == ["Decoding on the server"]
+
+
+def test_a_batch_is_refused(nodes: Any) -> None:
+    """The node makes one image, so it refuses a batch of several latents before it asks the server."""
+    node = nodes.decode(latents=SimpleNamespace(latents_name="there"), url="http://127.0.0.1:9", model="sd")
+    with pytest.raises(ValueError, match="the batch has 2 latents, and this node makes one image"):
+        node.invoke(Context(there=torch.zeros(2, 4, 5, 7)))
 
 
 @pytest.mark.parametrize(("name", "channels"), [("sd", 4), ("flux", 16)])
