@@ -41,6 +41,14 @@ def leaking(port: int) -> None:
     serve(Settings(port=port, max_client_share=1))
 
 
+def paced(port: int) -> None:
+    """remote-vae with a VAE of videos that works elsewhere than on the CPU."""
+    from remote_vae.server.run import serve
+    from remote_vae.server.settings import Settings
+
+    serve(Settings(port=port, models=("wan2.1=paced",)), loader="paced:load")
+
+
 def ray_one(port: int) -> None:
     """The same on Ray Serve, with one replica of one core."""
     _ray(port, 1)
@@ -89,7 +97,7 @@ def litserve_fast_queue(port: int) -> None:
     idle_litserve.run(port, fast_queue=True)
 
 
-ALL = (ours, leaking, ray_one, ray_two, decoders, bare, litserve, litserve_fast_queue)
+ALL = (ours, leaking, paced, ray_one, ray_two, decoders, bare, litserve, litserve_fast_queue)
 SERVERS = {server.__name__: server for server in ALL}
 
 if __name__ == "__main__":
