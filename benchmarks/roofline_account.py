@@ -18,6 +18,7 @@ writes its tensors once.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from math import prod
 from typing import Any, Final
 from unittest.mock import patch
@@ -63,8 +64,8 @@ class Account(TorchDispatchMode):
 
     def add(self, name: str, kind: str, read: Any, written: Any, **more: Any) -> None:
         """One kernel. Tensors that hold nothing launch nothing."""
-        outputs = list(tensors_in(written))
-        if all(tensor.numel() == 0 for tensor in outputs):
+        outputs = [tensor for tensor in tensors_in(written) if tensor.numel()]
+        if not outputs:
             return
         given, found = sum(map(_bytes, tensors_in(read))), sum(map(_bytes, outputs))
         shape = tuple(outputs[0].shape)
@@ -201,18 +202,24 @@ class _Fused(TorchFunctionMode):
         return found
 
 
+WRITTEN: Final = ("into", "means", "variances")  # parameters of kernels in Triton; the others are read
+
+
 class _Launcher:
     """Stands for a function that Triton compiles."""
 
-    def __init__(self, name: str, account: Account) -> None:
+    def __init__(self, name: str, function: Any, account: Account) -> None:
         self._name, self._account = name, account
+        self._names = list(signature(function.fn).parameters)
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
-        def launch(*args: Any, **_: Any) -> None:
-            tensors = [tensor for tensor in args if isinstance(tensor, torch.Tensor)]
-            size = sum(map(_bytes, tensors[1:]))  # what is read comes first in every kernel
-            kernel = Kernel(self._name, "values", _name(tensors[0].dtype), read=_bytes(tensors[0]), written=size)
-            self._account.work.append(kernel)
+        def launch(*args: Any, **flags: Any) -> None:
+            tensors = {name: one for name, one in zip(self._names, args, strict=False) if isinstance(one, torch.Tensor)}
+            written = [one for name, one in tensors.items() if name in WRITTEN]
+            read = {_key(one): one for name, one in tensors.items() if name not in WRITTEN}  # one may stand for another
+            if flags.get("added"):
+                written.append(tensors["source"])
+            self._account.add(self._name, "values", tuple(read.values()), tuple(written))
 
         return launch
 
@@ -232,7 +239,7 @@ def counted() -> Iterator[Account]:
     with ExitStack() as entered:
         for name, found in vars(norm_triton).items():
             if hasattr(found, "arg_names") or hasattr(found, "run"):
-                entered.enter_context(patch.object(norm_triton, name, _Launcher(name.strip("_"), account)))
+                entered.enter_context(patch.object(norm_triton, name, _Launcher(name.strip("_"), found, account)))
         triton = norm_triton.Triton()
         for room in (sweep, stream_whole):
             entered.enter_context(patch.object(room, "kernels_for", lambda device: triton))

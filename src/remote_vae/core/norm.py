@@ -24,8 +24,12 @@ class Moments(Protocol):
         """The statistics of both together."""
         ...
 
-    def of_groups(self, groups: int) -> Groups:
-        """The mean and the variance of each channel's group."""
+    def of_groups(self, groups: int, offset: torch.Tensor | None = None) -> Groups:
+        """The mean and the variance of each channel's group.
+
+        With an offset, they are those of the values plus the offset of their channel, and the means are less by it:
+        a norm of the values as they are then gives that of the sums.
+        """
         ...
 
 
@@ -61,12 +65,14 @@ class ChannelMoments:
             self.spread + other.spread + apart.square() * (self.count * share),
         )
 
-    def of_groups(self, groups: int) -> Groups:
-        means, spreads = self.mean.view(groups, -1), self.spread.view(groups, -1)
+    def of_groups(self, groups: int, offset: torch.Tensor | None = None) -> Groups:
+        found = self.mean if offset is None else self.mean + offset
+        means, spreads = found.view(groups, -1), self.spread.view(groups, -1)
         mean = means.mean(1, keepdim=True)
         spread = spreads.sum(1, keepdim=True) + self.count * (means - mean).square().sum(1, keepdim=True)
         variance = spread / (self.count * means.shape[1])
-        return mean.expand_as(means).reshape(-1), variance.expand_as(means).reshape(-1)
+        centre = mean.expand_as(means).reshape(-1)
+        return centre if offset is None else centre - offset, variance.expand_as(means).reshape(-1)
 
 
 class Kernels(Protocol):
@@ -78,8 +84,29 @@ class Kernels(Protocol):
         """Writes the norm of `source`, or SiLU of the norm, to `into`, which has the same shape."""
         ...
 
+    def add(
+        self, into: torch.Tensor, branch: torch.Tensor, bias: torch.Tensor | None, *, measured: bool
+    ) -> Moments | None:
+        """Adds a branch and a bias of each channel in place; gives the statistics of the sum if it is `measured`."""
+        ...
 
-class Plain:
+
+class _Adding:
+    """The sum by PyTorch's own operations."""
+
+    def moments(self, strip: torch.Tensor) -> ChannelMoments:
+        raise NotImplementedError
+
+    def add(
+        self, into: torch.Tensor, branch: torch.Tensor, bias: torch.Tensor | None, *, measured: bool
+    ) -> ChannelMoments | None:
+        into.add_(branch)
+        if bias is not None:
+            into.add_(bias.view(1, -1, 1, 1))
+        return self.moments(into) if measured else None
+
+
+class Plain(_Adding):
     """Runs on any device. It copies a few rows at a time to float32, so that the copies stay small beside a map."""
 
     def moments(self, strip: torch.Tensor) -> ChannelMoments:
@@ -107,7 +134,7 @@ def _moments(rows: torch.Tensor) -> ChannelMoments:
     return ChannelMoments(count, mean, variance * count)
 
 
-class Cpu:
+class Cpu(_Adding):
     """Uses the kernels of batch norm, which read 16-bit channels-last strips in one pass and count in float32.
 
     In evaluation mode batch norm becomes a GroupNorm if every channel is given the statistics of its group.

@@ -2,8 +2,9 @@
 
 PyTorch's own GroupNorm starts one block per group, 32 on a device with over a hundred multiprocessors, and knows
 channels-last maps only by copying them. A norm takes three launches here: the statistics of tiles, those of groups, and
-norm and SiLU together. They count in float32, and merge by the same rule as strips do. Maps are [F,C,rows,W], channels
-last; they may be a part of wider rows or of more rows. Import this module only if Triton is installed.
+norm and SiLU together. The sum of a residual block and the statistics of its tiles are one launch. Kernels count in
+float32, and merge by the same rule as strips do. Maps are [F,C,rows,W], channels last; they may be a part of wider rows
+or of more rows. Import this module only if Triton is installed.
 """
 
 from dataclasses import dataclass
@@ -35,43 +36,63 @@ def _place(pixel, area, width, channels, frame_stride, row_stride):  # type: ign
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _tile_moments(  # type: ignore[no-untyped-def]
-    source, into, pixels, area, width, channels, frame_stride, row_stride, steps,
+    source, branch, bias, into, pixels, area, width, channels,
+    source_frame, source_row, branch_frame, branch_row, steps,
+    added: tl.constexpr, biased: tl.constexpr, gathered: tl.constexpr,
     tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """Mean and squared distances for one tile of channels over `steps` tiles of pixels, merged tile by tile."""
+    """Mean and squared distances for one tile of channels over `steps` tiles of pixels, merged tile by tile.
+
+    If there is a branch, it and the bias are `added` to the source first, in place, rounded once.
+    """
     part = tl.program_id(0)
     channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
+    shift = tl.zeros((tile_channels,), tl.float32)
+    if biased:
+        shift = tl.load(bias + channel, mask=channel < channels, other=0.0)
     count = 0.0
     mean = tl.zeros((tile_channels,), tl.float32)
     spread = tl.zeros((tile_channels,), tl.float32)
     for step in range(steps):
         pixel = (part * steps + step) * tile_pixels + tl.arange(0, tile_pixels)
         inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-        place = _place(pixel, area, width, channels, frame_stride, row_stride)
-        values = tl.load(source + place[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-        new = tl.minimum(tl.maximum(pixels - (part * steps + step) * tile_pixels, 0), tile_pixels).to(tl.float32)
-        new_mean = tl.sum(values, 0) / tl.maximum(new, 1.0)
-        apart = tl.where(inside, values - new_mean[None, :], 0.0)
-        total = tl.maximum(count + new, 1.0)
-        delta = new_mean - mean
-        mean += delta * (new / total)
-        spread += tl.sum(apart * apart, 0) + delta * delta * (count * new / total)
-        count += new
-    row = into + part * (2 * channels + 1)
-    tl.store(row + channel, mean, mask=channel < channels)
-    tl.store(row + channels + channel, spread, mask=channel < channels)
-    tl.store(row + 2 * channels, count)
+        place = _place(pixel, area, width, channels, source_frame, source_row)
+        here = source + place[:, None] + channel[None, :]
+        values = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+        if added:
+            place = _place(pixel, area, width, channels, branch_frame, branch_row)
+            values += tl.load(branch + place[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+            stored = (values + shift[None, :]).to(source.dtype.element_ty)
+            tl.store(here, stored, mask=inside)
+            values = tl.where(inside, stored.to(tl.float32), 0.0)
+        if gathered:
+            new = tl.minimum(tl.maximum(pixels - (part * steps + step) * tile_pixels, 0), tile_pixels).to(tl.float32)
+            new_mean = tl.sum(values, 0) / tl.maximum(new, 1.0)
+            apart = tl.where(inside, values - new_mean[None, :], 0.0)
+            total = tl.maximum(count + new, 1.0)
+            delta = new_mean - mean
+            mean += delta * (new / total)
+            spread += tl.sum(apart * apart, 0) + delta * delta * (count * new / total)
+            count += new
+    if gathered:
+        row = into + part * (2 * channels + 1)
+        tl.store(row + channel, mean, mask=channel < channels)
+        tl.store(row + channels + channel, spread, mask=channel < channels)
+        tl.store(row + 2 * channels, count)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _group_moments(  # type: ignore[no-untyped-def]
-    source, means, variances, parts, channels, width,
-    tile_parts: tl.constexpr, tile_width: tl.constexpr,
+    source, offset, means, variances, parts, channels, width,
+    shifted: tl.constexpr, tile_parts: tl.constexpr, tile_width: tl.constexpr,
 ):  # fmt: skip
     """The mean and the variance of one group of `width` channels, from all parts, for each of its channels."""
     within = tl.arange(0, tile_width)
     channel = tl.program_id(0) * width + within
     known = within < width
+    shift = tl.zeros((tile_width,), tl.float32)
+    if shifted:
+        shift = tl.load(offset + channel, mask=known, other=0.0)
     count = 0.0
     total = 0.0
     for first in range(0, parts, tile_parts):
@@ -79,7 +100,7 @@ def _group_moments(  # type: ignore[no-untyped-def]
         row = source + part * (2 * channels + 1)
         counts = tl.load(row + 2 * channels, mask=part < parts, other=0.0)
         inside = (part < parts)[:, None] & known[None, :]
-        found = tl.load(row[:, None] + channel[None, :], mask=inside, other=0.0)
+        found = tl.load(row[:, None] + channel[None, :], mask=inside, other=0.0) + shift[None, :]
         count += tl.sum(counts, 0)
         total += tl.sum(tl.sum(found * counts[:, None], 1), 0)
     mean = total / (count * width)
@@ -89,10 +110,11 @@ def _group_moments(  # type: ignore[no-untyped-def]
         row = source + part * (2 * channels + 1)
         counts = tl.load(row + 2 * channels, mask=part < parts, other=0.0)
         inside = (part < parts)[:, None] & known[None, :]
-        apart = tl.where(inside, tl.load(row[:, None] + channel[None, :], mask=inside, other=0.0) - mean, 0.0)
+        found = tl.load(row[:, None] + channel[None, :], mask=inside, other=0.0) + shift[None, :]
+        apart = tl.where(inside, found - mean, 0.0)
         spreads = tl.load(row[:, None] + channels + channel[None, :], mask=inside, other=0.0)
         spread += tl.sum(tl.sum(spreads + apart * apart * counts[:, None], 1), 0)
-    tl.store(means + channel, tl.zeros((tile_width,), tl.float32) + mean, mask=known)
+    tl.store(means + channel, mean - shift, mask=known)
     tl.store(variances + channel, tl.zeros((tile_width,), tl.float32) + spread / (count * width), mask=known)
 
 
@@ -156,14 +178,17 @@ class Parts:
     def merge(self, other: "Parts") -> "Parts":
         return Parts(self.parts + other.parts)
 
-    def of_groups(self, groups: int) -> Groups:
+    def of_groups(self, groups: int, offset: torch.Tensor | None = None) -> Groups:
         found = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
         channels = found.shape[1] // 2
         mean, variance = torch.empty(2, channels, dtype=torch.float32, device=found.device).unbind()
         width = channels // groups
         tile = triton.next_power_of_2(width)
         parts = max(1, TILE_PARTS * TILE_CHANNELS // max(tile, TILE_CHANNELS))
-        _group_moments[(groups,)](found, mean, variance, len(found), channels, width, tile_parts=parts, tile_width=tile)
+        _group_moments[(groups,)](
+            found, found if offset is None else offset, mean, variance, len(found), channels, width,
+            shifted=offset is not None, tile_parts=parts, tile_width=tile,
+        )  # fmt: skip
         return mean, variance
 
 
@@ -171,15 +196,17 @@ class Triton:
     """Meets `core.norm.Kernels`."""
 
     def moments(self, strip: torch.Tensor) -> Parts:
-        strip = _dense(strip)
-        pixels, area, width, channels, *strides = _sizes(strip)
-        tiles = triton.cdiv(pixels, TILE_PIXELS)
-        steps = max(min(tiles, LEAST_TILES), triton.cdiv(tiles, MOST_PARTS))
-        parts = triton.cdiv(tiles, steps)
-        found = torch.empty(parts, 2 * channels + 1, dtype=torch.float32, device=strip.device)
-        grid = (parts, triton.cdiv(channels, TILE_CHANNELS))
-        _tile_moments[grid](strip, found, pixels, area, width, channels, *strides, steps, **TILE)
-        return Parts((found,))
+        return _tiles(_dense(strip))
+
+    def add(
+        self, into: torch.Tensor, branch: torch.Tensor, bias: torch.Tensor | None, *, measured: bool
+    ) -> Parts | None:
+        """In one launch with the statistics."""
+        if not _is_dense(into):
+            self.add(dense := _dense(into), branch, bias, measured=False)
+            return self.moments(into.copy_(dense)) if measured else None
+        found = _tiles(into, _dense(branch), bias, measured=measured)
+        return found if measured else None
 
     def normalise(self, source: torch.Tensor, into: torch.Tensor, norm: Norm, of_groups: Groups, *, silu: bool) -> None:
         if not _is_dense(into):
@@ -209,6 +236,24 @@ def divide(source: torch.Tensor, into: torch.Tensor, norm: local.Norm | None, le
         source, source if weight is None else weight, into, 0.0 if norm is None else norm.eps, least, *sizes,
         normed=norm is not None, weighted=weight is not None, silu=silu, tile_pixels=each, tile_channels=tile,
     )  # fmt: skip
+
+
+def _tiles(
+    strip: torch.Tensor, branch: torch.Tensor | None = None, bias: torch.Tensor | None = None, *, measured: bool = True
+) -> Parts:
+    """The statistics of a strip, after a branch and a bias have been added if there are any."""
+    pixels, area, width, channels, *strides = _sizes(strip)
+    strides += strides if branch is None else _sizes(branch)[4:]
+    tiles = triton.cdiv(pixels, TILE_PIXELS)
+    steps = max(min(tiles, LEAST_TILES), triton.cdiv(tiles, MOST_PARTS))
+    parts = triton.cdiv(tiles, steps)
+    found = torch.empty(parts if measured else 0, 2 * channels + 1, dtype=torch.float32, device=strip.device)
+    _tile_moments[parts, triton.cdiv(channels, TILE_CHANNELS)](
+        strip, strip if branch is None else branch, strip if bias is None else bias, found,
+        pixels, area, width, channels, *strides, steps,
+        added=branch is not None, biased=bias is not None, gathered=measured, **TILE,
+    )  # fmt: skip
+    return Parts((found,))
 
 
 def _sizes(strip: torch.Tensor) -> tuple[int, int, int, int, int, int]:

@@ -98,7 +98,7 @@ class Normalised:
     ) -> None:  # fmt: skip
         self._source, self._kernels, self._norm = source, kernels, norm
         self._repeats, self._lead = repeats, lead
-        self._of_groups = None if norm is None or moments is None else moments.of_groups(norm.groups)
+        self._of_groups = None if norm is None or moments is None else moments.of_groups(norm.groups, norm.offset)
 
     def window(self, start: int, stop: int, *, margin: Margin = NO_MARGIN, silu: bool = True) -> torch.Tensor:
         """*Shapes*: [lead+F,C,stop-start,W] and the margin around it."""

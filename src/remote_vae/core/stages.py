@@ -13,12 +13,16 @@ from remote_vae.core.kept import Kept
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """GroupNorm; `weight` and `bias` in float32."""
+    """GroupNorm; `weight` and `bias` in float32.
+
+    `offset`, in float32, is what every value of a channel lacks in the map that the norm reads.
+    """
 
     groups: int
     eps: float
     weight: torch.Tensor
     bias: torch.Tensor
+    offset: torch.Tensor | None = None
 
 
 class _Kernel:
@@ -64,11 +68,15 @@ class Convolution(_Kernel):
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """x + second(first(x)), or shortcut(x) + second(first(x)) if the width changes. Both convolutions have norms."""
+    """x + second(first(x)), or shortcut(x) + second(first(x)) if the width changes. Both convolutions have norms.
+
+    `bias`, in float32, is added to the channels of the sum.
+    """
 
     first: Convolution
     second: Convolution
     shortcut: Convolution | None = None
+    bias: torch.Tensor | None = None
 
     @property
     def channels(self) -> int:

@@ -104,7 +104,9 @@ class AddInPlace:
         base.moments = None
 
         def work(span: Span) -> Moments | None:
-            return sweep.measured(base.read(*span)[0].add_(branch.read(*span)[0]), self.measured)
+            return sweep.kernels.add(
+                base.read(*span)[0], branch.read(*span)[0], self.block.bias, measured=self.measured
+            )
 
         def take(span: Span, moments: Moments | None) -> None:
             base.measure(moments)
@@ -160,7 +162,7 @@ class AddLate:
         late: deque[tuple[Span, torch.Tensor]] = deque()
 
         def add(span: Span, found: torch.Tensor) -> None:
-            base.measure(sweep.measured(base.read(*span)[0].add_(found), self.measured))
+            base.measure(sweep.kernels.add(base.read(*span)[0], found, self.block.bias, measured=self.measured))
 
         def take(span: Span, found: torch.Tensor) -> None:
             late.append((span, found))
@@ -197,9 +199,8 @@ class AddToNew:
 
         def work(span: Span) -> tuple[torch.Tensor, Moments | None]:
             strip = branch.read(*span)[0]
-            for piece in base.read(*span):  # rows that are computed come as one piece
-                strip.add_(piece)
-            return strip, sweep.measured(strip, self.measured)
+            (piece,) = base.read(*span)  # rows that are computed come as one piece
+            return strip, sweep.kernels.add(strip, piece, self.block.bias, measured=self.measured)
 
         def take(span: Span, found: tuple[torch.Tensor, Moments | None]) -> None:
             stored.append(*found)
@@ -243,7 +244,7 @@ class Attend:
         base.moments = None
 
         def work(span: Span) -> Moments | None:
-            return sweep.measured(base.read(*span)[0].add_(branch[:, :, slice(*span)]), self.measured)
+            return sweep.kernels.add(base.read(*span)[0], branch[:, :, slice(*span)], None, measured=self.measured)
 
         sweep.each(base.spans(), work, lambda span, moments: base.measure(moments))
         return base

@@ -10,6 +10,7 @@ import torch
 from remote_vae.core.blocks import block_executors
 from remote_vae.core.executor import Executor
 from remote_vae.core.kept import Kept
+from remote_vae.core.late_biases import pays, with_late_biases
 from remote_vae.core.local import Local
 from remote_vae.core.own_code import Call, OwnCode, Tiles, meta_copy
 from remote_vae.core.pieces import Apart, Pieces, Piecewise
@@ -106,7 +107,11 @@ class DiffusersVAE:
             return None, None
         found: Pair | None
         found = import_module(f"remote_vae.models.stages.{self._family.stages}").describe(module)
-        return found or (None, None)
+        decoder, encoder = found or (None, None)
+        return self._laid(decoder), self._laid(encoder)
+
+    def _laid(self, stages: Program | Local | None) -> Program | Local | None:
+        return with_late_biases(stages) if isinstance(stages, Program) and pays(self.device) else stages
 
     @contextmanager
     def upcast(self) -> Iterator[None]:

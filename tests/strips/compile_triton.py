@@ -1,0 +1,62 @@
+"""Compiles the kernels of `core.norm_triton` for cards that are not here, and prints each kernel with its card.
+
+The calls are those of the program, on small tensors on a CPU; each launch is compiled instead.
+"""
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from remote_vae.core import local, norm_triton
+from remote_vae.core.stages import Norm
+
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+CARDS = (80, 90)
+
+
+class Compiled:
+    """Stands for a kernel."""
+
+    def __init__(self, function: triton.JITFunction) -> None:
+        self._function = function
+
+    def __getitem__(self, grid: object) -> "Compiled":
+        return self
+
+    def __call__(self, *args: object, **flags: object) -> None:
+        names = self._function.arg_names[: len(args)]
+        signature = {name: _type(value) for name, value in zip(names, args, strict=True)}
+        signature |= dict.fromkeys(flags, "constexpr")
+        for card in CARDS:
+            source = ASTSource(
+                self._function, signature, {(self._function.arg_names.index(n),): v for n, v in flags.items()}
+            )
+            triton.compile(source, target=GPUTarget("cuda", card, 32))
+            print(self._function.fn.__name__, card)
+
+
+def _type(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + TYPES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def main() -> None:
+    for name, found in list(vars(norm_triton).items()):
+        if isinstance(found, triton.JITFunction) and name != "_place":
+            setattr(norm_triton, name, Compiled(found))
+    kernels, norm = norm_triton.Triton(), Norm(8, 1e-6, torch.ones(64), torch.ones(64))
+    one, other = (
+        torch.zeros(1, 64, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for _ in range(2)
+    )
+    groups = kernels.moments(one).of_groups(8)
+    kernels.moments(one).of_groups(8, torch.ones(64))
+    kernels.add(one, other, torch.ones(64), measured=True)
+    kernels.add(one, other, None, measured=False)
+    kernels.normalise(one, other, norm, groups, silu=True)
+    norm_triton.divide(one, other, local.Norm(torch.ones(64)), 1e-12, silu=True)
+
+
+if __name__ == "__main__":
+    main()
