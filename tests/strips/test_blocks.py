@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21, Autoenco
 
 from remote_vae.core.block import Block, Past, Run
 from remote_vae.core.blocks import Blocks, Maps
+from remote_vae.core.executor import NO_ARGUMENTS, Arguments
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local
@@ -95,11 +96,11 @@ def ways(module: torch.nn.Module, order: str, block_bytes: int) -> tuple[Blocks,
     )
 
 
-def given_by(way: Blocks, batch: torch.Tensor) -> torch.Tensor:
+def given_by(way: Blocks, batch: torch.Tensor, arguments: Arguments = NO_ARGUMENTS) -> torch.Tensor:
     """The output of a run. *Shapes*: [B,C,F,H,W] both."""
     blocks: list[tuple[int, int, torch.Tensor]] = []
     with torch.inference_mode():
-        way.run(batch, lambda first, row, block: blocks.append((first, row, block.clone())), lambda: None)
+        way.run(batch, lambda first, row, block: blocks.append((first, row, block.clone())), lambda: None, arguments)
     pictures = max(first + len(block) for first, _, block in blocks)
     height = max(row + block.shape[2] for _, row, block in blocks)
     found = torch.full((pictures, blocks[0][2].shape[1], height, blocks[0][2].shape[3]), torch.nan)
@@ -258,7 +259,7 @@ def test_prediction(order: str) -> None:
         z, x = latent_of(model, 3, height, width), pixels_of(model, 3, height, width)
         for way, batch in zip(ways(model, order, 2**20), (z, x), strict=True):
             with torch.inference_mode(), LiveBytes() as live:
-                way.run(batch, lambda first, row, block: None, lambda: None)
+                way.run(batch.clone(), lambda first, row, block: None, lambda: None)
             predicted = way.peak_bytes(tuple(batch.shape), torch.float32, 0)
             assert abs(predicted / live.peak - 1) < 0.15, (predicted, live.peak)
 

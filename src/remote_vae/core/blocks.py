@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import ClassVar, Final
 
 import torch
@@ -37,7 +38,7 @@ class Maps:
         return Size(frames, *self._parts[0].shape[1:])
 
     def blocks(self, span: Span, most: int) -> Iterator[Block]:
-        """The rows of some frames."""
+        """The rows of some frames, channels last."""
         parts, first = [], 0
         for part in self._parts:
             parts.append(part[max(0, span[0] - first) : max(0, span[1] - first)])
@@ -46,7 +47,10 @@ class Maps:
         height = parts[0].shape[2]
         for start in range(0, height, most):
             rows = [part[:, :, start : start + most] for part in parts]
-            yield Block(rows[0] if len(rows) == 1 else torch.cat(rows), start + most >= height)
+            block = rows[0] if len(rows) == 1 else torch.cat(rows)
+            if block.stride(1) != 1:
+                block = block.contiguous(memory_format=torch.channels_last)
+            yield Block(block, start + most >= height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +75,10 @@ class Blocks:
         return True
 
     def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int:
-        """Found by a run on meta tensors."""
+        """Found by a run on meta tensors; the input, which that does not count, is held beside it."""
         key = self.together, self.block_bytes, self.lean, dtype, tuple(shape[1:])
-        return self.peaks.find(key, lambda: self._predict((1, *shape[1:]), dtype)) + output
+        found = self.peaks.find(key, lambda: self._predict((1, *shape[1:]), dtype))
+        return found + prod(shape) * dtype.itemsize + output
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         steady = 1 + (STEADY - 1) * self.program.group
@@ -86,29 +91,30 @@ class Blocks:
         return peak + more * (shape[2] - steady) // self.program.group
 
     def _rehearsed(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        program, item = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
+        described, batch = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
         with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
+            item, program = described.given(batch, NO_ARGUMENTS)
             self._run(program, item, lambda first, row, block: None, lambda: None, threads=1)
         return live.peak
 
     def run(
         self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
     ) -> None:
-        """A local network takes no arguments."""
+        z, program = self.program.given(z, arguments)
         done = 0
         for item in torch.split(z, 1):
 
             def give(first: int, row: int, block: torch.Tensor, done: int = done) -> None:
                 sink(done + first, row, block)
 
-            done += self._run(self.program, item, give, checkpoint)
+            done += self._run(program, item, give, checkpoint)
 
     def _run(
         self, program: Local, item: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], threads: int = 0
     ) -> int:
         """Gives the frames of one clip or picture to the sink, and returns how many there are."""
         frames = item[0].transpose(0, 1) if item.ndim == 5 else item
-        frames = frames[: self._whole(len(frames))].contiguous(memory_format=torch.channels_last)
+        frames = frames[: self._whole(len(frames))]
         maps = Maps([frames])
         workers = cores(self.device)
         threads, one_frame = threads or workers, len(frames) == 1 and not program.grows

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 from remote_vae.core import stages as of_maps
+from remote_vae.core.executor import Arguments
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 
 ONE: Final = Fraction(1)
@@ -104,6 +105,28 @@ class HalveFrames:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreeFrames:
+    """Makes one frame of each pair after the first frame: its channels are three, of the frame before and of the pair.
+
+    The first frame is there three times. The three that a channel becomes are neighbours.
+    """
+
+    def after(self, size: Size) -> Size:
+        return replace(size, channels=3 * size.channels, frames=size.frames // 2 + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plus:
+    """Adds a value for each position, times one for each channel, in place. *Shapes*: values [H,W], weight [C,1,1]."""
+
+    values: torch.Tensor
+    weight: torch.Tensor
+
+    def after(self, size: Size) -> Size:
+        return size
+
+
+@dataclass(frozen=True, slots=True)
 class Each:
     """Any function of a block that treats rows alike. `sides` and `frames` are the factors by which these grow.
 
@@ -192,7 +215,7 @@ class Attention:
         return size
 
 
-Stage = Layer | DoubleFrames | HalveFrames | Each | Near | Sums | FrameNorm | Residual | Attention
+Stage = Layer | DoubleFrames | HalveFrames | ThreeFrames | Plus | Each | Near | Sums | FrameNorm | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +223,19 @@ class Local:
     """What an encoder or decoder does. A section is a part of its stages.
 
     A section with attention always runs a few frames at a time. `group` is the number of frames after the first one
-    that are run together. `pictures`: it has no frames. `grows`: it makes several frames of the first one.
+    that are run together. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `told` makes
+    of a batch and of a request's arguments the batch that the stages take, and the stages for them.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
     group: int = 1
     pictures: bool = False
     grows: bool = False
+    told: "Callable[[torch.Tensor, Arguments], tuple[torch.Tensor, Local]] | None" = None
+
+    def given(self, batch: torch.Tensor, arguments: Arguments) -> "tuple[torch.Tensor, Local]":
+        """What runs for a request. A network that is not `told` anything takes no arguments."""
+        return (batch, self) if self.told is None else self.told(batch, arguments)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

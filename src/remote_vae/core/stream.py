@@ -22,10 +22,12 @@ from remote_vae.core.local import (
     HalveFrames,
     Layer,
     Near,
+    Plus,
     Residual,
     Size,
     Stage,
     Sums,
+    ThreeFrames,
     after,
 )
 from remote_vae.core.stream_layer import Convolved, Filter
@@ -56,6 +58,10 @@ def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
             found = _DoubleFrames(stage, size, run)
         case HalveFrames():
             found = _HalveFrames(stage)
+        case ThreeFrames():
+            found = _ThreeFrames()
+        case Plus():
+            found = _Plus(stage)
         case Each():
             found = _Each(stage)
         case Near():
@@ -104,9 +110,10 @@ class _DoubleFrames:
         return doubled
 
 
-class _HalveFrames:
-    def __init__(self, stage: HalveFrames) -> None:
-        self._weight, self._bias = stage.weight, stage.bias
+class _Pairs:
+    """Makes one frame of each pair of frames and the frame before it, and one of the first frame."""
+
+    def __init__(self) -> None:
         self._past, self._starts = Past(), Start()
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
@@ -114,20 +121,60 @@ class _HalveFrames:
         for block in source:
             stays = int(self._starts(moment))
             before = past.popleft() if past else None
-            yield Block(self._halved(block.rows, stays, before, keep), block.last)
+            yield Block(self._made(block.rows, stays, before, keep), block.last)
 
-    def _halved(self, rows: torch.Tensor, stays: int, past: torch.Tensor | None, keep: Keep) -> torch.Tensor:
+    def _made(self, rows: torch.Tensor, stays: int, past: torch.Tensor | None, keep: Keep) -> torch.Tensor:
         keep(rows[-1:])
         window = rows if past is None else torch.cat([past, rows])
-        found = [rows[:1]] if stays else []
+        found = [self._first(rows[:1])] if stays else []
         if len(window) > 1:
-            dtype = arithmetic(rows.dtype, rows.device)
-            bias = None if self._bias is None else self._bias.to(dtype)
-            taps = [window[tap : len(window) - 2 + tap : 2] for tap in range(3)]
-            given = torch.cat(taps, 1).permute(0, 2, 3, 1).to(dtype)
-            weight = self._weight.squeeze((3, 4)).transpose(1, 2).flatten(1).to(dtype)
-            found.append(functional.linear(given, weight, bias).permute(0, 3, 1, 2).to(rows.dtype))
+            found.append(self._of([window[tap : len(window) - 2 + tap : 2] for tap in range(3)]))
         return torch.cat(found)
+
+    def _first(self, frame: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _of(self, taps: list[torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class _HalveFrames(_Pairs):
+    def __init__(self, stage: HalveFrames) -> None:
+        super().__init__()
+        self._weight, self._bias = stage.weight, stage.bias
+
+    def _first(self, frame: torch.Tensor) -> torch.Tensor:
+        return frame
+
+    def _of(self, taps: list[torch.Tensor]) -> torch.Tensor:
+        dtype = arithmetic(taps[0].dtype, taps[0].device)
+        bias = None if self._bias is None else self._bias.to(dtype)
+        given = torch.cat(taps, 1).permute(0, 2, 3, 1).to(dtype)
+        weight = self._weight.squeeze((3, 4)).transpose(1, 2).flatten(1).to(dtype)
+        return functional.linear(given, weight, bias).permute(0, 3, 1, 2).to(taps[0].dtype)
+
+
+class _ThreeFrames(_Pairs):
+    def _first(self, frame: torch.Tensor) -> torch.Tensor:
+        return self._of([frame] * 3)
+
+    def _of(self, taps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(taps, 2).flatten(1, 2)
+
+
+class _Plus:
+    def __init__(self, stage: Plus) -> None:
+        self._values, self._weight = stage.values, stage.weight
+
+    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        row = 0
+        for block in source:
+            stop = row + block.rows.shape[2]
+            block.rows.addcmul_(self._values[row:stop], self._weight)
+            row = stop
+            given = [block]
+            del block
+            yield given.pop()
 
 
 class _Each:

@@ -5,7 +5,6 @@ timestep, and the pipelines mix noise into the latent before it.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,35 +46,35 @@ def decode_at_timestep(
     decode_noise_scale: float | None = None,
     seed: int | None = None,
 ) -> "torch.Tensor":
-    """Pixels of a latent in which `decode_noise_scale` is the share of noise; by default it is the timestep.
-
-    `noise_in` brings normal noise into the range of the latent. *Source*: LTXPipeline.__call__.
-    """
+    """Pixels of a latent with noise. A decoder with `inject_noise` draws more noise between its layers."""
     if not module.config.timestep_conditioning:
         return decode_by_class(module, latent)
-    share = decode_timestep if decode_noise_scale is None else decode_noise_scale
-    if share:
-        from remote_vae.core.noise import noise_like
+    from remote_vae.core.noise import drawn_from
 
-        part = latent.new_full((), share)  # in the latent's precision, as the pipelines have it
-        latent = (1 - part) * latent + part * noise_in(noise_like(latent, seed))
+    share = decode_timestep if decode_noise_scale is None else decode_noise_scale
+    latent = with_noise(latent, share, seed, noise_in)
     timestep = latent.new_full((len(latent),), decode_timestep)
-    with _inner_noise(latent, seed):
+    with drawn_from(seed, latent.device):
         pixels: torch.Tensor = module.decode(latent, timestep, return_dict=False)[0]
     return pixels
 
 
-@contextmanager
-def _inner_noise(latent: "torch.Tensor", seed: int | None) -> Iterator[None]:
-    """Seeds the noise that a decoder with `inject_noise` draws between its layers, by the global generators."""
-    import torch
+def with_noise(
+    latent: "torch.Tensor",
+    share: float,
+    seed: int | None,
+    noise_in: Callable[["torch.Tensor"], "torch.Tensor"] = lambda noise: noise,
+) -> "torch.Tensor":
+    """The latent, a share of which is noise. `noise_in` brings normal noise into the range of the latent.
 
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[latent.device] if latent.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    *Source*: LTXPipeline.__call__.
+    """
+    if not share:
+        return latent
+    from remote_vae.core.noise import noise_like
+
+    part = latent.new_full((), share)  # in the latent's precision, as the pipelines have it
+    return (1 - part) * latent + part * noise_in(noise_like(latent, seed))
 
 
 def _frames(module: Any) -> Frames:
@@ -168,6 +167,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLLTXVideo",
         _MODELS,
+        stages="ltx_video",
         tiles=True,
         statistics=statistics_of_buffers,
         convert=from_original_names,

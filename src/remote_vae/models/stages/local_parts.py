@@ -26,13 +26,15 @@ def each_of(function: Rows, channels: int, sides: Fraction = ONE) -> Each:
 
 
 def strided_of(conv: Any) -> Near:
-    """A 3x3 convolution that takes every second row and column."""
-    expect(conv.kernel_size == (3, 3) and conv.stride == (2, 2) and conv.padding == (1, 1))
-    expect(conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros")
+    """A 3x3 convolution that takes every second row and column; its taps in time, if it has them, are channels."""
+    *before, height, width = conv.kernel_size
+    expect((height, width) == (3, 3) and set(conv.stride) == {2} and set(conv.dilation) == {1})
+    expect(conv.padding == (*[0] * len(before), 1, 1) and conv.groups == 1 and conv.padding_mode == "zeros")
 
     def strided(window: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
         """The last row of a window is read by the next rows only, because a step takes two rows."""
-        return functional.conv2d(functional.pad(window, (1, 1, top, bottom)), conv.weight, conv.bias, stride=2)
+        given, weight = functional.pad(window, (1, 1, top, bottom)), conv.weight.flatten(1, -3)
+        return functional.conv2d(given, weight, conv.bias, stride=2)
 
     return Near(strided, 1, conv.out_channels, HALF)
 
