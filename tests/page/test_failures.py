@@ -252,11 +252,11 @@ def test_a_key_that_is_withdrawn(start: Any, visit: Visit, tmp_path: Path) -> No
     with start("copy", keys="a-key-of-sixteen-signs") as server:
         page = visit(server.url, until="needs a key")
         page.get_by_label("Key of this server").fill("a-key-of-sixteen-signs")
-        page.get_by_role("button", name="Use").click()
+        page.get_by_role("button", name="Use", exact=True).click()
         page.locator("#status").get_by_text("ready", exact=True).wait_for()
         choose(page, tmp_path / "copy.safetensors")
         page.get_by_role("button", name="Key").click()
         page.get_by_label("Key of this server").fill("another-key-of-someone")
-        page.get_by_role("button", name="Use").click()
+        page.get_by_role("button", name="Use", exact=True).click()
         page.locator("#status").get_by_text("wrong key", exact=True).wait_for()
         assert page.locator("#chosen-name").inner_text() == "copy.safetensors"

@@ -91,6 +91,7 @@ class ModelInfo:
         None  # of the VAE itself, if it is not [-1, 1]: gain and offset by colour
     )
     pixel_channels: int = RGB  # 4 if its pictures have transparency
+    devices: tuple[Mapping[str, object], ...] = ()  # device, title and total_bytes of each that runs it
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

@@ -1,10 +1,12 @@
 """What browsers get: the page, static files that fetch nothing from any other host, and headers on every reply."""
 
+import functools
+import gzip
 from pathlib import Path
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 FILES: Final = StaticFiles(directory=Path(__file__).parent / "page")
@@ -16,7 +18,7 @@ HEADERS: Final = {
     "media-src blob:; connect-src 'self'",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
-    "vary": "accept",
+    "vary": "accept, accept-encoding",
 }
 
 
@@ -33,5 +35,14 @@ async def page_part(request: Request) -> Response:
     """
     request.scope["headers"] = [item for item in request.scope["headers"] if item[0] != b"range"]
     response = await FILES.get_response(request.path_params.get("name", "index.html"), request.scope)
+    if isinstance(response, FileResponse) and "gzip" in request.headers.get("accept-encoding", ""):
+        body = _compressed(str(response.path))
+        more = {"content-encoding": "gzip", "content-length": str(len(body))}
+        response = Response(body, headers={**response.headers, **more})
     response.headers.update(HEADERS)
     return response
+
+
+@functools.cache
+def _compressed(path: str) -> bytes:
+    return gzip.compress(Path(path).read_bytes(), mtime=0)

@@ -1,14 +1,16 @@
 """The card of a model, which GET /models shows."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from remote_vae.core.vae_info import VAEInfo
+from remote_vae.engine.place import Place
 from remote_vae.engine.pool import Served
 from remote_vae.protocol.messages import ModelInfo
 from remote_vae.server.settings import Settings
 
 
-def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
+def model_info(model: Served, info: VAEInfo, places: Sequence[Place], settings: Settings) -> ModelInfo:
     """The card that GET /models shows."""
     return ModelInfo(
         name=model.name,
@@ -39,4 +41,9 @@ def model_info(model: Served, info: VAEInfo, settings: Settings) -> ModelInfo:
         normalised=model.recipe.normalised,
         pixel_range=None if model.recipe.pixel_range is None else asdict(model.recipe.pixel_range),
         pixel_channels=info.pixel_channels,
+        devices=tuple({each.device: _device(each) for each in places}.values()),
     )
+
+
+def _device(place: Place) -> dict[str, object]:
+    return {"device": place.device, "title": place.title, "total_bytes": place.total_bytes}

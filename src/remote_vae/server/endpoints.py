@@ -226,9 +226,10 @@ class Endpoints:
         cards: list[dict[str, object]] = []
         unknown: list[str] = []
         loading: list[str] = []
+        places = {each.name: each.places for each in self._engine.loaded()}
         for model in self._engine.models.values():
             if (info := self._engine.known(model)) is not None:
-                cards.append(model_info(model, info, self._settings).to_json())
+                cards.append(model_info(model, info, places[model.name], self._settings).to_json())
             else:
                 (unknown if model.lazy else loading).append(model.name)
         if loading and not cards:

@@ -1,6 +1,8 @@
-// A picture beside what came back: the slider, and PSNR in dB over all channels of 8 bits.
+// A picture beside what came back: the slider, the difference, and PSNR in dB over all channels of 8 bits.
 
-/** {element, slider}: both pictures, `original` left of a line that the slider moves. */
+const GAIN = 16; // of the difference
+
+/** Both pictures, `original` left of a line that is moved by a pointer or by keys. */
 export function compareView(original, decoded, size) {
   const view = document.createElement("div");
   view.className = "compare";
@@ -12,24 +14,27 @@ export function compareView(original, decoded, size) {
   for (const name of ["Original", "Decoded"]) view.append(Object.assign(document.createElement("b"), { textContent: name }));
   const slider = Object.assign(document.createElement("input"), { type: "range", className: "slider", min: 0, max: 100, value: 50 });
   slider.setAttribute("aria-label", "Share of the original, from the left, in percent");
+  view.prepend(slider, Object.assign(document.createElement("i"), { className: "handle" }));
   slider.addEventListener("input", () => view.style.setProperty("--split", `${slider.value}%`));
-  view.addEventListener("pointermove", (event) => {
+  const follow = (event) => {
     if (event.pointerType === "mouse" && event.buttons !== 1) return;
+    event.preventDefault(); // no selection, and no picture to drag away
     const { left, width } = view.getBoundingClientRect();
     slider.value = (100 * (event.clientX - left)) / width;
     slider.dispatchEvent(new Event("input"));
-  });
-  return { element: view, slider };
+  };
+  for (const type of ["pointerdown", "pointermove"]) view.addEventListener(type, follow);
+  return view;
 }
 
-/** {psnr, resized, transparent, width, height}; psnr is null for a picture with transparency, whose colours a browser mixes. */
+/** {psnr, resized, transparent, width, height, difference}; psnr is null for a picture with transparency, whose colours a browser mixes. */
 export async function compare(original, decoded) {
   const [first, second] = await Promise.all([original, decoded].map((blob) => createImageBitmap(blob, { colorSpaceConversion: "none" })));
   const { width, height } = second;
   const [a, b] = [first, second].map((bitmap) => pixelsOf(bitmap, width, height));
   const transparent = [a, b].some((pixels) => pixels.some((value, index) => index % 4 === 3 && value < 255));
   const resized = first.width !== width || first.height !== height;
-  return { psnr: transparent ? null : psnrOf(a, b), resized, transparent, width, height };
+  return { psnr: transparent ? null : psnrOf(a, b), resized, transparent, width, height, difference: () => differenceOf(a, b, width, height) };
 }
 
 function pixelsOf(bitmap, width, height) {
@@ -37,6 +42,16 @@ function pixelsOf(bitmap, width, height) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, width, height);
   return context.getImageData(0, 0, width, height).data;
+}
+
+/** A canvas of how far the colours are apart, brightened so that small errors are seen. */
+function differenceOf(a, b, width, height) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height, className: "difference" });
+  const pixels = a.map((value, at) => (at % 4 === 3 ? 255 : GAIN * Math.abs(value - b[at]))); // clamped to a byte
+  canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `The difference, ${GAIN} times as bright`);
+  return canvas;
 }
 
 function psnrOf(a, b) {

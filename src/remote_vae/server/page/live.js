@@ -10,7 +10,7 @@ const POINTS = 60;
 const ofModel = ({ labels }) => labels.model !== ""; // the page's own requests for figures are of no model
 const TILES = [
   { title: "Queue", name: "remote_vae_accepted_jobs", say: (value) => `${value} ${value === 1 ? "request" : "requests"}` },
-  { title: "Device memory", name: "remote_vae_memory_bytes", say: bytes },
+  { title: "Memory of the models", name: "remote_vae_memory_bytes", say: bytes },
   { title: "Throughput", name: "remote_vae_requests_total", counter: true, say: (value) => `${value.toFixed(1)} requests/s` },
 ];
 
@@ -45,7 +45,8 @@ function makeTile({ title, name, counter, say }) {
   const element = Object.assign(document.createElement("div"), { className: "tile" });
   const value = document.createElement("output");
   const chart = makeChart();
-  element.append(Object.assign(document.createElement("h3"), { textContent: title }), value, chart.element);
+  const peak = document.createElement("small");
+  element.append(Object.assign(document.createElement("h3"), { textContent: title }), value, chart.element, peak);
   let before = null;
   const take = (samples) => {
     const total = samples.filter((sample) => sample.name === name && ofModel(sample)).reduce((sum, sample) => sum + sample.value, 0);
@@ -53,7 +54,7 @@ function makeTile({ title, name, counter, say }) {
     const shown = !counter ? total : before ? Math.max(0, total - before.total) / ((now - before.at) / 1000) : 0;
     before = { total, at: now };
     value.textContent = say(shown);
-    chart.add(shown);
+    peak.textContent = `highest of the last minute: ${say(chart.add(shown))}`;
   };
   return { element, take };
 }
@@ -68,10 +69,11 @@ function makeChart() {
   const add = (value) => {
     values.push(value);
     if (values.length > POINTS) values.shift();
-    const top = Math.max(...values) || 1;
-    const points = values.map((item, index) => `${POINTS - values.length + index},${1 - item / top}`);
+    const top = Math.max(...values);
+    const points = values.map((item, index) => `${index},${1 - item / (top || 1)}`);
     line.setAttribute("points", points.join(" "));
-    area.setAttribute("points", [`${POINTS - values.length},1`, ...points, `${POINTS - 1},1`].join(" "));
+    area.setAttribute("points", ["0,1", ...points, `${values.length - 1},1`].join(" "));
+    return top;
   };
   return { element, add };
 }

@@ -1,23 +1,26 @@
 // The page's one room: what is chosen, what is asked for, and where the answer goes.
 
 import { codeOf } from "./code.js";
+import { showConnect } from "./connect.js";
 import { lookInto, payloadOf } from "./files.js";
 import { startLive } from "./live.js";
-import { hasFrames, cardRow, limitsText, packing, suits } from "./models.js";
+import { deviceText, hasFrames, cardRow, limitsText, packing, suits } from "./models.js";
 import { GrowingVideo } from "./growing.js";
-import { showGrowing, showResult } from "./result.js";
+import { markStale, showGrowing, showResult } from "./result.js";
 import { drawSample } from "./sample.js";
 import { Failure, bytes, getJson, hasKey, post, useKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 
 let cards = [];
+let files = []; // one of which is chosen
 let chosen = null; // {file, kind, tensors}
 let running = null; // the AbortController of what is on its way
 let streams = true; // unless the server has refused it, as servers on Ray Serve do
 
 const card = () => cards.find((item) => item.name === $("model").value);
 const tensor = () => chosen?.tensors?.[Number($("tensor").value)];
+const origin = () => new URL(".", document.baseURI).href.replace(/\/$/, "");
 
 // ---- the server: its models, its key ----
 
@@ -30,7 +33,7 @@ async function connect() {
     setStatus("good", "ready");
     return true;
   } catch (error) {
-    cards = [];
+    showModels([], "");
     const wantsKey = error.status === 401 || error.status === 403;
     if (wantsKey) openKeyBox();
     setStatus(error.status === 503 ? "wait" : "bad", wantsKey ? (hasKey() ? "wrong key" : "needs a key") : error.status === 503 ? "models are loading" : "no connection");
@@ -52,8 +55,9 @@ function showModels(models, first) {
   cards = models;
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
   $("model").value = models.some(({ name }) => name === before) ? before : first;
+  for (const id of ["models-card", "connect", "device"]) $(id).hidden = !models.length;
   $("models").replaceChildren(...models.map((item) => cardRow(item, item.name === first)));
-  $("limits").textContent = limitsText(models[0].limits);
+  $("limits").textContent = models.length ? limitsText(models[0].limits) : "";
 }
 
 function openKeyBox() {
@@ -64,9 +68,15 @@ function openKeyBox() {
 
 // ---- the file ----
 
+function take(list) {
+  if (!list.length) return;
+  files = [...list];
+  choose(files[0]);
+}
+
 async function choose(file) {
-  if (!file) return;
   hideFailure();
+  markStale();
   try {
     const before = chosen;
     chosen = { file, ...(await lookInto(file)) };
@@ -76,8 +86,23 @@ async function choose(file) {
     showFailure(new Failure("This file cannot be sent", error.message, error.advice), false);
   }
   $("tensor").replaceChildren(...(chosen?.tensors ?? []).map((item, index) => new Option(`${item.name} [${item.shape}]`, index)));
+  showFile(file);
   takeSuitableModel();
   refresh();
+}
+
+/** The files that were chosen together, to change between them, and a small view of the picture that is chosen. */
+function showFile(file) {
+  $("strip").hidden = files.length < 2;
+  $("strip").replaceChildren(...files.map((item) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: item.name });
+    button.setAttribute("aria-pressed", String(item === file));
+    button.addEventListener("click", () => choose(item));
+    return button;
+  }));
+  URL.revokeObjectURL($("thumb").src);
+  $("thumb").hidden = chosen?.kind !== "picture";
+  if (!$("thumb").hidden) $("thumb").src = URL.createObjectURL(file);
 }
 
 function takeSuitableModel() {
@@ -90,17 +115,25 @@ function takeSuitableModel() {
 function refresh() {
   const latent = tensor();
   $("chosen").hidden = !chosen;
+  $("drop").classList.toggle("small", chosen !== null);
+  $("drop-title").textContent = chosen ? "Drop, paste or choose another" : "Drop files here, paste, or choose";
+  $("beside").hidden = chosen !== null;
   if (chosen) {
     $("chosen-name").textContent = chosen.file.name;
     $("chosen-what").textContent = `${latent ? `[${latent.shape.join(", ")}] ${latent.dtype}` : "picture"}, ${bytes(chosen.file.size)}`;
   }
   $("tensor-field").hidden = (chosen?.tensors?.length ?? 0) < 2;
   $("scaling-field").hidden = !latent;
-  $("go").textContent = chosen?.kind === "picture" ? "Encode and decode" : "Decode";
+  $("go").textContent = !chosen ? "Choose a file first" : chosen.kind === "picture" ? "Encode and decode" : "Decode";
   $("model").disabled = !cards.length;
   $("go").disabled = !chosen || !cards.length || running !== null;
   $("cancel").hidden = running === null;
-  if (cards.length) refreshModel(latent);
+  $("code").hidden = !chosen || !cards.length;
+  if (!cards.length) return;
+  refreshModel(latent);
+  $("device").textContent = `${deviceText(card())} · ${card().dtype}`;
+  showConnect(`${origin()}/${card().name}`, card(), hasKey());
+  if (chosen) showCode(jobOf());
 }
 
 function refreshModel(latent) {
@@ -118,15 +151,14 @@ function refreshModel(latent) {
 
 async function run() {
   hideFailure();
+  markStale();
   running = new AbortController();
   refresh();
   $("progress").hidden = false;
   try {
     const job = jobOf();
     const done = chosen.kind === "picture" ? await roundTrip(job) : await decode(job, await payloadOf(chosen.file, tensor()));
-    $("empty").hidden = true;
     await showResult({ ...done, job, picture: chosen.kind === "picture" ? chosen.file : null });
-    showCode(job);
   } catch (error) {
     if (error.name !== "AbortError") showFailure(asFailure(error), true);
   } finally {
@@ -141,9 +173,15 @@ function jobOf() {
   const video = latent !== undefined && hasFrames(card());
   const size = $("size-fields").hidden ? {} : { height: Number($("height").value), width: Number($("width").value) };
   const options = { ...(latent ? { do_scaling: $("scaling").checked ? "True" : undefined } : {}), ...size, plan: $("plan").value || undefined };
-  const base = new URL(".", document.baseURI).href.replace(/\/$/, "");
   const format = $("format").value;
-  return { origin: base, name: chosen.file.name, model: card().name, tensor: latent, options, video, format, accept: video ? "video/mp4" : $("format").selectedOptions[0].dataset.media, transparent: card().pixel_channels === 4, hasKey: hasKey() };
+  const job = { origin: origin(), name: chosen.file.name, model: card().name, tensor: latent, options, video, format, accept: video ? "video/mp4" : $("format").selectedOptions[0].dataset.media, transparent: card().pixel_channels === 4, hasKey: hasKey() };
+  if (latent) job.query = queryOf(job, latent.shape, latent.dtype === "float64" ? "float32" : latent.dtype);
+  return job;
+}
+
+function queryOf(job, shape, dtype) {
+  const given = Object.entries(job.tensor ? job.options : { plan: job.options.plan }).filter(([, value]) => value !== undefined);
+  return { shape: shape.join(","), dtype, ...(job.video ? { output_type: "mp4" } : {}), ...Object.fromEntries(given) };
 }
 
 function checkSize(body) {
@@ -154,9 +192,7 @@ function checkSize(body) {
 
 async function decode(job, { dtype, body }) {
   checkSize(body);
-  const shape = job.shape ?? job.tensor.shape;
-  const given = Object.entries(job.tensor ? job.options : { plan: job.options.plan }).filter(([, value]) => value !== undefined);
-  job.query = { shape: shape.join(","), dtype, ...(job.video ? { output_type: "mp4" } : {}), ...Object.fromEntries(given) };
+  job.query ??= queryOf(job, job.shape, dtype);
   const how = { body, type: "tensor/binary", accept: job.accept, signal: running.signal, onProgress };
   return { decoded: (job.video && (await streamed(job, how))) || (await post(`${job.model}/decode`, job.query, how)) };
 }
@@ -169,7 +205,7 @@ async function streamed(job, how) {
   const onPiece = (piece, header) => {
     if (!frames) showGrowing(video.element);
     frames = Number(header("x-frames"));
-    $("empty").hidden = true;
+    $("result-card").hidden = false;
     video.take(piece);
   };
   const text = () => (frames ? `; ${video.frames} of ${frames} frames have come` : "");
@@ -202,7 +238,6 @@ function showCode(job) {
   const texts = codeOf(job);
   for (const id of ["python", "curl"]) $(id).textContent = texts[id];
   $("key-hint").hidden = !job.hasKey;
-  $("code").hidden = false;
 }
 
 // ---- failures ----
@@ -219,14 +254,13 @@ function showFailure(failure, repeatable) {
   $("failure-advice").textContent = failure.advice;
   $("failure-facts").textContent = failure.facts ?? "";
   $("retry").hidden = !repeatable;
-  $("failure").hidden = false;
-  $("empty").hidden = true;
+  $("failure").hidden = $("result-card").hidden = false;
   if (failure.status === 401 || failure.status === 403) openKeyBox();
 }
 
 function hideFailure() {
   $("failure").hidden = true;
-  $("empty").hidden = !$("result").hidden;
+  $("result-card").hidden = $("result").hidden;
 }
 
 // ---- copying ----
@@ -246,22 +280,27 @@ async function copy(button) {
 
 // ---- what the user does ----
 
-$("file").addEventListener("change", () => choose($("file").files[0]).then(() => ($("file").value = "")));
+$("file").addEventListener("change", () => {
+  take($("file").files);
+  $("file").value = "";
+});
+addEventListener("paste", (event) => take(event.clipboardData.files));
 for (const type of ["dragover", "dragleave", "drop"]) {
   addEventListener(type, (event) => {
     event.preventDefault(); // a file dropped beside the field must not replace the page
     $("drop").classList.toggle("over", type === "dragover");
-    if (type === "drop") choose(event.dataTransfer.files[0]);
+    if (type === "drop") take(event.dataTransfer.files);
   });
 }
-$("sample").addEventListener("click", async () => choose(await drawSample()));
+$("sample").addEventListener("click", async () => take([await drawSample()]));
 $("forget").addEventListener("click", () => {
   chosen = null;
+  files = [];
+  showFile(null);
   refresh();
   $("file").focus();
 });
-$("model").addEventListener("change", refresh);
-$("tensor").addEventListener("change", refresh);
+$("options").addEventListener("change", refresh);
 $("options").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

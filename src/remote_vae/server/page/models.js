@@ -1,5 +1,7 @@
 // What the cards of GET /models say, for people, and which latents a model takes.
 
+import { bytes } from "./server.js";
+
 const LIMITS = {
   max_pixels: (value) => `${(value / 1e6).toFixed(1)} megapixels a picture or frame`,
   max_side: (value) => `${value} pixels a side`,
@@ -41,10 +43,13 @@ export function packing(card, shape) {
   return null;
 }
 
+/** The devices that run it, as the server knows them. */
+export const deviceText = ({ devices = [] }) => devices.map(({ device, title, total_bytes: total }) => `${device} · ${title} · ${bytes(total)}`).join(", ") || "device unknown";
+
 export function cardRow(card, first) {
   const row = document.createElement("tr");
   const ratio = hasFrames(card) ? `${card.spatial_compression_ratio}x, ${card.temporal_compression_ratio} frames` : `${card.spatial_compression_ratio}x`;
-  const names = [first ? "the first, at /" : "", card.aliases.length ? `also ${card.aliases.join(", ")}` : ""].filter(Boolean).join("; ");
+  const names = [first ? "the first, at /" : "", card.aliases.length ? `also ${shortened(card.aliases)}` : ""].filter(Boolean).join("; ");
   const cells = [
     [card.name, names],
     [hasFrames(card) ? "video" : "pictures"],
@@ -53,12 +58,13 @@ export function cardRow(card, first) {
     factor(card, "scaling_factor"),
     factor(card, "shift_factor"),
     [card.dtype],
+    [(card.devices ?? []).map(({ device }) => device).join(", "), (card.devices ?? []).map(({ title }) => title).join(", ")],
     [card.plans.join(", ")],
     [card.source, card.revision],
   ];
   cells.forEach(([text, more], index) => {
     const cell = document.createElement(index ? "td" : "th");
-    if (!index) cell.scope = "row";
+    if (!index) Object.assign(cell, { scope: "row", title: card.aliases.join(", ") });
     cell.append(String(text));
     if (more) cell.append(Object.assign(document.createElement("small"), { textContent: more }));
     row.append(cell);
@@ -66,4 +72,5 @@ export function cardRow(card, first) {
   return row;
 }
 
+const shortened = (names) => [...names.slice(0, 2), ...(names.length > 2 ? [`+${names.length - 2}`] : [])].join(", ");
 const factor = (card, name) => [card[name] ?? (card.latents_mean ? "per channel" : "none")];
