@@ -18,7 +18,9 @@ HERE = Path(__file__).parent
 
 
 @contextmanager
-def server(*command: str, ready: str = "/ready", core: int | None = None) -> Iterator[int]:
+def server(
+    *command: str, ready: str = "/ready", core: int | None = None, python: str = sys.executable
+) -> Iterator[int]:
     """The port of `python COMMAND PORT`, kept on one core if asked.
 
     It has a process group of its own, since LitServe's children outlive it.
@@ -28,7 +30,7 @@ def server(*command: str, ready: str = "/ready", core: int | None = None) -> Ite
         port = int(probe.getsockname()[1])
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     process = subprocess.Popen(
-        [*pinned, sys.executable, *command, str(port)], stdout=subprocess.DEVNULL, start_new_session=True
+        [*pinned, python, *command, str(port)], stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
         wait_until_ready(port, ready, process)
