@@ -155,6 +155,33 @@ async def test_a_fault_in_the_middle(misbehaviour: str, error: type[RemoteVAEErr
         assert len(blocks) == 6
 
 
+async def test_frames_that_come_again() -> None:
+    """A job that restarts is tried once more after its first frame too, and each block says which frames it has."""
+    async with films("die") as engine:
+        permit = engine.admit(engine.find(None), replace(film(6, bad=4), restarts=True))
+        async with aclosing(engine.stream(permit)) as stream:
+            came = [await anext(stream) for _ in range(8)]
+            with pytest.raises(RemoteVAEError, match="two processes have died"):
+                await anext(stream)
+        permit.release()
+    found = [(block.first, frames_of(block)[0, 0, 0, 0] * LARGE) for block in came]
+    assert found == [(0, 0), (1, 1), (2, 2), (3, 3)] * 2
+
+
+async def test_a_job_that_restarts_does_not_wait() -> None:
+    """Its replica is free for others when the last frame is there, however slowly the frames are written."""
+    async with films() as engine:
+        job = replace(film(12), restarts=True)
+        assert job.reply_bytes == replace(job, streamed=False).reply_bytes
+        permit = engine.admit(engine.find(None), job)
+        async with aclosing(engine.stream(permit)) as stream:
+            first = await anext(stream)
+            await until(lambda: permit._working is False)
+            blocks = [first, *[block async for block in stream]]
+        permit.release()
+    assert [block.first for block in blocks] == list(range(12))
+
+
 async def test_a_fault_before_the_first_frame() -> None:
     """A job over which a process has died is tried once more as long as no frame was handed over."""
     async with films("die") as engine:

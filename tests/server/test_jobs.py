@@ -20,7 +20,7 @@ import requests
 from remote_vae.engine.job import DecodeJob
 from remote_vae.protocol.messages import DecodeRequest
 from remote_vae.server.app import build_app
-from remote_vae.server.endpoints import Call
+from remote_vae.server.rendering import Call
 from remote_vae.server.settings import Settings
 
 RAW = {"content-type": "tensor/binary"}

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -15,9 +15,14 @@ import numpy as np
 import pytest
 import requests
 
+from films import moving
+from remote_vae.engine.job import Outcome
 from remote_vae.errors import InternalError, InvalidReply, RemoteVAEError, ReplicaFailed
+from remote_vae.media.video import VideoTerms
 from remote_vae.protocol.multipart import PartsReader
-from remote_vae.values import Tensor
+from remote_vae.server.streams import whole_film
+from remote_vae.server.threads import Threads
+from remote_vae.values import VIDEO_FORMATS, Tensor
 
 pytestmark = pytest.mark.skipif(os.environ.get("TEST_ON") == "ray", reason="Ray Serve sends whole videos")
 
@@ -165,6 +170,31 @@ def test_a_reply_that_breaks_off(films: Any, headers: dict[str, str]) -> None:
     assert len(b"".join(came)) > 1000
     assert not b"".join(came).endswith(b"--\r\n")
     films.wait_until(lambda: is_idle(films), seconds=30)
+
+
+def test_a_whole_file_is_tried_again(films: Any) -> None:
+    """A reply that has not begun is computed again, after any frame: two processes die over it, and not one."""
+    films.wait_until_live()
+    reply = post(films, latent(9, side=64, first={6: DIE}), headers=MP4, stream=False)
+    assert (reply.status_code, reply.json()["error_type"]) == (500, "poison_request")
+    films.wait_until_live()
+    films.wait_until(lambda: is_idle(films), seconds=30)
+
+
+async def test_a_file_begins_again_with_its_frames() -> None:
+    """Each block is written as it comes; if the first frame comes again, so does the file."""
+    frames, written = moving(4), list[int]()
+
+    async def source() -> AsyncGenerator[Outcome, None]:
+        for first, last in ((0, 2), (2, 3), (0, 1), (1, 4)):
+            block = Tensor("uint8", (last - first, 48, 64, 3), frames[first:last].tobytes())
+            yield Outcome(block, "frames", "float32", str(first), {}, first=first)
+            written.append(last)
+
+    asked, terms = VIDEO_FORMATS["mkv"], VideoTerms(4, 48, 64, fps=10)
+    outcome, file, _ = await whole_film(source(), asked, terms, Threads())
+    assert np.array_equal(shown(file), frames)
+    assert (outcome.note, written) == ("1", [2, 3, 1, 4])
 
 
 def test_a_fault_before_the_first_frame(films: Any) -> None:

@@ -128,3 +128,25 @@ def test_float32_only_before_the_first_frame(given: int, monkeypatch: pytest.Mon
         assert len(blocks) == given
     else:
         assert "float32" in through(half, latent(3), options).note
+
+
+def test_a_job_that_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames are redone in float32 after the first one too, and come again from the first one."""
+    half = DiffusersVAE(wan().half(), source="seeded", revision="", family=family_of(MODELS["wan2.1"]))
+    whole = through(half, latent(3), RunOptions("frames"), Output.RAW).tensor
+    run, blocks = Blocks.run, list[tuple[int, torch.Tensor]]()
+
+    def overflowing(self: Blocks, z: torch.Tensor, sink: Any, *rest: Any) -> None:
+        if z.dtype is torch.float16:
+            sink(0, 0, torch.zeros(1, 3, 16, 16).half())
+            sink(1, 0, torch.full((1, 3, 16, 16), torch.inf).half())
+        run(self, z, sink, *rest)
+
+    monkeypatch.setattr(Blocks, "run", overflowing)
+    relay = Relay(lambda block: blocks.append((relay.given, block.clone())), SMALL, restarts=True)
+    found = through(half, latent(3), RunOptions("frames", relay=relay), Output.RAW)
+    assert "float32" in found.note
+    assert [first for first, _ in blocks] == [0, *range(8)]
+    assert found.first == 8
+    frames = torch.cat([*[block for _, block in blocks[1:]], found.tensor])
+    assert torch.allclose(frames.float(), whole[0].transpose(0, 1).float(), atol=0.05)

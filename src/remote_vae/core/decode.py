@@ -74,7 +74,8 @@ def _decode(
     if output is Output.RAW and options.relay is None:
         videos = len(latent)
         found = (rearrange(found, "(b f) c h w -> b c f h w", b=videos) if recipe.has_frames else found).contiguous()
-    return Result(found.cpu(), vae.dtype, choice.executor.name, peak_bytes=choice.peak_bytes)
+    first = 0 if options.relay is None else options.relay.given
+    return Result(found.cpu(), vae.dtype, choice.executor.name, peak_bytes=choice.peak_bytes, first=first)
 
 
 def _before_vae(recipe: Recipe, z: torch.Tensor, vae: VAE, scaling: Scaling) -> torch.Tensor:

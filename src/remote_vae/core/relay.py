@@ -11,17 +11,20 @@ class Relay:
     """Where a job's frames go. `give` takes blocks of finished frames in order, each of at most `most_bytes`.
 
     A block of one frame may have more. The last block is not given: it is the job's result. Once a block has been
-    given the job cannot run again, because another run need not give the same bits.
+    given the job has `begun` and cannot run again, because another run need not give the same bits. A job that
+    `restarts` can, and then gives all frames once more.
     """
 
-    def __init__(self, give: Callable[[torch.Tensor], None], most_bytes: int) -> None:
-        self._give, self.most_bytes = give, most_bytes
+    def __init__(self, give: Callable[[torch.Tensor], None], most_bytes: int, *, restarts: bool = False) -> None:
+        self._give, self.most_bytes, self._restarts = give, most_bytes, restarts
         self.begun = False
+        self.given = 0  # frames, in this run
         self.plan = ""  # that runs
 
     def give(self, frames: torch.Tensor) -> None:
-        self.begun = True
+        self.begun = not self._restarts
         self._give(frames)
+        self.given += len(frames)
 
     def frames(self, one: torch.Tensor) -> int:
         """How many frames of this size make a block."""
@@ -41,7 +44,7 @@ class RelayCanvas(Canvas):
         relay: Relay,
     ) -> None:
         super().__init__(pictures, height, finish, row_axis=row_axis)
-        self._relay = relay
+        self._relay, relay.given = relay, 0
         self._next = 0  # the first frame that has not been given
         self._held: dict[int, torch.Tensor] = {}
         self._missing: dict[int, int] = {}  # rows of the frames that are held

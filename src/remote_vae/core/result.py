@@ -14,7 +14,7 @@ from remote_vae.errors import NonFiniteOutput
 class Result:
     """Pixels or a latent on the CPU; the precision and the plan that ran; the peak if it was predicted.
 
-    `note` is what the caller should know.
+    `note` is what the caller should know. `first` counts the frames that were handed over before.
     """
 
     tensor: torch.Tensor
@@ -22,6 +22,7 @@ class Result:
     plan: str
     note: str = ""
     peak_bytes: int | None = None
+    first: int = 0
 
 
 def or_in_float32(vae: VAE, run: Callable[[], Result], options: RunOptions) -> Result:

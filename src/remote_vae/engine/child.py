@@ -186,6 +186,7 @@ class JobRunner:
             "planned_bytes": done.peak_bytes,
             "dtype_run": _name(done.dtype),
             "note": done.note,
+            "first": done.first,
             "seconds": time.perf_counter() - started,
         }
 
@@ -195,10 +196,11 @@ class JobRunner:
             return None
 
         def give(frames: torch.Tensor) -> None:
-            block = Result(_travelling(frames.cpu(), of_bfloat16=torch.float16), self._vae.dtype, relay.plan)
+            pixels = _travelling(frames.cpu(), of_bfloat16=torch.float16)
+            block = Result(pixels, self._vae.dtype, relay.plan, first=relay.given)
             self._handover.give(lambda: self._answered(block.tensor, block, job, started))
 
-        relay, started = Relay(give, job["block_bytes"]), time.perf_counter()
+        relay, started = Relay(give, job["block_bytes"], restarts=job["restarts"]), time.perf_counter()
         return relay
 
     def _run(self, job: Message, tensor: torch.Tensor) -> tuple[torch.Tensor, Result]:

@@ -8,7 +8,7 @@ from typing import Final
 from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine import malloc
 from remote_vae.engine.admission import Admission, Limits, Permit
-from remote_vae.engine.job import WAITING_BYTES, Job, Outcome
+from remote_vae.engine.job import WAITING_BYTES, DecodeJob, Job, Outcome
 from remote_vae.engine.ledger import Ledger
 from remote_vae.engine.observer import ModelState, Observer, Silent
 from remote_vae.engine.place import Loaded
@@ -182,9 +182,12 @@ class Engine:
     ) -> AsyncGenerator[Outcome, None]:
         """The outcome of a streamed job block by block: each has the next frames, and the last one ends the job.
 
+        A job that restarts may give the frames again from the first one.
+
         If the generator is closed, the job is cancelled. If it is not read, the job waits. *Raises* what `run` raises.
         """
-        reel = Reel(WAITING_BYTES)
+        restarts = isinstance(permit.job, DecodeJob) and permit.job.restarts
+        reel = Reel(permit.job.waiting_bytes, restarts=restarts)
         job = asyncio.ensure_future(self.run(permit, request_id=request_id, progress=progress, reel=reel))
         job.add_done_callback(lambda done: done.cancelled() or done.exception())  # if the reader has gone, nobody asks
         try:

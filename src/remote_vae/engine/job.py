@@ -23,12 +23,18 @@ class Work:
         """The most bytes that are handed over at a time before the job is done; 0 if it gives all at its end."""
         return 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes of handed over frames that wait for their reader, before the job waits too."""
+        return WAITING_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob(Work):
     """A latent to be decoded, how its axes were matched, what the decoder takes besides, and the channels of pixels.
 
-    If it is `streamed`, the frames of its video are handed over as they are finished.
+    If it is `streamed`, the frames of its video are handed over as they are finished. If it also `restarts`, it can run
+    again from the first frame, and never waits for its reader, who wants all frames before anything is sent.
     """
 
     latent: Tensor
@@ -37,6 +43,7 @@ class DecodeJob(Work):
     arguments: Mapping[str, object] = field(default_factory=dict)
     pixel_channels: int = RGB
     streamed: bool = False
+    restarts: bool = False
 
     @property
     def pixels(self) -> int:
@@ -50,7 +57,12 @@ class DecodeJob(Work):
     @property
     def reply_bytes(self) -> int:
         """The most bytes of the pixels that are held at one time."""
-        return min(self._all_bytes, WAITING_BYTES + self.block_bytes) if self.streamed else self._all_bytes
+        held = self.waiting_bytes + self.block_bytes if self.streamed else self._all_bytes
+        return min(self._all_bytes, held)
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._all_bytes if self.restarts else WAITING_BYTES
 
     @property
     def _all_bytes(self) -> int:
@@ -83,7 +95,8 @@ Job = DecodeJob | EncodeJob
 class Outcome:
     """The result of a job. `dtype_run` is the precision that the VAE ran in; `seconds` has the time of each stage.
 
-    `planned_bytes` is the most memory that the plan should take, None if that is not predicted.
+    `planned_bytes` is the most memory that the plan should take, None if that is not predicted. `first` counts the
+    frames that were handed over before.
     """
 
     tensor: Tensor
@@ -92,6 +105,7 @@ class Outcome:
     note: str
     seconds: dict[str, float]
     planned_bytes: int | None = None
+    first: int = 0
 
 
 def tensor_of(job: Job) -> Tensor:
@@ -120,5 +134,6 @@ def to_message(job: Job) -> dict[str, Any]:
             "output": job.output,
             "arguments": job.arguments,
             "block_bytes": job.block_bytes,
+            "restarts": job.restarts,
         }
     return {**body, "posterior": job.posterior, "seed": job.seed}

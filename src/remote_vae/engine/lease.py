@@ -73,6 +73,7 @@ class Lease:
             told["note"],
             {op_of(self._ticket.job): float(told["seconds"])},
             told["planned_bytes"],
+            told["first"],
         )
 
     def _log(self, told: dict[str, Any]) -> None:

@@ -46,10 +46,13 @@ class Handover:
 
 
 class Reel:
-    """The server's side: blocks that wait for their reader. There is room while they have fewer than `most_bytes`."""
+    """The server's side: blocks that wait for their reader. There is room while they have fewer than `most_bytes`.
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    It has `begun` once it has a block, unless it `restarts`: then the frames may come again from the first one.
+    """
+
+    def __init__(self, most_bytes: int, *, restarts: bool = False) -> None:
+        self._most_bytes, self._restarts = most_bytes, restarts
         self._blocks: deque[Outcome] = deque()
         self._changed = asyncio.Event()
         self._closed = False
@@ -62,7 +65,7 @@ class Reel:
 
     async def put(self, block: Outcome) -> None:
         """Returns when there is room again, or nobody reads any more."""
-        started, self.begun = time.perf_counter(), True
+        started, self.begun = time.perf_counter(), not self._restarts
         self._blocks.append(block)
         self._wake()
         while self._bytes >= self._most_bytes and not self._closed:

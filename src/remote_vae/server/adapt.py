@@ -87,10 +87,13 @@ def decode_job(model: Served, info: VAEInfo, request: DecodeRequest, settings: S
             model=model.name,
         )
     if request.format.is_video:
-        check_video(request.format, video_terms(model, options, (fit.frames, fit.height, fit.width)))
+        check_video(request.format, video_terms(model, options, fit))
     given, output = _arguments(options), _output(request)
-    streamed, plan = options["stream"], options["plan"]
-    job = DecodeJob(scaling, plan, request.latent, fit, output, given, info.pixel_channels, streamed)
+    plan, film = options["plan"], request.format.is_video and not options["stream"]
+    job = DecodeJob(
+        scaling, plan, request.latent, fit, output, given, info.pixel_channels,
+        streamed=options["stream"] or film, restarts=film,
+    )  # fmt: skip
     if job.reply_bytes > settings.max_reply_bytes and request.format.is_tensor:
         raise TooLarge(
             f"the reply would have {job.reply_bytes} bytes; the limit is {settings.max_reply_bytes}; ask for pictures, "

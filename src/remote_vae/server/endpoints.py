@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Final, ParamSpec, TypeVar
@@ -11,17 +10,15 @@ from typing import Final, ParamSpec, TypeVar
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from remote_vae.core.vae_info import VAEInfo
 from remote_vae.engine.engine import Engine
-from remote_vae.engine.job import DecodeJob, EncodeJob, Job, Outcome
-from remote_vae.engine.pool import Served
+from remote_vae.engine.job import DecodeJob, Job
 from remote_vae.engine.progress import JobProgress
 from remote_vae.errors import NotReady, UnsupportedOutput, UriTooLong
 from remote_vae.protocol import wire
-from remote_vae.protocol.messages import DecodeRequest, Operation, Provenance, Reply
+from remote_vae.protocol.messages import DecodeRequest, Operation, Provenance
 from remote_vae.protocol.multipart import FRAMES_HEADER
 from remote_vae.protocol.options import DECODE_ROWS, DecodeOptions, complete
-from remote_vae.protocol.replies import Headers, provenance_headers, render_reply
+from remote_vae.protocol.replies import provenance_headers
 from remote_vae.server import openapi
 from remote_vae.server.adapt import decode_job, encode_job, fit_decode, picture_terms
 from remote_vae.server.body import Bodies, check_length, while_wanted
@@ -31,11 +28,12 @@ from remote_vae.server.event_stream import EventStream
 from remote_vae.server.jobs import Jobs
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.pages import wrong_method
-from remote_vae.server.payloads import video_terms, write_payload
+from remote_vae.server.payloads import video_terms
 from remote_vae.server.readers import Readers
-from remote_vae.server.record import Record, record_of
+from remote_vae.server.record import record_of
+from remote_vae.server.rendering import Call, render, write_and_render
 from remote_vae.server.settings import Settings
-from remote_vae.server.streams import Frames, StreamedResponse, film, parts
+from remote_vae.server.streams import Frames, StreamedResponse, film, parts, whole_film
 from remote_vae.server.threads import Threads, Work
 from remote_vae.server.tracked_response import TrackedResponse
 from remote_vae.server.videos import video_cut
@@ -48,23 +46,6 @@ VERSION = version("remote-vae")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What is known of a request before its body; `until` is by time.monotonic."""
-
-    model: Served
-    info: VAEInfo
-    head: wire.Head
-    record: Record
-    client: str | None
-    until: float
-
-    @property
-    def seconds(self) -> float:
-        """The seconds left before the deadline."""
-        return max(0.0, self.until - time.monotonic())
 
 
 class Endpoints:
@@ -127,8 +108,10 @@ class Endpoints:
         transparent, video = call.info.transparent, call.model.recipe.has_frames
         message = await self._parsed(call, body, partial(wire.parse_decode, transparent=transparent, video=video))
         job = decode_job(call.model, call.info, message, self._settings)
-        if job.streamed:
+        if message.options["stream"]:
             return await self._stream(call, job, message, progress)
+        if message.format.is_video:
+            return await self._film(call, job, message, progress)
         return await self._run(call, job, message.format, message.options, progress)
 
     async def _stream(self, call: Call, job: DecodeJob, message: DecodeRequest, progress: JobProgress) -> Response:
@@ -142,13 +125,22 @@ class Endpoints:
             if asked.is_tensor:
                 body, media = parts(frames)
             else:
-                terms = video_terms(call.model, message.options, (job.fit.frames, job.fit.height, job.fit.width))
+                terms = video_terms(call.model, message.options, job.fit)
                 body, media = film(frames, asked, terms, self._threads), asked.media_type
             first, name, revision = frames.first, call.model.name, call.info.revision
             record.plan, record.stages = first.plan, first.seconds
             provenance = Provenance(model=name, revision=revision, plan=first.plan, dtype=first.dtype_run)
             head = [("content-type", media), (FRAMES_HEADER, str(job.fit.frames)), *provenance_headers(provenance)]
             return StreamedResponse(head, body, source, record=record, on_sent=permit.release)
+
+    async def _film(self, call: Call, job: DecodeJob, message: DecodeRequest, progress: JobProgress) -> Response:
+        """A video's file, which is written while the rest of it is decoded."""
+        asked, terms = message.format, video_terms(call.model, message.options, job.fit)
+        with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
+            source = self._engine.stream(permit, request_id=call.record.request_id, progress=progress)
+            outcome, file, seconds = await whole_film(source, asked, terms, self._threads)
+            status, headers, body = render(call, job, outcome, asked, file, seconds=seconds)
+            return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
 
     async def _encode(self, call: Call, body: Buffer, progress: JobProgress) -> Response:
         message = await self._parsed(call, body, wire.parse_encode)
@@ -168,7 +160,7 @@ class Endpoints:
     ) -> Response:
         with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
             outcome = await self._engine.run(permit, request_id=call.record.request_id, progress=progress)
-            status, headers, body = await self._rendered(asked, _render, call, job, outcome, asked, options)
+            status, headers, body = await self._rendered(asked, write_and_render, call, job, outcome, asked, options)
             return TrackedResponse(body, status, dict(headers), on_sent=permit.release)
 
     async def _parsed(self, call: Call, body: Buffer, parse: Callable[[wire.Head, Buffer], T]) -> T:
@@ -185,8 +177,7 @@ class Endpoints:
         """What `render` gives, written in a thread unless it is a tensor as it is."""
         if asked.name == "binary":
             return render(*args, **kwargs)
-        kind = Work.WRITE if asked.is_image or asked.is_tensor else Work.FILM
-        return await self._threads.run(kind, render, *args, **kwargs)
+        return await self._threads.run(Work.WRITE, render, *args, **kwargs)
 
     async def home(self, request: Request) -> Response:
         """GET /: what this server is and has; for a browser, the page."""
@@ -263,35 +254,3 @@ class Endpoints:
         """GET /docs: the same description for people, as one file that fetches nothing."""
         page = openapi.page(openapi.document(VERSION, list(self._engine.models)))
         return HTMLResponse(page, headers=openapi.PAGE_HEADERS)
-
-
-def _render(
-    call: Call, job: Job, outcome: Outcome, asked: Format, options: DecodeOptions
-) -> tuple[int, Headers, Buffer]:
-    """Writes the picture or video, and gives the status, headers and body of the reply."""
-    started = time.perf_counter()
-    payload = write_payload(call.model, outcome, asked, options)
-    stages = {**outcome.seconds, "media": time.perf_counter() - started}
-    call.record.plan, call.record.stages = outcome.plan, stages
-    note = "; ".join(filter(None, (_reading(job), outcome.note, _left_out(job, asked))))
-    provenance = Provenance(
-        model=call.model.name,
-        revision=call.info.revision,
-        plan=outcome.plan,
-        dtype=outcome.dtype_run,
-        note=note,
-        timings_ms={stage: seconds * 1000 for stage, seconds in stages.items()},
-    )
-    return render_reply(Reply(payload, asked, provenance))
-
-
-def _reading(job: Job) -> str:
-    """What reading the picture lost."""
-    return job.note if isinstance(job, EncodeJob) else ""
-
-
-def _left_out(job: Job, asked: Format) -> str:
-    """A note for a client that sent several latents and asked for a picture, which shows only the first."""
-    if asked.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
-        return f"the first of {job.fit.batch} pictures; a tensor has them all"
-    return ""

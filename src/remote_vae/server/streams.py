@@ -1,10 +1,13 @@
-"""Replies that are sent while their video is decoded: a file that grows, or frames in parts."""
+"""Videos that are written while they are decoded: into a reply that is sent meanwhile, or into a whole file."""
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import ExitStack, aclosing
+from io import BytesIO
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -106,11 +109,32 @@ async def film(frames: Frames, asked: Format, terms: VideoTerms, threads: Thread
     pipe = Pipe()
     writer = await threads.run(Work.FILM, open_video, pipe, asked, terms)  # type: ignore[arg-type]  # it only writes
     async for block in frames:
-        pixels = np.frombuffer(block.tensor.buffer, np.uint8).reshape(block.tensor.shape)
-        await threads.run(Work.FILM, writer.add, pixels)
+        await threads.run(Work.FILM, writer.add, _pixels(block))
         yield pipe.taken()
     await threads.run(Work.FILM, writer.end)
     yield pipe.taken()
+
+
+def _pixels(block: Outcome) -> NDArray[np.uint8]:
+    return np.frombuffer(block.tensor.buffer, np.uint8).reshape(block.tensor.shape)
+
+
+async def whole_film(
+    source: Source, asked: Format, terms: VideoTerms, threads: Threads
+) -> tuple[Outcome, bytes, float]:
+    """The last block, which tells of the job, a video's file, and the seconds that it took after the last block.
+
+    If the frames come again from the first one, so does the file.
+    """
+    async with aclosing(source):
+        async for block in source:
+            came = time.perf_counter()
+            if block.first == 0:
+                out = BytesIO()
+                writer = await threads.run(Work.FILM, open_video, out, asked, terms)
+            await threads.run(Work.FILM, writer.add, _pixels(block))
+    await threads.run(Work.FILM, writer.end)
+    return block, out.getvalue(), time.perf_counter() - came
 
 
 class Pipe:
