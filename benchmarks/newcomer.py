@@ -21,6 +21,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from start import HERE, conditions, server
 
@@ -92,7 +93,7 @@ def main(
     table = Table("way", "step", "seconds")
     for way, steps in newcomer.ways.items():
         for name, seconds in {**steps, "sum": round(sum(steps.values()), 1)}.items():
-            table.add_row(way, name, f"{seconds:.1f}")
+            table.add_row(way, escape(name), f"{seconds:.1f}")
     Console().print(table)
     if json_file is not None:
         found = {"conditions": conditions("diffusers"), "ways": newcomer.ways}
