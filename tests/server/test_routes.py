@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import requests
 
+from remote_vae.errors import RequestError, ServerError, all_errors
 from remote_vae.models.families import MODELS
 from remote_vae.protocol import options
 from remote_vae.server.openapi import document
@@ -148,11 +149,12 @@ def test_description_covers_every_parameter(copy: Any) -> None:
     found = ask(copy, "GET", "/openapi.json").json()
     for path, known in (
         ("/", {**options.DECODE, **options.ENCODE}),
-        ("/copy/decode", options.DECODE),
-        ("/copy/encode", options.ENCODE),
-        ("/flux1/decode", options.DECODE),
+        ("/{model}/decode", options.DECODE),
+        ("/{model}/encode", options.ENCODE),
     ):
         listed = {item["name"]: item for item in found["paths"][path]["post"]["parameters"]}
+        if "{model}" in path:
+            assert listed.pop("model")["schema"]["enum"] == ["copy", "flux1"]
         assert set(listed) == set(known)
         assert all(item["description"] and item["schema"]["type"] for item in listed.values())
         bodies = found["paths"][path]["post"]["requestBody"]["content"]
@@ -182,7 +184,7 @@ def test_described_statuses_are_sent_as_described(copy: Any) -> None:
     """An error's body has the form that the description promises, under a status that it lists."""
     described = ask(copy, "GET", "/openapi.json").json()
     reply = ask(copy, "POST", "/copy/decode?shape=0&dtype=float32")
-    assert str(reply.status_code) in described["paths"]["/copy/decode"]["post"]["responses"]
+    assert str(reply.status_code) in described["paths"]["/{model}/decode"]["post"]["responses"]
     schema = described["components"]["schemas"]["Error"]
     assert set(schema["required"]) <= set(reply.json()) <= set(schema["properties"])
 
@@ -191,3 +193,12 @@ def test_docs_fetch_nothing(copy: Any) -> None:
     """The page for people loads nothing from anywhere, so that it works offline and tells nobody."""
     text = ask(copy, "GET", "/docs").text
     assert not re.search(r"https?://|src=|@import|<link|<script", text)
+
+
+def test_docs_say_what_a_parameter_takes(copy: Any) -> None:
+    """The page for people has each parameter's type or choices and its default, every error, and a command to copy."""
+    text = ask(copy, "GET", "/docs").text
+    assert re.search(r"<code>quality</code></td><td>integer from 1 to 100</td><td>\d+</td>", text)
+    assert re.search(r"<code>chroma</code></td><td><code>half</code>, <code>full</code></td>", text)
+    assert "curl --fail-with-body &#x27;SERVER/copy/decode?" in text
+    assert all(f"<code>{cls.code}</code>" in text for cls in (*all_errors(RequestError), *all_errors(ServerError)))

@@ -24,6 +24,7 @@ from remote_vae.server.adapt import decode_job, encode_job, fit_decode, picture_
 from remote_vae.server.body import Bodies, check_length, while_wanted
 from remote_vae.server.browser import page_part, wants_page
 from remote_vae.server.card import model_info
+from remote_vae.server.docs_page import PAGE_HEADERS, page
 from remote_vae.server.event_stream import EventStream
 from remote_vae.server.jobs import Jobs
 from remote_vae.server.metrics import Metrics
@@ -252,5 +253,5 @@ class Endpoints:
 
     async def docs(self, request: Request) -> Response:
         """GET /docs: the same description for people, as one file that fetches nothing."""
-        page = openapi.page(openapi.document(VERSION, list(self._engine.models)))
-        return HTMLResponse(page, headers=openapi.PAGE_HEADERS)
+        names = list(self._engine.models)
+        return HTMLResponse(page(openapi.document(VERSION, names), names), headers=PAGE_HEADERS)

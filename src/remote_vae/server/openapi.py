@@ -1,24 +1,11 @@
 """The API's description, from the same table that reads the parameters."""
 
-import base64
-import hashlib
-import html
-from typing import Any, Final
+from typing import Any
 
 from remote_vae.errors import RequestError, ServerError, all_errors
 from remote_vae.protocol import options, wire
-from remote_vae.protocol.options import Rows
-from remote_vae.server.browser import POLICY
+from remote_vae.protocol.options import Option, Rows
 from remote_vae.values import FORMATS, PARTS
-
-STYLE: Final = (
-    "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "code{background:#f2f2f2;padding:.1em .3em}td{padding:.2rem .8rem .2rem 0;vertical-align:top}"
-    "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}code{background:#222}}"
-)
-STYLE_DIGEST: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-# The page's style and nothing else: no script runs on it, whatever a name or a text on it should hold.
-PAGE_HEADERS: Final = {"content-security-policy": f"{POLICY}; style-src 'sha256-{STYLE_DIGEST}'"}
 
 Document = dict[str, Any]
 BINARY: Document = {"type": "string", "format": "binary"}
@@ -55,10 +42,15 @@ def document(version: str, models: list[str]) -> Document:
     paths: Document = {
         "/": {"get": _get("What this server is."), "post": _post("Decode or encode", "By content type and query.")}
     }
-    for name in models:
-        paths[f"/{name}"] = {"post": _post("Decode or encode", "By content type and query.")}
-        paths[f"/{name}/decode"] = {"post": _operation("Latent to picture or video", options.DECODE, LATENT_BODY)}
-        paths[f"/{name}/encode"] = {"post": _operation("Picture or video to latent", options.ENCODE, PICTURE_BODY)}
+    of_model = {
+        "/{model}/decode": _operation("Latent to picture or video", options.DECODE, LATENT_BODY),
+        "/{model}/encode": _operation("Picture or video to latent", options.ENCODE, PICTURE_BODY),
+        "/{model}": _post("Decode or encode", "By content type and query."),
+    }
+    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": models}}
+    name["description"] = "The name of the model; its aliases work too."
+    for path, operation in of_model.items():
+        paths[path] = {"post": {**operation, "parameters": [name, *operation["parameters"]]}}
     about = {
         "/health": "The server answers.",
         "/live": "The server answers.",
@@ -94,12 +86,15 @@ def _operation(summary: str, rows: Rows, body: Document) -> Document:
     return {
         "summary": summary,
         "parameters": [
-            {"name": name, "in": "query", "description": row.doc, "schema": dict(row.kind.schema)}
-            for name, row in rows.items()
+            {"name": name, "in": "query", "description": row.doc, "schema": _schema(row)} for name, row in rows.items()
         ],
         "requestBody": {"required": True, "content": body},
         "responses": {"200": _ok(), **_errors()},
     }
+
+
+def _schema(row: Option) -> Document:
+    return {**row.kind.schema, **({} if row.default is None else {"default": row.default})}
 
 
 def _ok() -> Document:
@@ -134,26 +129,3 @@ def _error_schema() -> Document:
             "request_id": {"type": ["string", "null"]},
         },
     }
-
-
-def page(found: Document) -> str:
-    """The description as one page of HTML."""
-    sections = "".join(
-        _section(method.upper(), path, operation)
-        for path, methods in found["paths"].items()
-        for method, operation in methods.items()
-    )
-    title = f"{found['info']['title']} {found['info']['version']}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{sections}</html>"
-    )
-
-
-def _section(method: str, path: str, operation: Document) -> str:
-    rows = "".join(
-        f"<tr><td><code>{html.escape(item['name'])}</code></td><td>{html.escape(item['description'])}</td></tr>"
-        for item in operation.get("parameters", ())
-    )
-    table = f"<table>{rows}</table>" if rows else ""
-    return f"<h2><code>{method} {html.escape(path)}</code></h2><p>{html.escape(operation['summary'])}</p>{table}"
