@@ -1,6 +1,5 @@
 """The simulation of many GPUs against what queueing theory says, and the formula of what a thousand pictures cost."""
 
-import importlib.util
 import random
 import statistics
 import subprocess
@@ -10,16 +9,13 @@ from types import ModuleType
 
 import pytest
 
+from scripts import load_script
+
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
 
 def module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return load_script(BENCHMARKS / f"{name}.py")
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])

@@ -1,7 +1,6 @@
 """The handler for Hugging Face Inference Endpoints, under the contract of the toolkit that calls it."""
 
 import base64
-import importlib.util
 import io
 import json
 import re
@@ -21,6 +20,7 @@ from PIL import Image
 
 from remote_vae.deploy.huggingface import EndpointHandler
 from remote_vae.errors import ConfigurationError, LatentMismatch, ModelLoadError
+from scripts import load_script
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent.parent / "deploy" / "huggingface"
@@ -36,12 +36,7 @@ P0 = {"shape": [1, 4, 8, 8], "dtype": "float32"}
 
 
 def toolkit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("toolkit", HERE / "toolkit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(HERE / "toolkit.py")
 
 
 @pytest.fixture(scope="module")

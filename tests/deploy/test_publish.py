@@ -1,7 +1,6 @@
 """What is published: a source distribution and a wheel that are whole, with links that lead somewhere from an index."""
 
 import email
-import importlib.util
 import re
 import subprocess
 import sys
@@ -12,18 +11,15 @@ from types import ModuleType
 
 import pytest
 
+from scripts import load_script
+
 ROOT = Path(__file__).parents[2]
 ADDRESS = "https://example.org/somebody/remote-vae"
 
 
 @pytest.fixture(scope="module")
 def publish() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "deploy" / "publish.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "deploy" / "publish.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The locks, and the verdict on a report of known vulnerabilities."""
 
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -8,18 +7,15 @@ from types import ModuleType
 
 import pytest
 
+from scripts import load_script
+
 ROOT = Path(__file__).parent.parent.parent
 LOCKS = sorted((ROOT / "deploy" / "requirements").glob("*.txt"))
 
 
 @pytest.fixture(scope="module")
 def supply() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("supply", ROOT / "deploy" / "supply.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "deploy" / "supply.py")
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=[path.stem for path in LOCKS])

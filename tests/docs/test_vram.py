@@ -1,10 +1,11 @@
 """The tables of VRAM against the planner that calculates them."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("sd1", "sdxl", "flux1", "flux2", "hunyuan-image-2.1")  # predicted without a rehearsal
@@ -13,12 +14,7 @@ HINT = "run: python docs/figures/vram.py"
 
 @pytest.fixture(scope="module")
 def written() -> Any:
-    spec = importlib.util.spec_from_file_location("vram", ROOT / "docs" / "figures" / "vram.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "figures" / "vram.py")
 
 
 def cells(page: str, head: str) -> list[list[str]]:

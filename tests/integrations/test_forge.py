@@ -1,7 +1,6 @@
 """Forge's extension, loaded as Forge loads it, with a VAE whose patcher has wrappers as Forge's has, against a live
 server."""
 
-import importlib.util
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "integrations" / "forge" / "scripts" / "remote_vae_forge.py"
 
@@ -38,12 +39,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
         stand_in = ModuleType(name)
         stand_in.__dict__.update(values)
         monkeypatch.setitem(sys.modules, name, stand_in)
-    spec = importlib.util.spec_from_file_location("remote_vae_forge.py", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def generation(**flags: bool) -> Any:

@@ -1,6 +1,5 @@
 """InvokeAI's nodes, imported as InvokeAI imports a pack and run against a live server."""
 
-import importlib.util
 import sys
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from scripts import load_script
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "invokeai"
 
@@ -67,11 +68,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     monkeypatch.setitem(sys.modules, "invokeai", ModuleType("invokeai"))
     monkeypatch.setitem(sys.modules, "invokeai.invocation_api", api)
-    spec = importlib.util.spec_from_file_location("remote-vae-nodes", FOLDER / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    load_script(FOLDER / "__init__.py", "remote-vae-nodes")
     assert sorted(known) == ["remote_vae_i2l", "remote_vae_l2i"]
     return SimpleNamespace(decode=known["remote_vae_l2i"], encode=known["remote_vae_i2l"])
 

@@ -1,6 +1,5 @@
 """SD.Next's extension, loaded as SD.Next loads it, beside modules of the shape that SD.Next's have."""
 
-import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +12,8 @@ import pytest
 import requests
 import torch
 from PIL import Image
+
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "integrations" / "sdnext" / "scripts" / "remote_vae_server.py"
 SD, SDXL = ("sd", "pixartalpha"), ("sdxl", "pixartsigma", "hunyuandit", "auraflow", "omnigen")
@@ -72,12 +73,7 @@ class SDNext:
             monkeypatch.setitem(sys.modules, name, module)
 
     def load(self) -> Any:
-        spec = importlib.util.spec_from_file_location(SCRIPT.name, SCRIPT)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_script(SCRIPT)
 
     @property
     def addresses(self) -> list[str]:
