@@ -29,7 +29,16 @@ from torch._prims_common import suggest_memory_format
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from remote_vae.core import attention, norm_triton, root_mean_square, stream_layer, stream_whole, sweep
+from remote_vae.core import (
+    attention,
+    attention_triton,
+    norm_triton,
+    root_mean_square,
+    steps,
+    stream_layer,
+    stream_whole,
+    sweep,
+)
 from remote_vae.core.live_bytes import tensors_in
 
 LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -43,7 +52,8 @@ EMPTY: Final = {
 COPIES: Final = (aten.clone.default, aten.copy_.default, aten._to_copy.default)
 NORMS: Final = (aten.native_group_norm.default,)
 PRODUCTS: Final = {
-    aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1, aten.baddbmm_.default: 1
+    aten.mm.default: 0, aten.mm.dtype: 0, aten.bmm.default: 0,
+    aten.addmm.default: 1, aten.baddbmm.default: 1, aten.baddbmm_.default: 1,
 }  # fmt: skip
 
 
@@ -63,13 +73,13 @@ class Account(TorchDispatchMode):
         return sum(kernel is not None and kernel.kind == "wait" for kernel in self.work)
 
     def add(self, name: str, kind: str, read: Any, written: Any, **more: Any) -> None:
-        """One kernel. Tensors that hold nothing launch nothing."""
+        """One kernel, in the precision of what it reads. Tensors that hold nothing launch nothing."""
         outputs = [tensor for tensor in tensors_in(written) if tensor.numel()]
         if not outputs:
             return
         given, found = sum(map(_bytes, tensors_in(read))), sum(map(_bytes, outputs))
-        shape = tuple(outputs[0].shape)
-        self.work.append(Kernel(name, kind, _name(outputs[0].dtype), read=given, written=found, shape=shape, **more))
+        shape, dtype = tuple(outputs[0].shape), next(tensors_in(read), outputs[0]).dtype
+        self.work.append(Kernel(name, kind, _name(dtype), read=given, written=found, shape=shape, **more))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -202,7 +212,7 @@ class _Fused(TorchFunctionMode):
         return found
 
 
-WRITTEN: Final = ("into", "means", "variances")  # parameters of kernels in Triton; the others are read
+WRITTEN: Final = ("into", "means", "variances", "totals")  # parameters of kernels in Triton; the others are read
 
 
 class _Launcher:
@@ -232,20 +242,26 @@ def _divide(source: torch.Tensor, into: torch.Tensor, norm: Any, *, silu: bool =
         norm_triton.divide(source, into, norm, root_mean_square.LEAST, silu=silu)
 
 
+def _by_products(channels: int, dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype.itemsize == 2 and channels > attention.WIDEST_FUSED
+
+
 @contextmanager
 def counted() -> Iterator[Account]:
     """Counts what runs inside the block as if the meta device were a CUDA device with Triton."""
     account = Account()
     with ExitStack() as entered:
-        for name, found in vars(norm_triton).items():
-            if hasattr(found, "arg_names") or hasattr(found, "run"):
-                entered.enter_context(patch.object(norm_triton, name, _Launcher(name.strip("_"), found, account)))
+        for room in (norm_triton, attention_triton):
+            for name, found in vars(room).items():
+                if hasattr(found, "arg_names") or hasattr(found, "run"):
+                    entered.enter_context(patch.object(room, name, _Launcher(name.strip("_"), found, account)))
         triton = norm_triton.Triton()
         for room in (sweep, stream_whole):
             entered.enter_context(patch.object(room, "kernels_for", lambda device: triton))
         for room in (stream_layer, stream_whole):
             entered.enter_context(patch.object(room, "normalise", _divide))
         entered.enter_context(patch.object(attention, "_is_fused", lambda key, value: True))
+        entered.enter_context(patch.object(steps, "by_products", _by_products))
         entered.enter_context(_Fused(account))
         entered.enter_context(account)
         yield account

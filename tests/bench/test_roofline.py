@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from roofline_account import by_operator, counted
 from roofline_cards import CARDS, HOST_SECONDS, KERNEL_SECONDS, Kernel, cost, device_seconds
 from roofline_cases import PUBLISHED, Case, Published, count, model_without_values, ways
 
+from remote_vae.core import steps
 from remote_vae.core.decode import decode
 from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
@@ -83,18 +85,19 @@ def test_published_times(one: Published) -> None:
 
 @pytest.mark.parametrize("model", ["sd1", "sdxl", "flux1", "flux2"])
 def test_what_ours_launch(model: str) -> None:
-    """A picture of 1024 pixels is decoded in at most 180 launches, one change of layout, and no wait before the end."""
+    """A picture of 1024 pixels is decoded in at most 190 launches, one change of layout, and no wait before the end."""
     account = count(Case(model, 1024, 1024), "whole").account
-    assert len(account.kernels) <= 180
+    assert len(account.kernels) <= 190
     assert sum(kernel.kind.endswith("layout") for kernel in account.kernels) <= 1
     assert account.waits == 0
 
 
 @pytest.mark.parametrize("way", ["frames", "rows"])
 def test_what_local_networks_launch(way: str) -> None:
-    """Of a video, only the latent changes its layout, and nothing waits before the end."""
+    """Of a video, only the four frames of the latent change their layout, and nothing waits before the end."""
     account = count(Case("wan2.1", 64, 64, 13), way).account
-    assert sum(kernel.kind.endswith("layout") for kernel in account.kernels) <= 1
+    changed = [kernel.shape for kernel in account.kernels if kernel.kind.endswith("layout")]
+    assert sum(map(prod, changed)) <= 16 * 4 * 8 * 8
     assert account.waits == 0
 
 
@@ -140,6 +143,16 @@ def test_peaks_are_those_that_the_planner_predicts() -> None:
     }
     for way in ("diffusers", "whole"):
         assert count(Case("sd1", 1024, 1024), way).peak_bytes == pytest.approx(measured[way], rel=0.01)
+
+
+def test_the_peak_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner counts what attention by products holds, here the scores of all positions."""
+    monkeypatch.setattr(steps, "QUERIES", 2**14)
+    found = count(Case("flux1", 1024, 1024), "strips").peak_bytes
+    monkeypatch.setattr(steps, "by_products", lambda channels, dtype, device: True)
+    executors = model_without_values("flux1", "bfloat16").decoders
+    executor = next(executor for executor in executors if executor.name == "strips")
+    assert found == pytest.approx(executor.peak_bytes((1, 16, 128, 128), torch.bfloat16, 0), rel=0.03)
 
 
 def test_the_command(tmp_path: Path) -> None:

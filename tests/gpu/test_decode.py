@@ -4,7 +4,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from remote_vae.core.attention import attend, by_products
+from remote_vae.core.late_biases import with_late_biases
 from remote_vae.core.rows import kernels_for
+from remote_vae.core.stages import Program
 from remote_vae.core.strips import run
 from remote_vae.core.sweep import StripPlan
 from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
@@ -22,6 +25,12 @@ def model(dtype: torch.dtype) -> AutoencoderKL:
         norm_num_groups=8,
     )
     return torch.nn.Module.to(found.eval().requires_grad_(False), "cuda", dtype)
+
+
+def late(program: Program | None) -> Program:
+    """As a card with Triton has it."""
+    assert program is not None
+    return with_late_biases(program)
 
 
 def through(program: object, given: torch.Tensor, plan: StripPlan) -> torch.Tensor:
@@ -43,8 +52,8 @@ def test_exact(strip_bytes: int, recompute: bool) -> None:
     vae, plan = model(torch.float32), StripPlan(strip_bytes, recompute)
     z, x = torch.randn(1, 4, 14, 10, device="cuda"), torch.randn(1, 3, 56, 40, device="cuda")
     for program, given, expected in (
-        (describe_decoder(vae), z, vae.decode(z).sample),
-        (describe_encoder(vae), x, vae.encode(x).latent_dist.parameters),
+        (late(describe_decoder(vae)), z, vae.decode(z).sample),
+        (late(describe_encoder(vae)), x, vae.encode(x).latent_dist.parameters),
     ):
         assert (through(program, given, plan) - expected).abs().max() < 1e-5 * expected.abs().max()
 
@@ -58,8 +67,20 @@ def test_16_bits(dtype: torch.dtype) -> None:
     def noise(pixels: torch.Tensor) -> torch.Tensor:
         return 10 * torch.log10((pixels.float() - reference).square().mean())
 
-    found = through(describe_decoder(vae), z.to(dtype), StripPlan(100_000))
+    found = through(late(describe_decoder(vae)), z.to(dtype), StripPlan(100_000))
     assert noise(found) - noise(vae.decode(z.to(dtype)).sample) < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_by_products(dtype: torch.dtype) -> None:
+    """Attention of wide heads is as near to float32 as PyTorch's own kernel."""
+    query, key, value = torch.randn(3, 1000, 512, device="cuda").to(dtype)
+    if not by_products(512, dtype, query.device):
+        pytest.skip("needs CUDA and Triton")
+    exact = torch.softmax(query.double() @ key.double().t() / 512**0.5, 1) @ value.double()
+    theirs = torch.nn.functional.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])
+    found = attend(query.clone(), key, value, 300)
+    assert (found - exact).square().mean() < 1.2 * (theirs[0, 0] - exact).square().mean()
 
 
 def test_triton_runs() -> None:

@@ -1,4 +1,4 @@
-"""Compiles the kernels of `core.norm_triton` for cards that are not here, and prints each kernel with its card.
+"""Compiles the kernels in Triton for cards that are not here, and prints each kernel with its card.
 
 The calls are those of the program, on small tensors on a CPU; each launch is compiled instead.
 """
@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from remote_vae.core import local, norm_triton
+from remote_vae.core import attention_triton, local, norm_triton
 from remote_vae.core.stages import Norm
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -43,9 +43,11 @@ def _type(value: object) -> str:
 
 
 def main() -> None:
-    for name, found in list(vars(norm_triton).items()):
-        if isinstance(found, triton.JITFunction) and name != "_place":
-            setattr(norm_triton, name, Compiled(found))
+    attention_triton._product = lambda one, other: torch.zeros(len(one), other.shape[1])
+    for room in (norm_triton, attention_triton):
+        for name, found in list(vars(room).items()):
+            if isinstance(found, triton.JITFunction) and name != "_place":
+                setattr(room, name, Compiled(found))
     kernels, norm = norm_triton.Triton(), Norm(8, 1e-6, torch.ones(64), torch.ones(64))
     one, other = (
         torch.zeros(1, 64, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for _ in range(2)
@@ -55,6 +57,7 @@ def main() -> None:
     kernels.add(one, other, torch.ones(64), measured=True)
     kernels.add(one, other, None, measured=False)
     kernels.normalise(one, other, norm, groups, silu=True)
+    attention_triton.attend_by_products(*(torch.zeros(3, 8, 16, dtype=torch.bfloat16)))
     norm_triton.divide(one, other, local.Norm(torch.ones(64)), 1e-12, silu=True)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from remote_vae.core import local, root_mean_square, rows, sweep
+from remote_vae.core import local, root_mean_square, rows, steps, sweep
+from remote_vae.core.attention import attend, by_products
 from remote_vae.core.late_biases import with_late_biases
 from remote_vae.core.norm import Cpu, Plain
 from remote_vae.core.stages import Norm, Program
@@ -22,7 +23,7 @@ from .models import small
 from .test_exact import CLOSE, FEW_ROWS, apart, through
 
 pytest.importorskip("triton")
-from remote_vae.core import norm_triton
+from remote_vae.core import attention_triton, norm_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -234,9 +235,42 @@ def test_they_compile() -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert {line.split()[0] for line in ran.stdout.splitlines()} == {
         name
-        for name, found in vars(norm_triton).items()
+        for room in (norm_triton, attention_triton)
+        for name, found in vars(room).items()
         if name[0] == "_" and hasattr(found, "fn") and name != "_place"
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("scale", [1, 40])
+def test_attention_by_products(scale: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is exact for any number of positions, and if one position outweighs all others."""
+    monkeypatch.setattr(attention_triton, "TILE_SCORES", 64)
+    query, key, value = torch.randn(3, 150, 24).to(dtype)
+    query *= scale
+    exact = torch.softmax(query.double() @ key.double().t() / 24**0.5, 1) @ value.double()
+    attend(query[:70], key, value, 32)
+    torch.testing.assert_close(query[:70].double(), exact[:70], rtol=0, atol=8 * scale * torch.finfo(dtype).eps)
+
+
+def test_a_model_whose_attention_is_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decodes as by diffusers' own code."""
+    monkeypatch.setattr(steps, "by_products", lambda channels, dtype, device: True)
+    monkeypatch.setattr(steps, "QUERIES", 256)
+    model, z = small((16,)), torch.randn(1, 4, 20, 30)
+    assert apart(through(describe_decoder(model), z, StripPlan(FEW_ROWS)), model.decode(z).sample) < CLOSE
+
+
+def test_where_attention_is_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide heads in 16 bits on cards with Triton take products; everything else is left to PyTorch."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert by_products(512, torch.bfloat16, cuda)
+    assert not by_products(256, torch.bfloat16, cuda)
+    assert not by_products(512, torch.float32, cuda)
+    assert not by_products(512, torch.bfloat16, cpu)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert not by_products(512, torch.bfloat16, cuda)
 
 
 def test_where_they_run(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:

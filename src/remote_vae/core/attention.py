@@ -6,17 +6,28 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core.filters import arithmetic
+from remote_vae.core.norm import has_triton
 from remote_vae.core.stages import Convolution
 
 CHUNK_BYTES: Final = 64 * 2**20  # the most that a chunk of queries holds for itself
+WIDEST_FUSED: Final = 256  # channels of a head; PyTorch's fast fused kernels for CUDA devices take no more
+QUERIES: Final = 4096  # of a chunk by products: results in tiles of 128x128 that occupy every multiprocessor
+FEW_QUERIES: Final = 2048  # if memory is short
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: int = 0) -> torch.Tensor:
     """softmax(q k' / sqrt(C)) v, chunk by chunk; the result overwrites `query`.
 
+    With `queries` it is computed by products, for so many queries at a time.
     Scores are products summed in float32 and never rounded to 16 bits: a score of some tens would lose its fraction.
     *Shapes*: [N,C] each.
     """
+    if queries:
+        from remote_vae.core.attention_triton import attend_by_products
+
+        for chunk in torch.split(query, queries):
+            attend_by_products(chunk, key, value)
+        return query
     wide = query.device.type == "cpu" and not _multiplies_16_bits_fast()
     dtype = torch.float32 if wide else query.dtype
     key, value = key.to(dtype), value.to(dtype)
@@ -27,6 +38,20 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
         chunk = query[start : start + rows]
         chunk.copy_(_attention(chunk.to(dtype), key, value))
     return query
+
+
+def by_products(channels: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether two matrix products and the scores between them take less time than PyTorch's fused kernel.
+
+    So it is calculated by `benchmarks/roofline.py`, from the time that attention takes in published figures.
+    """
+    fast = device.type == "cuda" and torch.version.cuda is not None and has_triton()
+    return fast and dtype.itemsize == 2 and channels > WIDEST_FUSED
+
+
+def products_bytes(queries: int, positions: int, channels: int) -> int:
+    """Bytes of a chunk: scores in float32, their exponentials in 16 bits, and the result in float32."""
+    return queries * (6 * positions + 4 * channels)
 
 
 def linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from remote_vae.core.attention import CHUNK_BYTES, attend, linear
+from remote_vae.core.attention import (
+    CHUNK_BYTES,
+    FEW_QUERIES,
+    QUERIES,
+    attend,
+    by_products,
+    linear,
+    products_bytes,
+)
 from remote_vae.core.filters import lead_of, scratch_bytes
 from remote_vae.core.norm import Moments
 from remote_vae.core.rows import Normalised, Rows, Stored
@@ -235,9 +243,10 @@ class Attend:
         query, key, value = (linear(rows, layer) for layer in (part.query, part.key, part.value))
         del rows
         each = base.height * base.width if part.causal else len(query)  # positions that see the same keys
+        queries = self._queries(sweep.plan, query.dtype)
         for start in range(0, len(query), each):
             seen = start + each
-            attend(query[start:seen], key[:seen], value[:seen])
+            attend(query[start:seen], key[:seen], value[:seen], queries)
         found = linear(query, part.out)
         del query, key, value
         branch = found.view(base.frames, base.height, base.width, -1).permute(0, 3, 1, 2)
@@ -255,9 +264,19 @@ class Attend:
         A chunk holds two rows of channels for each query, or a row of scores.
         """
         size, positions = self.size, self.size.frames * self.size.height * self.size.width
+        queries = self._queries(plan, self.attention.query.weight.dtype)
+        if queries:
+            chunk = products_bytes(min(queries, positions), positions, size.channels)
+            return max(5 * size.map_bytes, 4 * size.map_bytes + chunk)
         wide = 2 * positions * size.channels * 4 if size.item_bytes < 4 else 0
         chunk = min(CHUNK_BYTES, 8 * positions * size.channels)
         return max(5 * size.map_bytes, 4 * size.map_bytes + wide + chunk)
+
+    def _queries(self, plan: StripPlan, dtype: torch.dtype) -> int:
+        """How many queries a chunk by products has; 0 if attention is left to PyTorch's fused kernel."""
+        if not by_products(self.size.channels, dtype, self.attention.query.weight.device):
+            return 0
+        return FEW_QUERIES if plan.recompute else QUERIES
 
 
 # What is done at one stage. `run` takes the map before the stage and returns the map after it.
