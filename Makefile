@@ -50,7 +50,7 @@ lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/lint-imports
 
 fuzz: $(VENV)/.dev    ## fuzzes the readers of pictures, videos, files, connections, requests and replies, an hour each
-	for target in image container video latents connection request reply; do mkdir -p fuzz/$$target && PYTHONPATH=tests $(BIN)/python tests/hostile/fuzz.py $$target \
+	for target in image container video latents connection request reply parts; do mkdir -p fuzz/$$target && PYTHONPATH=tests $(BIN)/python tests/hostile/fuzz.py $$target \
 	  -max_total_time=$(or $(SECONDS),3600) -rss_limit_mb=2048 -timeout=10 -artifact_prefix=fuzz/ fuzz/$$target || exit 1; done
 
 hostile: $(VENV)/.dev ## measures the memory of hostile requests, looks for what a thousand leave behind; a read-only file system

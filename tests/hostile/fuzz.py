@@ -2,8 +2,8 @@
 
 Targets: `image` (pictures), `container` (what a picture's file is made of), `video` (videos in files), `latents` (files
 of latents), `connection` (the bytes of a connection, into the whole server without a model), `request` (head and body),
-`reply` (what a client gets). An exception that is none of the project's own is a finding; libFuzzer then ends with the
-input that caused it. The folder `tests` must be on Python's path.
+`reply` (what a client gets), `parts` (a reply that is read while it comes). An exception that is none of the project's
+own is a finding; libFuzzer then ends with the input that caused it. The folder `tests` must be on Python's path.
 """
 
 import asyncio
@@ -37,6 +37,8 @@ with atheris.instrument_imports(include=["remote_vae", "PIL"]):
     from remote_vae.media.frames import Cut, kind_of_video, read_video
     from remote_vae.media.images import read_image
     from remote_vae.protocol import digest, replies, wire
+    from remote_vae.protocol.multipart import PartsReader, PartsWriter
+    from remote_vae.values import Tensor
 
     if "connection" in sys.argv[1:2]:
         from remote_vae.server.app import build_app
@@ -44,6 +46,7 @@ with atheris.instrument_imports(include=["remote_vae", "PIL"]):
         from remote_vae.server.settings import Settings
 
 MOST_PIXELS, MOST_SIDE = 2**18, 2048
+BOUNDARY = "b"
 warnings.simplefilter("ignore")  # the imaging library's, about broken pictures
 
 
@@ -125,6 +128,26 @@ def reply(data: bytes) -> None:
         return
 
 
+def parts(data: bytes) -> None:
+    """The first byte says where the bytes are cut, which makes no difference to what is read."""
+    cut, body = data[0] if data else 0, data[1:]
+    whole, halves = _read_parts(body), _read_parts(body[:cut], body[cut:])
+    if whole != halves:
+        raise AssertionError((whole, halves))
+
+
+def _read_parts(*pieces: bytes) -> tuple[list[bytes], str]:
+    """The tensors' bytes, and the code of the error at the end, if there is one."""
+    reader, found = PartsReader(f"multipart/mixed; boundary={BOUNDARY}", most_bytes=2**16), list[bytes]()
+    try:
+        for piece in pieces:
+            found.extend(bytes(tensor.buffer) for tensor in reader.take(piece))
+        reader.end()
+    except RemoteVAEError as exc:
+        return found, exc.code
+    return found, ""
+
+
 class Sink(asyncio.Transport):
     """The other end of a connection: keeps what is sent to it."""
 
@@ -201,6 +224,7 @@ def pictures() -> list[bytes]:
 def videos() -> list[bytes]:
     frames = films.moving(3, 16, 16)
     kinds = [films.film(frames, kind) for kind in ("mp4", "mov", "webm", "matroska")]
+    kinds.append(films.av1(frames, "matroska"))
     return [*kinds, films.animation(frames), films.animation(frames, "WEBP"), films.pictures(frames)]
 
 
@@ -238,6 +262,15 @@ def connections() -> list[bytes]:
     return [b"\x14" + head for head in heads]
 
 
+def streams() -> list[bytes]:
+    """Two tensors and the end, and an error, each behind the byte that cuts them."""
+    writer = PartsWriter()
+    tensors = [part for size in (1, 2) for part in writer.tensor(Tensor("uint8", (size,), bytes(size)), [])]
+    found = [[*tensors, writer.end()], [*tensors, *writer.error(RequestError("a reason"))]]
+    own = writer.content_type.partition("=")[2].encode()
+    return [b"\x14" + b"".join(stream).replace(own, BOUNDARY.encode()) for stream in found]
+
+
 def seeds(target: str) -> list[bytes]:
     """Good inputs to begin with."""
     return {
@@ -246,6 +279,7 @@ def seeds(target: str) -> list[bytes]:
         "container": lambda: [*pictures(), b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"],
         "latents": files,
         "connection": connections,
+        "parts": streams,
         "request": lambda: [
             SHAPE + b"&scaling_factor=0.18215\ntensor/binary\nimage/png\n1.5\n\0\0",
             b"\napplication/json\n*/*\n\n" + JSON,
@@ -283,6 +317,7 @@ def main() -> None:
         "latents": latents,
         "request": request,
         "reply": reply,
+        "parts": parts,
     }
     how = {"custom_mutator": mutate} if name in ("image", "container") else {}
     atheris.Setup(sys.argv, Server() if name == "connection" else targets[name], **how)

@@ -10,12 +10,13 @@ import pytest
 pytest.importorskip("atheris", reason="has wheels for Linux only")
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
+TARGETS = ("image", "container", "video", "latents", "connection", "request", "reply", "parts")
 TESTS = Path(__file__).parents[1]
 FUZZ = TESTS / "hostile/fuzz.py"
 
 
 @pytest.mark.timeout(SECONDS + 240)
-@pytest.mark.parametrize("target", ["image", "container", "video", "latents", "connection", "request", "reply"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_fuzz(target: str, tmp_path: Path) -> None:
     """Inputs bred for coverage raise nothing but the project's own errors, in little memory and time."""
     corpus = tmp_path / "corpus"

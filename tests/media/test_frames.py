@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from films import animation, archive, film, moving, numbers, picture, pictures
+from films import animation, archive, av1, film, moving, numbers, picture, pictures
 from remote_vae.errors import InvalidImage, TooLarge
 from remote_vae.media.frames import Cut, kind_of_video, read_video
 from remote_vae.media.images import ReadPicture, read_image
@@ -24,6 +24,8 @@ FILES = {
     "WebM of VP8": lambda: film(moving(), "webm", codec="libvpx"),
     "WebM of VP9": lambda: film(moving(), "webm"),
     "Matroska": lambda: film(moving(), "matroska"),
+    "MP4 of AV1": lambda: av1(moving()),
+    "WebM of AV1": lambda: av1(moving(), "webm"),
     "Matroska of FFV1": lambda: film(moving(), "matroska", codec="ffv1", pix_fmt="bgr0"),
     "10 bits": lambda: film(moving(), codec="libx265", pix_fmt="yuv420p10le"),
     "full colour": lambda: film(moving(), pix_fmt="yuv444p"),

@@ -87,9 +87,9 @@ class PartsReader:
             self.whole = True
             return True
         end = self._came.find(END_OF_HEAD)
+        if (end if end >= 0 else len(self._came)) > MOST_HEAD_BYTES:
+            raise InvalidReply(f"the head of a part has more than {MOST_HEAD_BYTES} bytes")
         if end < 0:
-            if len(self._came) > MOST_HEAD_BYTES:
-                raise InvalidReply("the head of a part has no end")
             return False
         lines = bytes(self._came[:end]).split(b"\r\n")
         if lines[0] != self._boundary:
