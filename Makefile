@@ -47,6 +47,7 @@ lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 src/remote_vae/client
 	$(BIN)/lint-imports
 
 fuzz: $(VENV)/.dev    ## fuzzes the readers of pictures, videos, files, connections, requests and replies, an hour each

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
 from remote_vae.errors import InvalidValue, WrongByteCount
+from remote_vae.python310 import StrEnum
 
 Buffer = bytes | bytearray | memoryview
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import platform
+import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -105,6 +107,8 @@ class ServeCommand(typer.core.TyperCommand):
 
 def _setting_parameters() -> Iterator[inspect.Parameter]:
     """A parameter for each setting that has a flag; None stands for "not given", so that the environment counts."""
+    if sys.version_info < (3, 11):
+        raise ConfigurationError(f"the server needs Python 3.11 or newer, and this is {platform.python_version()}")
     try:
         from remote_vae.server.settings import Settings
     except ImportError as exc:

@@ -17,10 +17,11 @@ from collections.abc import (
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypedDict, TypeVar
 
 from remote_vae.client.one_process import OneProcess
 from remote_vae.errors import InvalidValue
+from remote_vae.python310 import Self
 
 if TYPE_CHECKING:
     from remote_vae.client.progress import Bar

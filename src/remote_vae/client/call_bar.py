@@ -3,9 +3,10 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from remote_vae.client.watching import CallProgress, Tell
+from remote_vae.python310 import Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress

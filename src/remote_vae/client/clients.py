@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final
 
 import httpx2
 from PIL import Image
@@ -19,6 +19,7 @@ from remote_vae.client.queue import Queue
 from remote_vae.client.watching import Tell
 from remote_vae.protocol.messages import Reply
 from remote_vae.protocol.options import DecodeArguments, EncodeArguments
+from remote_vae.python310 import Self, Unpack
 from remote_vae.values import Buffer
 
 TRIES: Final = 10_000  # in effect without limit: an item's tries end with its time-out

@@ -1,7 +1,7 @@
 """One model of a server, with the facts on its card, for the VAE objects of pipelines and workflows."""
 
 import weakref
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from remote_vae.client.calls import find_card
@@ -11,6 +11,7 @@ from remote_vae.client.latents import AnyTensor
 from remote_vae.client.network import PathText, run
 from remote_vae.client.watching import Tell
 from remote_vae.errors import InvalidReply, InvalidValue, LatentMismatch, NotReady, UnknownModel
+from remote_vae.python310 import Self
 from remote_vae.values import RGB, Frames
 
 FRAMES_AXES: Final = 4  # of the frames of one video, which some pipelines hand over as a batch

@@ -25,6 +25,7 @@ import httpx2
 from remote_vae.client.deadline import DeadlineTransport
 from remote_vae.client.exchange import ID_HEADERS, POLL_SECONDS, Deadline, HttpRequest, Poll, Reader, nothing
 from remote_vae.errors import ConfigurationError
+from remote_vae.python310 import timeout
 
 T = TypeVar("T")
 PathText: TypeAlias = str | os.PathLike[str]
@@ -156,7 +157,7 @@ class AsyncNetwork(Way[httpx2.AsyncClient]):
         return self._own[key][0]
 
     async def exchange(self, request: HttpRequest, reader: Reader) -> None:
-        async with asyncio.timeout(reader.deadline.left), aclosing(self.chunks(request, reader)) as chunks:
+        async with timeout(reader.deadline.left), aclosing(self.chunks(request, reader)) as chunks:
             async for chunk in chunks:
                 reader.take(chunk)
 
@@ -171,7 +172,7 @@ class AsyncNetwork(Way[httpx2.AsyncClient]):
                 yield chunk
 
     async def pull(self, chunks: AsyncGenerator[bytes, None], deadline: Deadline) -> bytes:
-        async with asyncio.timeout(deadline.left):
+        async with timeout(deadline.left):
             return await anext(chunks, b"")
 
     async def sleep(self, seconds: float, poll: Poll = nothing) -> None:

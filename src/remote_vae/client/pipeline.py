@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -28,6 +28,7 @@ from remote_vae.client.retry import FEW
 from remote_vae.client.there import decode_there, encode_there
 from remote_vae.client.watching import Tell
 from remote_vae.errors import ClientTimeout, ConfigurationError, ConnectionFailed, InvalidValue
+from remote_vae.python310 import Self
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final
 
 from PIL import Image
 
@@ -13,6 +13,7 @@ from remote_vae.client.latents import AnyTensor, copy_of, is_torch
 from remote_vae.client.network import PathText
 from remote_vae.client.one_process import OneProcess
 from remote_vae.protocol.options import DecodeArguments
+from remote_vae.python310 import Self, Unpack
 
 SHARE: Final = 0.02  # of one core at most, so that previews hardly slow the pipeline down
 SECONDS: Final = 10.0  # a preview that takes longer is useless

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import suppress
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from remote_vae.client.aio_queue import AsyncQueue, Item, place_of_done
 from remote_vae.client.one_process import OneProcess
+from remote_vae.python310 import Runner, Self
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=AsyncQueue[Any])
@@ -95,7 +96,7 @@ class Queue(OneProcess, Generic[Q]):
 
 def _run_loop(started: Future[asyncio.AbstractEventLoop]) -> None:
     # At the interpreter's end no thread can be started, not even the one with which a loop ends its executor.
-    with suppress(RuntimeError), asyncio.Runner() as runner:
+    with suppress(RuntimeError), Runner() as runner:
         loop = runner.get_loop()
         started.set_result(loop)
         loop.run_forever()

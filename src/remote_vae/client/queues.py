@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, Unpack
+from typing import Any
 
 from remote_vae.client.aio_queue import AsyncQueue, Item, QueueArguments
 from remote_vae.client.clients import TRIES, AsyncClient
@@ -12,6 +12,7 @@ from remote_vae.client.network import PathText
 from remote_vae.client.pictures import AnyPicture, held
 from remote_vae.client.queue import Queue
 from remote_vae.protocol.options import DecodeArguments, EncodeArguments
+from remote_vae.python310 import Unpack
 
 
 class WayArguments(QueueArguments, total=False):

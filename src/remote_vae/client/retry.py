@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -28,6 +28,7 @@ from remote_vae.client.exchange import (
 )
 from remote_vae.client.network import Network
 from remote_vae.errors import ClientError, ConnectionFailed, InvalidValue, NotReady
+from remote_vae.python310 import UTC
 
 LARGEST_REPLY: Final = 2**31  # bytes: the raw floats of a common video are 1.4 GB
 LONGEST_TIMEOUT: Final = 86400.0

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 
 from remote_vae.protocol.options import DecodeOptions, EncodeOptions
+from remote_vae.python310 import StrEnum
 from remote_vae.values import RGB, Buffer, Format, Scaling, Tensor
 
 

@@ -88,7 +88,7 @@ def _sums(given: "torch.Tensor", net: "Net", channels: int, into: _Tiles, out: _
             if below is not None:
                 band[:, :, :, : shared[1]] = below
             for k in range(counts[2]):
-                tile = net(given[:, :, *into.at((i, j, k))].contiguous()).to(given.dtype)
+                tile = net(given[(slice(None), slice(None), *into.at((i, j, k)))].contiguous()).to(given.dtype)
                 faded = _prepare_for_blend(*zip((i, j, k), counts, shared, strict=True), tile)
                 band[..., out.at((i, j, k))[2]] += faded
             done, high = (
