@@ -107,7 +107,7 @@ class ServeCommand(typer.core.TyperCommand):
 
 def _setting_parameters() -> Iterator[inspect.Parameter]:
     """A parameter for each setting that has a flag; None stands for "not given", so that the environment counts."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  # the package is for 3.10 too, because of the client
         raise ConfigurationError(f"the server needs Python 3.11 or newer, and this is {platform.python_version()}")
     try:
         from remote_vae.server.settings import Settings
