@@ -23,9 +23,11 @@ else:
         __str__ = str.__str__
 
     @asynccontextmanager
-    async def timeout(delay: float | None) -> AsyncIterator[None]:
+    async def _timeout(delay: float | None) -> AsyncIterator[None]:
         with fail_after(delay):
             yield
+
+    timeout = _timeout  # what reads the sources for the documentation takes no function of an imported name
 
     class Runner:
         """An event loop that ends with the context."""
