@@ -72,7 +72,7 @@ def test_frames_come_back(count: int, height: int, width: int, codec: str) -> No
 
 
 @pytest.mark.parametrize("name", VIDEO_FORMATS)
-@pytest.mark.parametrize("size", [(80, 64), (65, 99)])
+@pytest.mark.parametrize("size", [(80, 64), (65, 99), (1, 9)])
 def test_every_format_holds_the_frames(name: str, size: tuple[int, int]) -> None:
     """Every format gives back as many frames, in order, close to their pixels."""
     pixels = frames(6, *size)

@@ -136,6 +136,11 @@ def _of_vp9(terms: VideoTerms) -> Mapping[str, object]:
     return {"crf": round(terms.factor * 63 / 51), "b": 0, **speed, **_keys(terms)}
 
 
+def _of_ffv1(terms: VideoTerms) -> Mapping[str, object]:
+    """A line of single pixels cannot be cut into slices."""
+    return {"slices": 4 if min(terms.height, terms.width) > 1 else 1}
+
+
 def _of_webp(terms: VideoTerms) -> Mapping[str, object]:
     return {"lossless": int(terms.quality == 100), "quality": terms.quality, "compression_level": 1}
 
@@ -150,7 +155,7 @@ MP4: Final[Mapping[str, Coding]] = {
 }  # fmt: skip
 CODINGS: Final[Mapping[str, Coding]] = {
     "webm": Coding("webm", "libvpx-vp9", "yuv420p", "yuv444p", options=_of_vp9, head=_of_matroska),
-    "mkv": Coding("matroska", "ffv1", full="bgr0", rgb=True, options=lambda terms: {"slices": 4}, head=_of_matroska),
+    "mkv": Coding("matroska", "ffv1", full="bgr0", rgb=True, options=_of_ffv1, head=_of_matroska),
     "gif": Coding("gif", "gif", full="pal8", rgb=True, head=lambda terms: {"loop": 0}),
     "webp": Coding(
         "webp", "libwebp_anim", full="bgra", rgb=True, options=_of_webp, head=lambda terms: {"loop": 0}
