@@ -16,7 +16,7 @@ import torch
 from films import animation, film, moving, picture, pictures
 from remote_vae import Client
 from remote_vae.client.model import RemoteModel
-from remote_vae.errors import UnsupportedMediaType
+from remote_vae.errors import RemoteVAEError, UnsupportedMediaType
 from remote_vae.server.videos import first_frames
 from remote_vae.values import Counts, Frames, Tensor
 
@@ -212,6 +212,31 @@ def test_the_command_line_encodes_a_file(live: Any, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "the first 5 of 8 frames were encoded" in " ".join((done.stdout + done.stderr).split())
     close(np.load(output), mean_of(live, moving()[None, 1:6]))
+
+
+@pytest.mark.parametrize("form", ["PNG", "uint8", "floats"])
+def test_a_still_as_the_first_frame(live: Any, form: str) -> None:
+    """A still with frames= gives the latent of the video that goes on in grey, as Wan's pipelines make it."""
+    levels = LEVELS[0, 0]
+    given: Any = {"PNG": picture(levels), "uint8": levels, "floats": levels.transpose(2, 0, 1) / np.float32(255)}[form]
+    video = torch.zeros(1, 3, 5, HEIGHT, WIDTH)
+    video[0, :, 0] = torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1
+    with torch.no_grad():
+        expected = live.modules["video"].encode(video).latent_dist.mean
+    with Client(live.url) as client:
+        reply = client.encode_reply(given, model="video", posterior="mode", frames=5)
+        assert reply.provenance.note == "the picture is the first of 5 frames, and the others are grey"
+        close(client.encode(given, model="video", posterior="mode", frames=5), expected)
+        with pytest.raises(RemoteVAEError, match="the limit here is 257"):
+            client.encode(given, model="video", frames=1001)
+
+
+def test_a_still_does_not_become_more_than_a_body(live: Any) -> None:
+    """A small request that would make more pixels than any body could bring is refused before they take memory."""
+    side = 1480  # of which 257 frames have more than 2**30 values
+    still = np.zeros((1, side, side, 3), np.uint8)
+    with Client(live.url) as client, pytest.raises(RemoteVAEError, match=r"would be \d+ bytes; the limit here is"):
+        client.encode(still, model="video", frames=257)
 
 
 def test_a_still_is_a_video_of_one_frame(live: Any) -> None:

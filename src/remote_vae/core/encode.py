@@ -27,9 +27,10 @@ def encode(
     scaling: Scaling,
     posterior: Posterior,
     seed: int | None = None,
+    empty: int = 0,
     options: RunOptions = RUN_OPTIONS,
 ) -> Result:
-    """The latent of a picture or video.
+    """The latent of a picture or video, or of a video of a picture and so many `empty` frames after it.
 
     *Shapes*: [B,P,H,W] or [B,P,F,H,W], of uint8 also [B,H,W,P] or [B,F,H,W,P] -> [B,C,h,w] or [B,C,f,h,w], twice the
     channels for parameters; P is the model's pixel channels. Floats mean [-1, 1] if any is negative, otherwise [0, 1].
@@ -41,6 +42,8 @@ def encode(
     pixels = prepare(image, info.pixel_channels, multiple=multiple).to(vae.device)
     if (recipe.has_frames or recipe.one_frame) and pixels.ndim == 4:
         pixels = rearrange(pixels, "b c h w -> b c 1 h w")
+    if empty:
+        pixels = functional.pad(pixels, (0, 0, 0, 0, 0, empty))  # grey, as the pipelines that begin with a picture do
     return or_in_float32(vae, lambda: _encode(vae, recipe, pixels, scaling, posterior, seed, options), options)
 
 

@@ -216,9 +216,8 @@ class JobRunner:
             decoded = decode(self._vae, self._recipe, tensor, fit=fit, scaling=scaling, output=output, options=terms)
             return _travelling(decoded.tensor, of_bfloat16=torch.float16), decoded
         posterior, seed = Posterior(job["posterior"]), job["seed"]
-        encoded = encode(
-            self._vae, self._recipe, tensor, scaling=scaling, posterior=posterior, seed=seed, options=terms
-        )
+        how: Message = {"scaling": scaling, "posterior": posterior, "seed": seed, "empty": job["empty"]}
+        encoded = encode(self._vae, self._recipe, tensor, **how, options=terms)
         return _travelling(encoded.tensor, of_bfloat16=torch.float32), encoded
 
     def _checkpoint(self) -> None:

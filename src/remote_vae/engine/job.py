@@ -73,6 +73,7 @@ class DecodeJob(Work):
 class EncodeJob(Work):
     """A picture or video to be encoded; `latent_values` counts the values of the latent's mean.
 
+    So many `empty` frames, which are grey, follow a picture that is the first frame of a video.
     `note` is what the caller should know of how the picture was read.
     """
 
@@ -82,6 +83,7 @@ class EncodeJob(Work):
     pixels: int
     latent_values: int
     note: str = ""
+    empty: int = 0
 
     @property
     def reply_bytes(self) -> int:
@@ -136,4 +138,4 @@ def to_message(job: Job) -> dict[str, Any]:
             "block_bytes": job.block_bytes,
             "restarts": job.restarts,
         }
-    return {**body, "posterior": job.posterior, "seed": job.seed}
+    return {**body, "posterior": job.posterior, "seed": job.seed, "empty": job.empty}

@@ -147,7 +147,8 @@ class EncodeOptions(TypedDict, total=False):
         int | str | None,
         Option(
             IntegerOr(Integer(1), NEAREST),
-            "How many frames of a video are taken; nearest: as many as the model can take.",
+            "How many frames of a video are taken; nearest: as many as the model can take. Of a still, which is the "
+            "first frame: how many frames there are; the others are grey.",
             flag=True,
         ),
     ]

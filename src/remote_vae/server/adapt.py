@@ -20,7 +20,7 @@ from remote_vae.protocol.options import MODEL_ROWS, DecodeOptions
 from remote_vae.server.payloads import video_terms
 from remote_vae.server.readers import Terms
 from remote_vae.server.settings import Settings
-from remote_vae.server.videos import first_frames
+from remote_vae.server.videos import VIDEO_AXES, first_frames
 from remote_vae.values import (
     RGB,
     RGBA,
@@ -144,8 +144,11 @@ def encode_job(
     else:
         raise TypeError("a request with a picture needs the picture that was read")
     image, frames, cut = first_frames(model, info, request, image, frames)
+    empty = frames - 1 if len(image.shape) < VIDEO_AXES else 0
     note = "; ".join(filter(None, (note, cut)))
     _check_limits(settings, batch=image.shape[0], frames=frames, height=height, width=width)
+    if empty:
+        _check_bytes(settings, image.shape[0] * height * width * info.pixel_channels, frames)
     if min(height, width) < multiple:
         raise InvalidImage(
             f"the picture is {width}x{height} pixels; model {model.name!r} needs at least {multiple}x{multiple}",
@@ -164,7 +167,20 @@ def encode_job(
         pixels=batch * frames * height * width,
         latent_values=batch * info.latent_channels * model.recipe.copies * info.frames.latent(frames) * cells,
         note=note,
+        empty=empty,
     )
+
+
+def _check_bytes(settings: Settings, still: int, frames: int) -> None:
+    """*Raises* TooLarge if a still makes more frames than a body could bring, before they take memory."""
+    limit = settings.max_body_bytes
+    if still * frames > limit:
+        raise TooLarge(
+            f"the pixels of {frames} frames like this would be {still * frames} bytes; the limit here is {limit}; send "
+            "a smaller picture, or ask for fewer frames",
+            value=still * frames,
+            limit=limit,
+        )
 
 
 def _check_counts(model: Served, info: VAEInfo, *, frames: int, height: int, width: int) -> None:

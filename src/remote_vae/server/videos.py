@@ -46,6 +46,7 @@ def first_frames(
 ) -> tuple[Tensor, int, str]:
     """The frames that the request takes of its video, their number, and what is left out, in a sentence.
 
+    A still can be the first of several frames, which counts all of them.
     *Raises* InvalidValue for options of a video without one.
     """
     options, video = request.options, model.recipe.has_frames
@@ -59,6 +60,8 @@ def first_frames(
         kept = _held(info.frames, info.frames.counts.nearest(frames)[0])
     elif isinstance(wanted, int):
         kept = wanted
+        if video and len(image.shape) < VIDEO_AXES and wanted > frames:
+            return image, wanted, f"the picture is the first of {wanted} frames, and the others are grey"
         if wanted > frames:
             raise InvalidValue(f"the video has {frames} frames; frames={wanted} needs more", name="frames")
     if kept < frames and len(image.shape) == VIDEO_AXES:
