@@ -117,6 +117,8 @@ def test_quality_costs_bytes(name: str) -> None:
     [
         ("mp4", {"codec": "hevc"}, "a side of 8 pixels; codec=hevc needs at least 64"),
         ("webp", {"streamed": True}, "webp is written as a whole"),
+        ("gif", {"fps": 120}, "players slow a gif of 120 frames a second; take fps up to 50, or mp4"),
+        ("webp", {"fps": 91}, "take fps up to 90"),
     ],
 )
 def test_what_a_format_cannot_be(name: str, terms: dict[str, Any], text: str) -> None:
@@ -138,13 +140,15 @@ def test_the_rate_is_heard(fps: float, name: str) -> None:
         assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["gif", "webp"])
-def test_pictures_that_move_have_their_rate_and_go_on(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fps", "duration"), [("gif", 10, 100), ("webp", 10, 100), ("gif", 50, 20), ("webp", 90, 11)]
+)
+def test_pictures_that_move_have_their_rate_and_go_on(name: str, fps: float, duration: int) -> None:
     """Each frame of an animation stays for its share of a second, and the animation begins again."""
-    with Image.open(BytesIO(written(frames(5, 64, 64), name, fps=10))) as picture:
+    with Image.open(BytesIO(written(frames(5, 64, 64), name, fps=fps))) as picture:
         picture.seek(1)
         picture.load()
-        assert picture.info["duration"] == 100
+        assert picture.info["duration"] == duration
         assert picture.info.get("loop", 0) == 0
 
 

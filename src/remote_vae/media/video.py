@@ -79,7 +79,8 @@ class Coding:
 
     A coding without `full` has colours of half the resolution only; one without `half` has full ones only. `rgb` if
     neither is made of brightness and colours.
-    `tag` is the codec's name in a container that has several for it.
+    `tag` is the codec's name in a container that has several for it. Players show an animation of a higher rate than
+    `most_fps` at ten frames a second.
     """
 
     container: str
@@ -92,6 +93,7 @@ class Coding:
     tag: str = ""
     least_side: int = 1
     least_frames: int = 1
+    most_fps: float = 120
 
 
 def _of_mp4(terms: VideoTerms) -> Mapping[str, object]:
@@ -119,12 +121,8 @@ def _of_h264(terms: VideoTerms) -> Mapping[str, object]:
 
 def _of_hevc(terms: VideoTerms) -> Mapping[str, object]:
     soon = f":frame-threads=1:{LOOK_AHEAD}" if terms.streamed else ""
-    return {
-        "crf": terms.factor,
-        "preset": "veryfast",
-        "x265-params": f"log-level=error:info=0{soon}",
-        **_keys(terms),
-    }
+    more = {"x265-params": f"log-level=error:info=0{soon}"}
+    return {"crf": terms.factor, "preset": "veryfast", **_keys(terms), **more}
 
 
 def _keys(terms: VideoTerms) -> Mapping[str, object]:
@@ -156,9 +154,9 @@ MP4: Final[Mapping[str, Coding]] = {
 CODINGS: Final[Mapping[str, Coding]] = {
     "webm": Coding("webm", "libvpx-vp9", "yuv420p", "yuv444p", options=_of_vp9, head=_of_matroska),
     "mkv": Coding("matroska", "ffv1", full="bgr0", rgb=True, options=_of_ffv1, head=_of_matroska),
-    "gif": Coding("gif", "gif", full="pal8", rgb=True, head=lambda terms: {"loop": 0}),
+    "gif": Coding("gif", "gif", full="pal8", rgb=True, head=lambda terms: {"loop": 0}, most_fps=50),
     "webp": Coding(
-        "webp", "libwebp_anim", full="bgra", rgb=True, options=_of_webp, head=lambda terms: {"loop": 0}
+        "webp", "libwebp_anim", full="bgra", rgb=True, options=_of_webp, head=lambda terms: {"loop": 0}, most_fps=90,
     ),
 }  # fmt: skip
 
@@ -187,6 +185,10 @@ def check_video(asked: Format, terms: VideoTerms) -> None:
     if min(sides) < coding.least_side:
         raise UnsupportedOutput(
             f"the video has a side of {min(sides)} pixels; {what} needs at least {coding.least_side}; ask for h264"
+        )
+    if terms.fps > coding.most_fps:
+        raise UnsupportedOutput(
+            f"players slow a {name} of {terms.fps:g} frames a second; take fps up to {coding.most_fps:g}, or mp4"
         )
     if terms.frames < coding.least_frames:  # FFmpeg refuses one in twelve of such files
         raise UnsupportedOutput(f"{what} needs at least {coding.least_frames} frames; ask for h264")
