@@ -15,6 +15,7 @@ The kernels of `core.norm_triton` are counted by stand-ins for the compiled func
 writes its tensors once.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import torch
-from roofline_cards import TILE, Kernel
+from roofline_cards import TILE, Kernel, Use
 from torch._prims_common import suggest_memory_format
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,6 +64,9 @@ class Account(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.work: list[Kernel | None] = []
+        self._moved = 0
+        self._last: dict[int, int] = {}  # bytes that had been moved when a storage was last used
+        self._written: dict[int, list[tuple[int, Use]]] = {}
 
     @property
     def kernels(self) -> list[Kernel]:
@@ -77,9 +81,30 @@ class Account(TorchDispatchMode):
         outputs = [tensor for tensor in tensors_in(written) if tensor.numel()]
         if not outputs:
             return
-        given, found = sum(map(_bytes, tensors_in(read))), sum(map(_bytes, outputs))
+        inputs = list(tensors_in(read))
+        given, found = sum(map(_bytes, inputs)), sum(map(_bytes, outputs))
+        uses = [Use(_bytes(one), self._moved - self._last.get(_key(one), -1e18)) for one in inputs]
+        self._moved += given + found
+        uses += [self._write(one) for one in outputs]
+        more["uses"] = tuple(uses)
+        for one in (*inputs, *outputs):
+            self._last[_key(one)] = self._moved
         shape, dtype = tuple(outputs[0].shape), next(tensors_in(read), outputs[0]).dtype
         self.work.append(Kernel(name, kind, _name(dtype), read=given, written=found, shape=shape, **more))
+
+    def _write(self, tensor: torch.Tensor) -> Use:
+        """What is freed while the cache still holds it need not go to memory."""
+        use, key = Use(_bytes(tensor), float("inf")), _key(tensor)
+        if key not in self._written:
+            self._written[key] = []
+            weakref.finalize(tensor.untyped_storage(), self._freed, key)
+        self._written[key].append((self._moved, use))
+        return use
+
+    def _freed(self, key: int) -> None:
+        for moved, use in self._written.pop(key, ()):
+            use.apart = self._moved - moved
+        self._last.pop(key, None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

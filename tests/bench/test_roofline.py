@@ -74,6 +74,25 @@ def test_overlap() -> None:
     assert cost([large, wait, large, wait], H200).total > cost([large, large], H200).total
 
 
+def test_what_the_cache_holds() -> None:
+    """Bytes are near if they were used shortly before or are freed soon, and far if others pass through the cache."""
+    mega = 10**6
+
+    def passed(between: int) -> list[float]:
+        """Of two kernels, one of which reads what the other has written, the seconds on an RTX 4090."""
+        with torch.inference_mode(), counted() as account:
+            first = torch.empty(2 * mega, device="meta")
+            first.fill_(1)
+            torch.empty(between, device="meta").fill_(1)
+            second = first + 1
+            del first, second
+        return [device_seconds(kernel, CARDS["RTX 4090"]) for kernel in account.kernels if kernel.read + kernel.written]
+
+    near, far = passed(1), passed(25 * mega)
+    assert far[0] > 2 * near[0]
+    assert far[2] > 2 * near[2]
+
+
 @pytest.mark.parametrize(
     "one", PUBLISHED, ids=lambda one: f"{one.card} {one.way} {one.case.model} {one.case.direction} {one.case.size}"
 )
