@@ -25,9 +25,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """Frames that go through the stages together; `last` if they are the last ones of the clip."""
+    """Frames that go through the stages together; `last` if they are the last ones of the clip.
+
+    *Shapes*: `given`, [f,C,H,W], are these frames as they come into the first stage.
+    """
 
     last: bool
+    given: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,10 @@ class Maps:
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
+    def frames(self, span: Span) -> torch.Tensor:
+        """Some frames of a clip that is stored as one tensor."""
+        return self._parts[0][slice(*span)]
+
     def size(self, frames: int) -> Size:
         return Size(frames, *self._parts[0].shape[1:])
 
@@ -81,14 +85,16 @@ class Blocks:
         return found + prod(shape) * dtype.itemsize + output
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        steady = 1 + (STEADY - 1) * self.program.group
+        group = self.program.group
+        steady = 1 + (STEADY - 1) * group
         if self.together or len(shape) < 5 or shape[2] <= steady:
             return self._rehearsed(shape, dtype)
+        later = (shape[2] - steady) // group  # groups of frames that take what those before them take
+        steady = shape[2] - later * group
         peak = self._rehearsed((*shape[:2], steady, *shape[3:]), dtype)
         if not self.program.remembers:
             return peak
-        more = self._rehearsed((*shape[:2], steady + self.program.group, *shape[3:]), dtype) - peak
-        return peak + more * (shape[2] - steady) // self.program.group
+        return peak + later * (self._rehearsed((*shape[:2], steady + group, *shape[3:]), dtype) - peak)
 
     def _rehearsed(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         described, batch = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
@@ -127,20 +133,19 @@ class Blocks:
         return _given(self._section(sections[-1], maps, run), sink)
 
     def _whole(self, frames: int) -> int:
-        """How many frames make whole groups after the first one."""
-        return frames - (frames - 1) % self.program.group
+        """How many frames make whole groups after the first one, if those beyond do not run with the first group."""
+        return frames if self.program.joins else frames - (frames - 1) % self.program.group
 
     def _section(self, stages: tuple[Stage, ...], maps: Maps, run: Run) -> Iterator[Iterator[Block]]:
         """The blocks of each run of frames."""
         together = self.together and not has_attention(stages)
-        group, count = self.program.group, len(maps)
-        later = ((start, min(start + group, count)) for start in range(1, count, group))
-        spans = [(0, count)] if together else [(0, 1), *later]
-        size = maps.size(count if together else group)
+        count = len(maps)
+        spans = [(0, count)] if together else self.program.runs(count)
+        size = maps.size(count if together else max(spans[0][1], self.program.group))
         chain = Chain(stages, size, run)
         most = run.rows(size, size.channels, size.frames)
         for span in spans:
-            yield chain.through(maps.blocks(span, most), Moment(last=span[1] == count))
+            yield chain.through(maps.blocks(span, most), Moment(span[1] == count, maps.frames(span)))
 
 
 def _stored(section: Iterator[Iterator[Block]]) -> Iterator[torch.Tensor]:
@@ -168,11 +173,15 @@ def _given(section: Iterator[Iterator[Block]], sink: Sink) -> int:
 def block_executors(
     program: Local, meta: Callable[[], Local], device: torch.device, peaks: Kept[int]
 ) -> tuple[Blocks, ...]:
-    """Few frames at a time come first, because larger blocks are faster; rows of all frames need the least memory."""
+    """Few frames at a time come first, because larger blocks are faster; rows of all frames need the least memory.
+
+    Where a norm waits for all rows, the maps before it take the memory, so that smaller blocks would save nothing.
+    """
     most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)
+    less = most if program.only_frames else most // SMALLER
     names = (ROWS,) if program.only_rows else (FRAMES,) if program.only_frames else (FRAMES, ROWS)
     return tuple(
         Blocks(name, name == ROWS, program, meta, device, block_bytes, peaks, lean)
         for name in names
-        for block_bytes, lean in ((most, False), (most // SMALLER, True))
+        for block_bytes, lean in ((most, False), (less, True))
     )

@@ -178,9 +178,15 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class FrameNorm:
-    """GroupNorm over all positions of each frame by itself, and SiLU. It waits for all rows."""
+    """GroupNorm over all positions of each frame, or of frames that run `together`, and SiLU. It waits for all rows.
+
+    Before SiLU it is multiplied by what the first of `scaled` makes of the nearest position of the network's input, and
+    the second is added. Frames after an odd first one are nearest to those after the first one.
+    """
 
     norm: of_maps.Norm
+    together: bool = False
+    scaled: tuple[Convolution, Convolution] | None = None
 
     def after(self, size: Size) -> Size:
         return size
@@ -223,12 +229,14 @@ class Local:
     """What an encoder or decoder does. A section is a part of its stages.
 
     A section with attention always runs a few frames at a time. `group` is the number of frames after the first one
-    that are run together. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `told` makes
+    that are run together; if it `joins`, those beyond whole groups run with the first group, otherwise the first frame
+    runs by itself. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `told` makes
     of a batch and of a request's arguments the batch that the stages take, and the stages for them.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
     group: int = 1
+    joins: bool = False
     pictures: bool = False
     grows: bool = False
     told: "Callable[[torch.Tensor, Arguments], tuple[torch.Tensor, Local]] | None" = None
@@ -236,6 +244,14 @@ class Local:
     def given(self, batch: torch.Tensor, arguments: Arguments) -> "tuple[torch.Tensor, Local]":
         """What runs for a request. A network that is not `told` anything takes no arguments."""
         return (batch, self) if self.told is None else self.told(batch, arguments)
+
+    def runs(self, frames: int) -> list[tuple[int, int]]:
+        """The frames that are run together."""
+        first = 1
+        if self.joins:
+            first = self.group + frames % self.group if frames >= self.group else frames
+        later = ((start, min(start + self.group, frames)) for start in range(first, frames, self.group))
+        return [(0, first), *later]
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -69,7 +69,7 @@ def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
         case Sums():
             found = _Sums(stage, size, run)
         case FrameNorm():
-            found = NormedFrames(stage, run)
+            found = NormedFrames(stage, size, run)
         case Residual():
             found = _Residual(stage, size, run)
         case Attention():

@@ -4,39 +4,83 @@ from collections import deque
 from collections.abc import Iterator
 
 import torch
+from torch.nn import functional
 
 from remote_vae.core.attention import attend, linear
 from remote_vae.core.block import Block, Moment, Run
-from remote_vae.core.local import Attention, FrameNorm
-from remote_vae.core.norm import Moments, merged
+from remote_vae.core.local import Attention, FrameNorm, Size
+from remote_vae.core.norm import Groups, Moments, merged
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.rows import kernels_for
+from remote_vae.core.stages import Convolution
 
 
 class NormedFrames:
     """Waits for all rows, whose statistics are gathered as they come, and keeps them."""
 
-    def __init__(self, stage: FrameNorm, run: Run) -> None:
-        self._norm, self._kernels = stage.norm, kernels_for(run.device)
+    def __init__(self, stage: FrameNorm, size: Size, run: Run) -> None:
+        self._stage, self._height, self._kernels = stage, size.height, kernels_for(run.device)
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        stage, row = self._stage, 0
         held: deque[Block] = deque()
         gathered: list[Moments] = []
         for block in source:
             if not block.rows.is_meta:
-                found = [self._kernels.moments(frame) for frame in torch.split(block.rows, 1)]
+                found = [self._kernels.moments(frames) for frames in self._apart(block.rows)]
                 gathered = [*map(merged, zip(gathered, found, strict=True))] if gathered else found
             held.append(block)
             del block
-        of_groups = [moments.of_groups(self._norm.groups) for moments in gathered]
+        of_groups = [moments.of_groups(stage.norm.groups) for moments in gathered]
+        scales = None if stage.scaled is None or not held else _Scales(stage.scaled, moment.given, self._height)
         for block in popped(held):
-            normal = torch.empty_like(block.rows)
-            frames = zip(torch.split(block.rows, 1), torch.split(normal, 1), of_groups, strict=False)
-            for frame, into, statistics in frames:  # none on meta, where there are no values
-                self._kernels.normalise(frame, into, self._norm, statistics, silu=True)
-            given = [Block(normal, block.last)]
-            del block, normal, frames
+            given = [Block(self._normalised(block.rows, of_groups, silu=scales is None), block.last)]
+            del block
+            if scales is not None:
+                scales.scale(given[0].rows, row)
+            row += given[0].rows.shape[2]
             yield given.pop()
+
+    def _normalised(self, rows: torch.Tensor, of_groups: list[Groups], *, silu: bool) -> torch.Tensor:
+        """Rows after the norm; nothing is held of them that a prediction would not see."""
+        found = torch.empty_like(rows)
+        parts = zip(self._apart(rows), self._apart(found), of_groups, strict=False)
+        for frames, into, statistics in parts:  # none on meta, where there are no values
+            self._kernels.normalise(frames, into, self._stage.norm, statistics, silu=silu)
+        return found
+
+    def _apart(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The frames that have statistics of their own."""
+        return (rows,) if self._stage.together else torch.split(rows, 1)
+
+
+class _Scales:
+    """Factors and shifts of each position of a small map, for the nearest positions of a larger one."""
+
+    def __init__(self, parts: tuple[Convolution, Convolution], small: torch.Tensor, height: int) -> None:
+        frames, channels, self._height, width = small.shape
+        self._times = height // self._height
+        tokens = small.permute(0, 2, 3, 1).reshape(-1, channels)
+        self._maps = [linear(tokens, part).view(frames, self._height, width, -1) for part in parts]
+
+    def scale(self, rows: torch.Tensor, first: int) -> None:
+        """Scales rows in place, of which the first one has this number, and applies SiLU."""
+        made, given = len(rows), len(self._maps[0])
+        alone = made % 2 if made > 1 else 0
+        many = (made - alone) // (given - alone)
+        for frame in range(given):
+            start = frame if frame < alone else alone + (frame - alone) * many
+            stop = start + (1 if frame < alone else many)
+            factor, shift = (self._nearest(part[frame], first, rows.shape[2]) for part in self._maps)
+            values = rows[start:stop].permute(0, 2, 3, 1)
+            functional.silu(values.mul_(factor).add_(shift), inplace=True)
+
+    def _nearest(self, part: torch.Tensor, first: int, count: int) -> torch.Tensor:
+        """*Shapes*: [h,w,C] -> [count,W,C]."""
+        above = first // self._times
+        near = part[above : -(-(first + count) // self._times)]
+        wide = near.repeat_interleave(self._times, 0)[first - above * self._times :][:count]
+        return wide.repeat_interleave(self._times, 1)
 
 
 class Attended:

@@ -111,5 +111,12 @@ _MODELS: Final = (
 )
 
 FAMILIES: Final = (
-    Family("AutoencoderKLCogVideoX", _MODELS, frames=_frames, decode_pieces=decode_pieces, encode_pieces=encode_pieces),
+    Family(
+        "AutoencoderKLCogVideoX",
+        _MODELS,
+        stages="cogvideox",
+        frames=_frames,
+        decode_pieces=decode_pieces,
+        encode_pieces=encode_pieces,
+    ),
 )

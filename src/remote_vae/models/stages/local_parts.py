@@ -15,6 +15,7 @@ from remote_vae.core.stages import Convolution
 from remote_vae.models.stages.parts import expect
 
 HALF: Final = Fraction(1, 2)
+DOUBLE: Final = Fraction(2)
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 Function = Callable[[torch.Tensor, bool], torch.Tensor]
