@@ -1,15 +1,18 @@
 """Time and memory of every exact plan of a model beside diffusers' own code: `python benchmarks/exact.py`.
 
 True architectures with seeded random weights, on this machine's CPU in float32. The plans of a case run one after the
-other in one process, several times; a time is the least of these. The process keeps freed memory, as replicas do.
-Memory is the most bytes of tensors that are alive, weights and input not counted. `apart` is the largest difference
-from diffusers' output, relative to its largest value.
+other in one process, several times; a time is the least of these. Idle threads sleep and the process keeps freed
+memory, as in replicas. Memory is the most bytes of tensors that are alive, weights and input not counted. `apart` is
+the largest difference from diffusers' output, relative to its largest value.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import torch
 import typer

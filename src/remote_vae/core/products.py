@@ -12,12 +12,12 @@ from typing import Final
 
 import torch
 
-PADDING, STRIDE, DILATION, GROUPS = (0, 0), (1, 1), (1, 1), 1
+PADDING, STRIDE, DILATION = (0, 0), (1, 1), (1, 1)
 MOST_IN_A_SUM: Final = 256  # products that are added one after another; longer sums are rounded more
 
 
 class Matrices:
-    """Several matrices for each of several taps. `made` gives them once. *Shapes*: each [t,in,out]; float32."""
+    """Rows of matrices for each of several taps, which `made` gives once. *Shapes*: each [p,t,in,out]; float32."""
 
     def __init__(self, made: Callable[[], Iterator[torch.Tensor]], taps: int, before: int, after: int) -> None:
         self._made, self.taps, self.before, self.after = made, taps, before, after
@@ -27,24 +27,24 @@ class Matrices:
         self._kept: list[list[torch.Tensor]] = []
         self._lock = Lock()
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
-        """Each frame of the result is a sum over `t` frames, and over `parts` of the channels.
+    def __call__(self, index: int, frames: torch.Tensor) -> torch.Tensor:
+        """The products with a row of matrices. Each frame is a sum over `t` frames, and over `parts` of the channels.
 
         The first call packs the matrices for as many frames and rows. More or fewer take more time.
-        *Shapes*: [p,parts,t-1+f,rows,in/parts] -> [p,f,rows,out].
+        *Shapes*: [parts,t-1+f,rows,p,in/parts] -> [f,rows,p,out].
         """
-        count, _, given, rows, channels = frames.shape
         with self._lock:
             if not self._kept:
-                self._kept = [self._packed(matrices, (1, channels, given, rows)) for matrices in self._made()]
-        found = frames.new_empty(count, given - self.taps + 1, rows, self.after)
-        for several, kept, into in zip(frames, self._kept, found, strict=True):
-            for index, (part, matrices) in enumerate(zip(several, kept, strict=True)):
-                _multiply(part, matrices, into, beta=min(index, 1))
+                self._kept = [self._packed(matrices, frames.shape) for matrices in self._made()]
+        multiplied = _convolved if packs() else _multiplied
+        found: torch.Tensor | None = None
+        for part, matrices in zip(frames, self._kept[index], strict=True):
+            found = multiplied(part, matrices, found)
+        assert found is not None  # there is at least one part
         return found
 
     def _packed(self, matrices: torch.Tensor, shape: tuple[int, ...]) -> list[torch.Tensor]:
-        parts = matrices.chunk(self.parts, 1)
+        parts = matrices.chunk(self.parts, 2)
         return [_packed(part, shape) for part in parts] if packs() else list(parts)
 
 
@@ -56,20 +56,35 @@ def packs() -> bool:
 
 
 def _packed(matrices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """*Shapes*: [t,in,out] -> a kernel of t x 1 taps, for an input of a shape."""
-    weight = matrices.permute(2, 1, 0).unsqueeze(-1).contiguous(memory_format=torch.channels_last)
+    """*Shapes*: [p,t,in,out] -> kernels of t x 1 taps, one for each group of channels of an input of a shape."""
+    weight = matrices.permute(0, 3, 2, 1).flatten(0, 1).unsqueeze(-1).contiguous()
+    _, frames, rows, groups, channels = shape
     pack = torch.ops.mkldnn._reorder_convolution_weight
-    found: torch.Tensor = pack(weight, PADDING, STRIDE, DILATION, GROUPS, shape)
+    found: torch.Tensor = pack(weight, PADDING, STRIDE, DILATION, groups, (1, groups * channels, frames, rows))
     return found
 
 
-def _multiply(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor, beta: int) -> None:
-    """Adds to `beta` times what was found. *Shapes*: [t-1+f,rows,in] -> [f,rows,out]."""
-    if matrices.is_mkldnn:
-        given, convolve = frames.unsqueeze(0).permute(0, 3, 1, 2), torch.ops.mkldnn._convolution_pointwise
-        product = convolve(given, matrices, None, PADDING, STRIDE, DILATION, GROUPS, "none", [], "")[0].permute(1, 2, 0)
-        found.add_(product) if beta else found.copy_(product)
-        return
-    into = found.flatten(0, 1)
-    for tap, matrix in enumerate(matrices):
-        into.addmm_(frames[tap : tap + len(found)].flatten(0, 1), matrix, beta=max(beta, min(tap, 1)))
+def _convolved(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+    """Adds to what was found. *Shapes*: [t-1+f,rows,p,in] -> [f,rows,p,out]."""
+    groups = frames.shape[2]
+    given = frames.flatten(2).permute(2, 0, 1).unsqueeze(0)
+    how = (None, PADDING, STRIDE, DILATION, groups)
+    if found is None:
+        product: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(given, matrices, *how, "none", [], "")
+        return product[0].permute(1, 2, 0).view(-1, frames.shape[1], groups, len(matrices) // groups)
+    into = found.flatten(2).permute(2, 0, 1).unsqueeze(0)
+    torch.ops.mkldnn._convolution_pointwise_.binary(into, given, matrices, *how, "add", 1.0, None, [], "")
+    return found
+
+
+def _multiplied(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+    """Adds to what was found. *Shapes*: [t-1+f,rows,p,in], [p,t,in,out] -> [f,rows,p,out]."""
+    count = len(frames) - matrices.shape[1] + 1
+    for tap, several in enumerate(matrices.unbind(1)):
+        given = frames[tap : tap + count].flatten(0, 1).transpose(0, 1)
+        if found is None:
+            found = torch.bmm(given, several).transpose(0, 1).view(count, -1, *several.shape[::2])
+        else:
+            found.flatten(0, 1).transpose(0, 1).baddbmm_(given, several)
+    assert found is not None  # there is at least one tap
+    return found

@@ -11,16 +11,15 @@ of the first form are 0, 1, -1, 1/2, -2 and infinity; `benchmarks/convolutions.p
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Final
 
 import torch
 
 from remote_vae.core.products import Matrices
 
-BLOCK_BYTES: Final = 4 * 2**20  # of a block's recombined input, which must stay in the cache until it is multiplied
+BLOCK_BYTES: Final = 2 * 2**20  # of a block's recombined input, which must stay in the cache until it is multiplied
 Part = tuple[slice, slice, slice]  # tiles of a block, and their rows and columns
-WIDE_CHANNELS: Final = 3  # times as many channels are needed if the CPU multiplies 16 floats at a time
+WIDE_CHANNELS: Final = 2  # times as many channels are needed if the CPU multiplies 16 floats at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +93,13 @@ FOLDED_UPSAMPLING: Final = Form(_PIXEL, _FOLDED_TAPS, _PAIR, 1, 256)
 
 
 def recombine(form: Form, weight: torch.Tensor) -> Matrices:
-    """Recombines a kernel. *Shapes*: [out,in,k,k] or [out,in,t,k,k] -> p*p matrices of [t,in,out]; float32."""
+    """Recombines a kernel. *Shapes*: [out,in,k,k] or [out,in,t,k,k] -> p rows of matrices, [p,t,in,out]; float32."""
     weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
 
     def recombined() -> Iterator[torch.Tensor]:
         rows = torch.tensordot(form.taps, weight.permute(3, 2, 4, 1, 0).float(), 1)
         for row in rows:
-            yield from torch.tensordot(form.taps, row.transpose(0, 1), 1)
+            yield torch.tensordot(form.taps, row.transpose(0, 1), 1)
 
     return Matrices(recombined, *weight.permute(2, 1, 0, 3, 4).shape[:3])
 
@@ -117,20 +116,19 @@ def convolve(
     """
     missing = kernel.taps - 1 - lead
     read = window[max(0, -missing) :].permute(0, 2, 3, 1)
-    read = read.unfold(1, form.inputs, form.step).unfold(2, form.inputs, form.step).permute(4, 5, 0, 1, 2, 3)
-    (height, width), frames = read.shape[3:5], len(window) - lead
+    read = read.unfold(1, form.inputs, form.step).unfold(2, form.inputs, form.step).permute(4, 0, 1, 2, 5, 3)
+    (height, width), frames = read.shape[2:4], len(window) - lead
     result = window.new_empty(frames, height, form.outputs, width, form.outputs, kernel.after)
-    written = result.permute(2, 4, 0, 1, 3, 5)
+    written = result.permute(2, 0, 1, 3, 4, 5)
     most = block_tiles(form, kernel.before, kernel.after, frames + kernel.taps - 1, tiles)
-    shape = (form.inputs**2, kernel.parts, frames + kernel.taps - 1, most, kernel.before // kernel.parts)
+    shape = (kernel.parts, frames + kernel.taps - 1, most, form.inputs, kernel.before // kernel.parts)
     for start in range(0, height * width, most):
         parts = tuple(_parts(start, min(start + most, height * width), width))
-        mixed = [_both_axes(form.tile, _gathered(read, parts, shape, max(0, missing)))]  # which lives until it is read
-        found = _both_axes(form.found, kernel(mixed.pop()))
-        found = (found if bias is None else found.add_(bias)).view(*written.shape[:3], most, kernel.after)
+        found = _products(form, [_gathered(read, parts, shape, max(0, missing))], kernel)
+        found = (found if bias is None else found.add_(bias)).view(form.outputs, frames, most, form.outputs, -1)
         for at, rows, columns in parts:
-            place = written[:, :, :, rows, columns]
-            place.copy_(found[:, :, :, at].view(place.shape))
+            place = written[:, :, rows, columns]
+            place.copy_(found[:, :, at].view(place.shape))
         del found
     return result.view(frames, height * form.outputs, width * form.outputs, kernel.after).permute(0, 3, 1, 2)
 
@@ -138,16 +136,34 @@ def convolve(
 def _gathered(read: torch.Tensor, parts: Iterable[Part], shape: tuple[int, ...], missing: int) -> torch.Tensor:
     """The values of some tiles, of which the channels are in parts; frames that are missing are zero.
 
-    *Shapes*: [n,n,f,tiles,tiles,C] -> [n*n,parts,missing+f,tiles,C/parts]. Tiles that fill up a block have any values.
+    *Shapes*: [n,f,tiles,tiles,n,C] -> [n,parts,missing+f,tiles,n,C/parts]. Tiles that fill up a block have any values.
     """
-    values = torch.empty(shape, device=read.device)
+    values = torch.empty(len(read), *shape, device=read.device)
     values[:, :, :missing] = 0
     for at, rows, columns in parts:
-        given = read[:, :, :, rows, columns]
+        given = read[:, :, rows, columns]
         into = values[:, :, missing:, at]
-        into = into.view(*given.shape[:2], *into.shape[1:3], *given.shape[3:5], shape[-1])
-        into.copy_(given.reshape(*given.shape[:5], shape[1], shape[-1]).permute(0, 1, 5, 2, 3, 4, 6))
+        into = into.view(*into.shape[:3], *given.shape[2:4], *shape[-2:])
+        into.copy_(given.view(*given.shape[:5], shape[0], shape[-1]).permute(0, 5, 1, 2, 3, 4, 6))
     return values
+
+
+def _products(form: Form, values: list[torch.Tensor], kernel: Matrices) -> torch.Tensor:
+    """Recombines tiles, multiplies them and recombines the products. Takes the values from their list.
+
+    The first axis is recombined for all tiles; then each of its results goes all the way through the second axis, which
+    is so little at a time that it stays in the cache. *Shapes*: [n,parts,f,tiles,n,C/parts] -> [m,f*tiles*m,K].
+    """
+    _, parts, given, tiles, n, channels = values[0].shape
+    mixed = form.tile @ values.pop().flatten(1)
+    made, (m, p) = (given - kernel.taps + 1) * tiles, form.found.shape
+    halfway = mixed.new_empty(p, made, m, kernel.after)
+    for index, (row, into) in enumerate(zip(mixed.view(p, -1, n, channels), halfway, strict=True)):
+        several = torch.bmm(form.tile.expand(len(row), p, n), row)
+        product = kernel(index, several.view(parts, given, tiles, p, channels))
+        torch.bmm(form.found.expand(made, m, p), product.flatten(0, 1), out=into)
+    del mixed, row, into, several, product
+    return (form.found @ halfway.view(p, -1)).view(m, -1, kernel.after)
 
 
 def _parts(start: int, stop: int, width: int) -> Iterator[Part]:
@@ -160,13 +176,6 @@ def _parts(start: int, stop: int, width: int) -> Iterator[Part]:
         count = rows * columns
         yield slice(at, at + count), slice(row, row + rows), slice(column, column + columns)
         at, start = at + count, start + count
-
-
-def _both_axes(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Recombines both axes of tiles, one after the other. *Shapes*: [m,n], [n*n,...] -> [m*m,...]."""
-    (count, given), rest = matrix.shape, values.shape[1:]
-    values = (matrix @ values.reshape(given, -1)).view(count, given, -1)
-    return torch.bmm(matrix.expand(count, count, given), values).view(count**2, *rest)
 
 
 def block_tiles(form: Form, channels: int, after: int, frames: int, tiles: int) -> int:
@@ -188,8 +197,8 @@ def pays(form: Form, channels: int, after: int, pixels: int, taps: int = 1) -> b
     """
     kernels = 1 if taps == 1 else 2 * taps  # several are read for each block
     enough = form.least_pixels_per_channel * max(channels, after) * kernels
-    least = WIDE_CHANNELS * form.least_channels // taps if vectors_are_wide() else form.least_channels
-    return min(channels, after) >= least and pixels >= enough
+    wide = WIDE_CHANNELS if vectors_are_wide() and taps == 1 else 1
+    return min(channels, after) >= wide * form.least_channels and pixels >= enough
 
 
 def scratch_bytes(form: Form, channels: int, after: int, tiles: int, taps: int = 1, frames: int = 1) -> int:
@@ -205,7 +214,6 @@ def kernel_bytes(form: Form, after: int, channels: int, taps: int = 1) -> int:
 def block_bytes(form: Form, channels: int, after: int, tiles: int, frames: int = 1) -> int:
     """Bytes of the largest step of a block."""
     n, p, m = form.inputs, form.products, form.outputs
-    given, found = (n**2, n * p, p**2), (p**2, p * m, m**2)  # values for each channel, step by step
-    steps = [part * channels for part in given] + [part * after for part in found]
-    block = frames * block_tiles(form, channels, after, frames, tiles)
-    return 4 * block * max(one + following for one, following in pairwise(steps))
+    halfway = p * n * channels + p * (channels + after) + p * m * after
+    steps = (n * n + p * n) * channels, halfway, (p * m + m * m) * after  # values for each tile, step by step
+    return 4 * frames * block_tiles(form, channels, after, frames, tiles) * max(steps)
