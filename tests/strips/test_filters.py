@@ -152,14 +152,14 @@ def test_models(family: str, plan: str) -> None:
 def test_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide layers of large maps are recombined in float32 on a CPU; narrow ones, small maps and other devices not.
 
-    On a CPU with wide vectors only layers of three times as many channels are.
+    On a CPU with wide vectors only layers of twice as many channels are.
     """
     wide = layer("convolution", 64, 64)
     assert isinstance(filter_for(wide, 64, 64), Recombined)
     with monkeypatch.context() as patch:
         patch.setattr(winograd, "vectors_are_wide", lambda: True)
         assert isinstance(filter_for(wide, 64, 64), Direct)
-        assert isinstance(filter_for(layer("convolution", 192, 192), 64, 64), Recombined)
+        assert isinstance(filter_for(layer("convolution", 128, 128), 64, 64), Recombined)
     assert isinstance(filter_for(wide, 8, 8), Direct)
     assert isinstance(filter_for(layer("convolution", 64, 3), 64, 64), Direct)
     assert isinstance(filter_for(Convolution(torch.empty(64, 64, 3, 3, device="meta"), None), 64, 64), Direct)
