@@ -138,6 +138,8 @@ def test_what_is_no_stream() -> None:
             next(iter(client.decode_stream(video(1), output_type="mp4")))
         with pytest.raises(InvalidValue, match="which decode_stream reads"):
             client.decode(video(1), output_type="pt", stream=True)
+        with pytest.raises(InvalidValue, match="which decode_stream reads"):
+            client.decode(video(1), output_type="mp4", stream=True)
 
 
 def parts(count: int = 3, *, end: bool = True, error: RemoteVAEError | None = None) -> tuple[str, bytes]:

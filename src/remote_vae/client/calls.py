@@ -45,10 +45,9 @@ def decode_request(latent: AnyTensor, arguments: Mapping[str, object]) -> Decode
     """
     model, scaling, values = _parts({"image_format": DEFAULT_IMAGE_FORMAT, **arguments}, options.DECODE_ROWS)
     chosen = options.complete(values, options.DECODE_ROWS)
-    asked = decode_format("", chosen)
-    if asked is PARTS:
+    if chosen["stream"]:
         raise InvalidValue("stream=True gives frames in parts, which decode_stream reads; leave it out", name="stream")
-    return DecodeRequest(model, tensor_of(latent), scaling, chosen, asked)
+    return DecodeRequest(model, tensor_of(latent), scaling, chosen, decode_format("", chosen))
 
 
 def stream_request(latent: AnyTensor, arguments: Mapping[str, object]) -> DecodeRequest:
