@@ -144,6 +144,30 @@ def test_upsampling_as_it_is(plan: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert apart(found, model.decode(z).sample) < CLOSE
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("folded", [True, False])
+def test_whole_maps(folded: bool, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a strip is the whole map, GPUs leave the zeros around it to the convolution: the pixels are the same."""
+    asked = []
+    monkeypatch.setattr("remote_vae.core.filters.form_of", lambda *_, **__: None)
+    monkeypatch.setattr("remote_vae.core.filters._is_cpu", lambda device: bool(asked.append(device)))
+    model, kept = FAMILIES[family](), []
+    if not folded:
+        monkeypatch.setattr(
+            "remote_vae.models.stages.parts.Upsample", lambda weight, bias: Upsample(kept.pop(0), bias, folded=False)
+        )
+        kept += [block.upsamplers[0].conv.weight for block in model.decoder.up_blocks if block.upsamplers]
+    z = torch.randn(1, model.config.latent_channels, 7, 5)
+    ratio = 2 ** (len(model.config.block_out_channels) - 1)
+    x = torch.randn(1, 3, 7 * ratio, 5 * ratio)
+    program = describe_decoder(model)
+    for plan in ("whole", "whole, again", "few rows"):
+        assert apart(through(program, z, PLANS[plan]), model.decode(z).sample) < CLOSE
+        found = through(describe_encoder(model), x, PLANS[plan])
+        assert apart(found, model.encode(x).latent_dist.parameters) < CLOSE
+    assert asked
+
+
 def test_dispersion_of_means_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above notice it when strips' variances are averaged about their own means."""
 

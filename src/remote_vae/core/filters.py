@@ -81,6 +81,17 @@ class Direct:
             return Margin(left=1, right=1)
         return Margin(right=1) if isinstance(self._layer, Downsample) else NO_MARGIN
 
+    @property
+    def takes_whole_maps(self) -> bool:
+        """Whether `of_map` can be called. On a CPU windows cost little, and all plans give the same bits."""
+        layer = self._layer
+        plain = layer.taps == 1 and not layer.repeats and not isinstance(layer, Downsample)
+        return plain and layer.halo == 1 and not _is_cpu(layer.weight.device)
+
+    def of_map(self, given: torch.Tensor) -> torch.Tensor:
+        """The whole output, from the map without its halo: the library takes the rows around it as zero, too."""
+        return _apply(self._layer, given.to(self._dtype), above=1).to(given.dtype)
+
     def __call__(self, window: torch.Tensor, rows: int, width: int, lead: int = 0) -> torch.Tensor:
         layer, given = self._layer, window.to(self._dtype)
         step = 2 if isinstance(layer, Downsample) and layer.in_time else 1
@@ -107,23 +118,29 @@ def laid_for(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous(memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d)
 
 
-def _apply(layer: Layer, window: torch.Tensor) -> torch.Tensor:
-    beside = 0 if layer.repeats else 1  # columns of zeros that the window does not have
+def _is_cpu(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def _apply(layer: Layer, window: torch.Tensor, above: int = 0) -> torch.Tensor:
+    """`above` is the number of rows of zeros that the window does not have above and below."""
+    beside = 0 if layer.repeats else 1  # and of columns
     match layer:
         case Convolution() if layer.halo == 0:
             rows = functional.linear(window.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias)
             return rows.permute(0, 3, 1, 2)
         case Convolution():
-            return functional.conv2d(window, layer.weight, layer.bias, padding=(0, beside))
+            return functional.conv2d(window, layer.weight, layer.bias, padding=(above, beside))
         case Downsample():
             return functional.conv2d(window, layer.weight, layer.bias, stride=2)
         case Upsample(folded=True):
             # Each halo row makes two rows of output. A padding of 3 instead of 1 cuts them off above and below.
-            return functional.conv_transpose2d(window, layer.weight, layer.bias, stride=2, padding=(3, 1))
+            padding = (3 - 2 * above, 1)
+            return functional.conv_transpose2d(window, layer.weight, layer.bias, stride=2, padding=padding)
         case Upsample():
             doubled = functional.interpolate(window, scale_factor=2.0)
-            inner = doubled[:, :, 1:-1] if beside else doubled[:, :, 1:-1, 1:-1]
-            return functional.conv2d(inner, layer.weight, layer.bias, padding=(0, beside))
+            inner = doubled if above else doubled[:, :, 1:-1] if beside else doubled[:, :, 1:-1, 1:-1]
+            return functional.conv2d(inner, layer.weight, layer.bias, padding=(above, beside))
 
 
 def _apply_in_time(layer: Layer, window: torch.Tensor, lead: int, step: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from remote_vae.core.filters import NO_MARGIN, Margin, filter_for, lead_of
+from remote_vae.core.filters import NO_MARGIN, Direct, Margin, filter_for, lead_of
 from remote_vae.core.norm import Cpu, Kernels, Moments, Plain, has_triton
 from remote_vae.core.stages import Convolution, Downsample, Layer, Norm, Upsample, frames_after, sides_after
 from remote_vae.core.strip_threads import Span
@@ -167,6 +167,8 @@ class Computed:
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:
         start, stop = max(start, 0), min(stop, self.height)
+        if (start, stop) == (0, self.height) and isinstance(self._filter, Direct) and self._filter.takes_whole_maps:
+            return [self._filter.of_map(self._input.window(0, self._source.height))]
         first, last = start * self._down // self._up, -(-stop * self._down // self._up)
         margin = self._filter.margin(last - first, self._source.width)
         window = self._input.window(first - self._above, last + self._below, margin=margin)
