@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from remote_vae.core import filters, winograd
+from remote_vae.core import filters, products, winograd
 from remote_vae.core.executor import choose
 from remote_vae.core.filters import Direct, Recombined, arithmetic, filter_for, fold
 from remote_vae.core.live_bytes import LiveBytes
@@ -70,6 +70,16 @@ def recombined(kind: str, stage: Convolution | Upsample, rows: int, width: int) 
     return Recombined(stage, forms[kind], forms[kind].tiles(rows, width))
 
 
+@pytest.fixture(params=["packed", "packed, in parts", "not packed", "not packed, in parts"])
+def _every_product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiplied by either library, in one sum or in three."""
+    if request.param.startswith("not"):
+        monkeypatch.setattr(products, "packs", lambda: False)
+    if request.param.endswith("parts"):
+        monkeypatch.setattr(products, "MOST_IN_A_SUM", 8)
+
+
+@pytest.mark.usefixtures("_every_product")
 @pytest.mark.parametrize("block_bytes", [1, winograd.BLOCK_BYTES])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,6 +95,7 @@ def test_definition(kind: str, size: tuple[int, int], block_bytes: int, monkeypa
         assert apart(found.double(), exactly(kind, stage, window)) < 4e-6
 
 
+@pytest.mark.usefixtures("_every_product")
 @pytest.mark.parametrize("block_bytes", [1, winograd.BLOCK_BYTES])
 @pytest.mark.parametrize("side", [1, 3])
 @pytest.mark.parametrize("lead", [0, 1, 2])
@@ -113,8 +124,8 @@ def one_by_one(stage: Convolution | Upsample, kind: str, window: torch.Tensor) -
         window = functional.interpolate(window, scale_factor=2.0)[:, :, 1:-1]
     values = functional.unfold(functional.pad(window, (1, 1)), 3)[0]
     total = torch.zeros(len(weight), values.shape[1])
-    for factors, products in zip(weight.flatten(1).unbind(1), values, strict=True):
-        total += factors[:, None] * products
+    for factors, given in zip(weight.flatten(1).unbind(1), values, strict=True):
+        total += factors[:, None] * given
     return total if stage.bias is None else total + stage.bias[:, None]
 
 

@@ -17,7 +17,7 @@ MOST_IN_A_SUM: Final = 256  # products that are added one after another; longer 
 
 
 class Matrices:
-    """Rows of matrices for each of several taps, which `made` gives once. *Shapes*: each [p,t,in,out]; float32."""
+    """Rows of matrices for each of several taps, which `made` gives once. *Shapes*: each [p,out,in,t]; float32."""
 
     def __init__(self, made: Callable[[], Iterator[torch.Tensor]], taps: int, before: int, after: int) -> None:
         self._made, self.taps, self.before, self.after = made, taps, before, after
@@ -44,8 +44,8 @@ class Matrices:
         return found
 
     def _packed(self, matrices: torch.Tensor, shape: tuple[int, ...]) -> list[torch.Tensor]:
-        parts = matrices.chunk(self.parts, 2)
-        return [_packed(part, shape) for part in parts] if packs() else list(parts)
+        pack = _packed if packs() else _laid
+        return [pack(part, shape) for part in matrices.chunk(self.parts, 2)]
 
 
 @cache
@@ -56,12 +56,17 @@ def packs() -> bool:
 
 
 def _packed(matrices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """*Shapes*: [p,t,in,out] -> kernels of t x 1 taps, one for each group of channels of an input of a shape."""
-    weight = matrices.permute(0, 3, 2, 1).flatten(0, 1).unsqueeze(-1).contiguous()
+    """*Shapes*: [p,out,in,t] -> kernels of t x 1 taps, one for each group of channels of an input of a shape."""
+    weight = matrices.flatten(0, 1).unsqueeze(-1)
     _, frames, rows, groups, channels = shape
     pack = torch.ops.mkldnn._reorder_convolution_weight
     found: torch.Tensor = pack(weight, PADDING, STRIDE, DILATION, groups, (1, groups * channels, frames, rows))
     return found
+
+
+def _laid(matrices: torch.Tensor, _: tuple[int, ...]) -> torch.Tensor:
+    """*Shapes*: [p,out,in,t] -> [t,p,in,out]."""
+    return matrices.permute(3, 0, 2, 1).contiguous()
 
 
 def _convolved(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
@@ -78,9 +83,9 @@ def _convolved(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor
 
 
 def _multiplied(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
-    """Adds to what was found. *Shapes*: [t-1+f,rows,p,in], [p,t,in,out] -> [f,rows,p,out]."""
-    count = len(frames) - matrices.shape[1] + 1
-    for tap, several in enumerate(matrices.unbind(1)):
+    """Adds to what was found. *Shapes*: [t-1+f,rows,p,in], [t,p,in,out] -> [f,rows,p,out]."""
+    count = len(frames) - len(matrices) + 1
+    for tap, several in enumerate(matrices):
         given = frames[tap : tap + count].flatten(0, 1).transpose(0, 1)
         if found is None:
             found = torch.bmm(given, several).transpose(0, 1).view(count, -1, *several.shape[::2])

@@ -93,15 +93,16 @@ FOLDED_UPSAMPLING: Final = Form(_PIXEL, _FOLDED_TAPS, _PAIR, 1, 256)
 
 
 def recombine(form: Form, weight: torch.Tensor) -> Matrices:
-    """Recombines a kernel. *Shapes*: [out,in,k,k] or [out,in,t,k,k] -> p rows of matrices, [p,t,in,out]; float32."""
+    """Recombines a kernel. *Shapes*: [out,in,k,k] or [out,in,t,k,k] -> p rows of matrices, [p,out,in,t]; float32."""
     weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
 
     def recombined() -> Iterator[torch.Tensor]:
-        rows = torch.tensordot(form.taps, weight.permute(3, 2, 4, 1, 0).float(), 1)
-        for row in rows:
-            yield torch.tensordot(form.taps, row.transpose(0, 1), 1)
+        rows, columns = weight.permute(3, 4, 0, 1, 2), form.taps
+        for taps in form.taps:
+            yield torch.tensordot(columns, torch.tensordot(taps, rows.float(), 1), 1)
 
-    return Matrices(recombined, *weight.permute(2, 1, 0, 3, 4).shape[:3])
+    out, given, taps = weight.shape[:3]
+    return Matrices(recombined, taps=taps, before=given, after=out)
 
 
 def convolve(
