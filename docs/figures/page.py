@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from sklearn.datasets import load_sample_image
 
 from remote_vae import Client
+from remote_vae.cli.demo import FLOWER
 
 IMAGES = Path(__file__).parents[1] / "images"
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
@@ -39,7 +39,8 @@ def main() -> None:
 def take(url: str) -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         photograph = Path(folder) / "flower.png"
-        Image.fromarray(load_sample_image("flower.jpg")).crop((0, 0, 640, 416)).save(photograph)
+        with FLOWER.open("rb") as file:
+            Image.open(file).crop((0, 0, 640, 416)).save(photograph)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, options in (("page", DESKTOP), ("page-phone", PHONE)):
             page = browser.new_page(**options)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
+from remote_vae.cli.demo import FLOWER
 from remote_vae.core.decode import decode
 from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
@@ -25,7 +25,8 @@ INK, SOFT, ACCENT, PALE, HALO = "#1b1d29", "#6b7086", "#4a4fd8", "#e4e5f7", "#f0
 def seams() -> None:
     """A decode by strips and one by tiles, each as its difference to the undivided one."""
     vae, recipe = open_model(parse_spec("demo", dtype="float32").to_json())
-    picture = Image.fromarray(load_sample_image("flower.jpg")).crop((110, 0, 537, 427)).resize((SIDE, SIDE))
+    with FLOWER.open("rb") as file:
+        picture = Image.open(file).crop((110, 0, 537, 427)).resize((SIDE, SIDE))
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, SIDE, SIDE, 3)
     with torch.inference_mode():
         latent = vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)[:, : vae.info.latent_channels]
