@@ -67,6 +67,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLMagvit",
         _MODELS,
+        stages="easyanimate",
         whole_groups=True,
         decode_pieces=decode_pieces,
         encode_pieces=encode_pieces,
