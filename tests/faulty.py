@@ -73,7 +73,7 @@ def install() -> None:
 def _wait_for_live(owner: Any) -> None:
     """JSON bodies are read, and JSON replies written, only when GET /live has been answered meanwhile."""
     from remote_vae.protocol import wire
-    from remote_vae.server import endpoints
+    from remote_vae.server import rendering
 
     answered, live = threading.Event(), owner.live
 
@@ -94,7 +94,7 @@ def _wait_for_live(owner: Any) -> None:
     owner.live = noted_live
     for name in ("parse_decode", "parse_encode"):
         setattr(wire, name, waiting(getattr(wire, name), lambda head, _: head.body_is_json))
-    endpoints.render_reply = waiting(endpoints.render_reply, lambda reply: reply.format.name == "base64")
+    rendering.render_reply = waiting(rendering.render_reply, lambda reply: reply.format.name == "base64")
 
 
 async def _half() -> AsyncIterator[bytes]:
