@@ -1,6 +1,6 @@
 """The README's table of what is served, with predicted memory: `python docs/figures/served.py`.
 
-Each architecture is built without weights and asked what a decode would take, so it needs a minute and little memory.
+Each architecture is built without weights and asked what a decode would take, so it needs minutes and little memory.
 The pipelines that a model is tested against are those of the tests.
 """
 
@@ -14,8 +14,9 @@ from typing import Any, Final
 import torch
 
 from remote_vae.core.decode import decode
-from remote_vae.core.executor import RECOMPUTE, WHOLE, RunOptions
+from remote_vae.core.executor import WHOLE, RunOptions
 from remote_vae.core.layout import example_shape, fit_latent
+from remote_vae.errors import TooLarge
 from remote_vae.models.families import MODELS, family_of, find_model
 from remote_vae.models.family import FACTORS, Model
 from remote_vae.models.vae import DiffusersVAE
@@ -24,8 +25,7 @@ from remote_vae.values import Counts, Output, Scaling
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "README.md"
 COLUMNS: Final = (
-    *("models", "decode", "encode", "code", "weights", "`whole`", "`strips-recompute`", "previews"),
-    "tested against",
+    *("models", "decode", "encode", "weights", "`whole`", "least, and its plan", "previews", "tested against"),
 )
 NO_LAYERS: Final = (*FACTORS, "sample_size", "force_upcast")  # of a config
 SIDE, VIDEO_SIDE, FRAMES = 1024, 640, 81
@@ -66,14 +66,12 @@ def groups() -> list[Group]:
 def row(group: Group, pipelines: dict[str, set[str]]) -> str:
     model, vae = group.models[0], group.build()
     shape, output = latent_of(vae, model)
-    peaks = [predicted(vae, model, shape, plan) if plan in vae.info.plans else 0 for plan in (WHOLE, RECOMPUTE)]
     cells = (
         ", ".join(f"`{model.name}`" for model in group.models),
         output,
         "latent" if vae.info.deterministic else ", ".join(sorted({model.recipe.posterior for model in group.models})),
-        "strips" if RECOMPUTE in vae.info.plans else "the model's",
         f"{vae.info.weight_bytes / GIB:.2f}",
-        *("?" if peak is None else f"{peak / GIB:.2f}" if peak else "" for peak in peaks),
+        *memory(vae, model, shape),
         ", ".join(f"`{name}`" for name in dict.fromkeys(model.preview for model in group.models) if name),
         several(sorted({name for model in group.models for name in pipelines.get(model.name, ())})),
     )
@@ -95,19 +93,33 @@ def latent_of(vae: DiffusersVAE, model: Model) -> tuple[tuple[int, ...], str]:
     return shape, f"{fit.width} x {fit.height}{video}"
 
 
-def predicted(vae: DiffusersVAE, model: Model, shape: tuple[int, ...], plan: str) -> int | None:
-    """Bytes beside the weights; None if the model's own code cannot run without values."""
+def memory(vae: DiffusersVAE, model: Model, shape: tuple[int, ...]) -> tuple[str, str]:
+    """GiB beside the weights: of a decode as a whole, and of the plan that needs least if there is another one."""
+    _, whole = predicted(vae, model, shape, sys.maxsize, WHOLE)
+    if whole is None:  # the model's own code cannot run without values
+        return "?", ""
+    plan, least = predicted(vae, model, shape, 0)
+    assert least is not None
+    return f"{whole / GIB:.2f}", "" if plan == WHOLE or least >= whole else f"{least / GIB:.2f} `{plan}`"
+
+
+def predicted(
+    vae: DiffusersVAE, model: Model, shape: tuple[int, ...], budget: int, plan: str | None = None
+) -> tuple[str | None, int | None]:
+    """The plan and its bytes, with so many bytes free; if no plan fits, those of the one that needs least."""
 
     def reserve(peak: int | None) -> bool:
         raise _Predicted(peak)
 
     fit = fit_latent(model.recipe, vae.info, shape, model=model.name, height=SIDE, width=SIDE)
-    options = RunOptions(plan=plan, budget=lambda: sys.maxsize, reserve=reserve)
+    options = RunOptions(plan=plan, budget=lambda: budget, reserve=reserve)
     try:
         decode(vae, model.recipe, torch.zeros(shape), fit=fit, scaling=Scaling(), output=Output.UINT8, options=options)
     except _Predicted as found:
         peak: int | None = found.args[0]
-    return peak
+    except TooLarge as exc:
+        return str(exc.detail["plan"]), int(str(exc.detail["peak_bytes"]))
+    return plan, peak
 
 
 def several(names: list[str]) -> str:
@@ -140,7 +152,7 @@ def table() -> list[str]:
     torch.set_num_threads(1)  # more threads run more strips at a time
     pipelines = tested()
     rows = [row(group, pipelines) for group in groups()]
-    return [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|--:|--:|--:|---|---|", *rows]
+    return [f"| {' | '.join(COLUMNS)} |", "|---|---|---|--:|--:|--:|---|---|", *rows]
 
 
 def page() -> str:
