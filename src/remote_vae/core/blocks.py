@@ -175,7 +175,7 @@ def block_executors(
 ) -> tuple[Blocks, ...]:
     """Few frames at a time come first, because larger blocks are faster; rows of all frames need the least memory.
 
-    Where a norm waits for all rows, the maps before it take the memory, so that smaller blocks would save nothing.
+    If a norm waits for all rows, the maps before it take the memory, so smaller blocks would save nothing.
     """
     most = BLOCK_BYTES.get(device.type, LARGE_BLOCK_BYTES)
     less = most if program.only_frames else most // SMALLER
