@@ -1,6 +1,5 @@
 """CogVideoX runs some frames at a time, row by row between its norms, and gives what diffusers gives."""
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +8,14 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from remote_vae.core import stream_whole
-from remote_vae.core.block import Past
 from remote_vae.core.blocks import Blocks, block_executors
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.norm import ChannelMoments
-from remote_vae.core.own_code import meta_copy
-from remote_vae.core.stream_layer import Convolved
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages import cogvideox as stages
 from remote_vae.models.vae import DiffusersVAE
 
+from .local_networks import decoded, drops_frames, encoded, forgets_rows, knows_the_first_block_only, ways_of
 from .models import shaken
 from .test_blocks import ALL, CLOSE, CPU, FEW, apart, given_by
 
@@ -37,15 +33,9 @@ def model() -> Any:
     return made()
 
 
-def ways(module: Any, block_bytes: int) -> tuple[Blocks, Blocks]:
+def ways(module: Any, block_bytes: int) -> tuple[Blocks, ...]:
     """The decoder and the encoder."""
-    found, meta = stages.describe(module), stages.describe(meta_copy(module))
-    assert found is not None
-    assert meta is not None
-    return tuple(
-        Blocks("frames", False, program, lambda told=told: told, CPU, block_bytes, Kept())
-        for program, told in zip(found, meta, strict=True)
-    )
+    return ways_of(stages.describe, module, "frames", block_bytes)
 
 
 def latent_of(frames: int, height: int = 3, width: int = 5, batch: int = 1) -> torch.Tensor:
@@ -54,18 +44,6 @@ def latent_of(frames: int, height: int = 3, width: int = 5, batch: int = 1) -> t
 
 def pixels_of(frames: int, height: int = 3, width: int = 5, batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 3, frames, 8 * height, 8 * width) * 2 - 1
-
-
-def decoded(module: Any, z: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        pixels: torch.Tensor = module.decode(z).sample
-    return pixels
-
-
-def encoded(module: Any, x: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        parameters: torch.Tensor = module.encode(x).latent_dist.parameters
-    return parameters
 
 
 @pytest.mark.parametrize(("frames", "batch"), [(1, 2), (2, 1), (3, 2), (4, 1), (5, 1), (9, 1)])
@@ -145,29 +123,6 @@ def test_other_architectures_run_by_their_own_code() -> None:
 
 
 # --- faults that the comparison must see ---
-
-
-def drops_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Past.begin
-
-    def forgetful(self: Past, moment: Any) -> Any:
-        before, keep = begin(self, moment)
-        return deque(map(torch.zeros_like, before)), keep
-
-    monkeypatch.setattr(Past, "begin", forgetful)
-
-
-def forgets_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Convolved._window
-
-    def forgetful(self: Convolved, piece: Any, held: torch.Tensor | None, *rest: Any) -> Any:
-        return honest(self, piece, None if held is None else torch.zeros_like(held), *rest)
-
-    monkeypatch.setattr(Convolved, "_window", forgetful)
-
-
-def knows_the_first_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChannelMoments, "merge", lambda self, other: self)
 
 
 def sees_each_frame_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,15 @@ from diffusers import AutoencoderKLMagvit
 
 from remote_vae.core import stream_whole
 from remote_vae.core.blocks import Blocks
-from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.own_code import meta_copy
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages import easyanimate as stages
 from remote_vae.models.vae import DiffusersVAE
 
+from .local_networks import decoded, drops_frames, encoded, forgets_rows, knows_the_first_block_only, ways_of
 from .models import shaken
-from .test_blocks import ALL, CLOSE, CPU, FEW, apart, given_by
-from .test_blocks_cogvideox import decoded, drops_frames, encoded, forgets_rows, knows_the_first_block_only, latent_of
+from .test_blocks import ALL, CLOSE, FEW, apart, given_by
+from .test_blocks_cogvideox import latent_of
 
 
 def made(**config: Any) -> Any:
@@ -32,15 +31,9 @@ def model() -> Any:
     return made()
 
 
-def ways(module: Any, block_bytes: int) -> tuple[Blocks, Blocks]:
+def ways(module: Any, block_bytes: int) -> tuple[Blocks, ...]:
     """The decoder and the encoder."""
-    found, meta = stages.describe(module), stages.describe(meta_copy(module))
-    assert found is not None
-    assert meta is not None
-    return tuple(
-        Blocks("frames", False, program, lambda told=told: told, CPU, block_bytes, Kept())
-        for program, told in zip(found, meta, strict=True)
-    )
+    return ways_of(stages.describe, module, "frames", block_bytes)
 
 
 def pixels_of(frames: int, height: int = 3, width: int = 5, batch: int = 1) -> torch.Tensor:

@@ -10,15 +10,14 @@ from diffusers import AutoencoderKLHunyuanVideo15
 from remote_vae.core import stream_layer, stream_whole
 from remote_vae.core.block import Past
 from remote_vae.core.blocks import Blocks
-from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.own_code import meta_copy
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages import hunyuan_video_15 as stages
 from remote_vae.models.vae import DiffusersVAE
 
+from .local_networks import ways_of
 from .models import shaken
-from .test_blocks import ALL, CLOSE, CPU, FEW, ORDERS, apart, given_by
+from .test_blocks import ALL, CLOSE, FEW, ORDERS, apart, given_by
 
 WIDTHS = (16, 16, 32, 32, 32)
 
@@ -35,15 +34,9 @@ def model() -> Any:
     return made()
 
 
-def ways(module: Any, order: str, block_bytes: int) -> tuple[Blocks, Blocks]:
+def ways(module: Any, order: str, block_bytes: int) -> tuple[Blocks, ...]:
     """The decoder and the encoder."""
-    found, meta = stages.describe(module), stages.describe(meta_copy(module))
-    assert found is not None
-    assert meta is not None
-    return tuple(
-        Blocks(order, order == "rows", program, lambda told=told: told, CPU, block_bytes, Kept())
-        for program, told in zip(found, meta, strict=True)
-    )
+    return ways_of(stages.describe, module, order, block_bytes)
 
 
 def latent_of(frames: int, height: int = 3, width: int = 2, batch: int = 1) -> torch.Tensor:

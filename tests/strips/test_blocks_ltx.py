@@ -11,11 +11,11 @@ from remote_vae.core.blocks import Blocks, block_executors
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Frames
-from remote_vae.core.own_code import meta_copy
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages import ltx
 from remote_vae.models.vae import DiffusersVAE
 
+from .local_networks import decoded, encoded, ways_of
 from .models import shaken
 from .test_blocks import ALL, CLOSE, CPU, FEW, ORDERS, apart, given_by
 
@@ -32,18 +32,9 @@ def module(request: pytest.FixtureRequest) -> Any:
     return made(**KINDS[request.param])
 
 
-def ways(module: Any, order: str, block_bytes: int) -> tuple[Blocks, Blocks]:
-    """The decoder and the encoder. Frames that depend on later ones are always run together."""
-    found, meta = ltx.describe(module), ltx.describe(meta_copy(module))
-    assert found is not None
-    assert meta is not None
-    return tuple(
-        Blocks(
-            order, order == "rows" or program.only_rows, program, lambda told=told: told, CPU, block_bytes,
-            Kept(),
-        )
-        for program, told in zip(found, meta, strict=True)
-    )  # fmt: skip
+def ways(module: Any, order: str, block_bytes: int) -> tuple[Blocks, ...]:
+    """The decoder and the encoder."""
+    return ways_of(ltx.describe, module, order, block_bytes)
 
 
 def latent_of(frames: int, height: int = 3, width: int = 2, batch: int = 1) -> torch.Tensor:
@@ -52,18 +43,6 @@ def latent_of(frames: int, height: int = 3, width: int = 2, batch: int = 1) -> t
 
 def pixels_of(frames: int, height: int = 3, width: int = 2, batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 3, 1 + 8 * (frames - 1), 32 * height, 32 * width) * 2 - 1
-
-
-def decoded(module: Any, z: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        pixels: torch.Tensor = module.decode(z).sample
-    return pixels
-
-
-def encoded(module: Any, x: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        parameters: torch.Tensor = module.encode(x).latent_dist.parameters
-    return parameters
 
 
 @pytest.mark.parametrize(("frames", "batch"), [(1, 2), (2, 1), (3, 1), (4, 1)])

@@ -1,6 +1,5 @@
 """LTX-Video 0.9 runs block by block and gives what diffusers gives, with its timestep, its noise and its seed."""
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,19 +9,17 @@ from torch.nn import functional
 
 from numerics.cases.ltx import GROUPS, TIMESTEPS, tiny_ltx
 from remote_vae.core import stream
-from remote_vae.core.block import Past
 from remote_vae.core.blocks import Blocks
 from remote_vae.core.executor import NO_ARGUMENTS
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.own_code import meta_copy
-from remote_vae.core.stream_layer import Convolved
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.families.ltx import decode_at_timestep
 from remote_vae.models.stages import local_parts
 from remote_vae.models.stages import ltx_video as stages
 from remote_vae.models.vae import DiffusersVAE
 
+from .local_networks import drops_frames, encoded, forgets_rows, ways_of
 from .models import shaken
 from .test_blocks import ALL, CLOSE, CPU, FEW, ORDERS, apart, given_by
 
@@ -46,18 +43,9 @@ def module(request: pytest.FixtureRequest) -> Any:
     return made(request.param)
 
 
-def ways(module: Any, order: str, block_bytes: int) -> tuple[Blocks, Blocks]:
-    """The decoder and the encoder. Frames that depend on later ones are always run together."""
-    found, meta = stages.describe(module), stages.describe(meta_copy(module))
-    assert found is not None
-    assert meta is not None
-    return tuple(
-        Blocks(
-            order, order == "rows" or program.only_rows, program, lambda told=told: told, CPU, block_bytes,
-            Kept(),
-        )
-        for program, told in zip(found, meta, strict=True)
-    )  # fmt: skip
+def ways(module: Any, order: str, block_bytes: int) -> tuple[Blocks, ...]:
+    """The decoder and the encoder."""
+    return ways_of(stages.describe, module, order, block_bytes)
 
 
 def latent_of(frames: int, height: int = 3, width: int = 2, batch: int = 1) -> torch.Tensor:
@@ -75,12 +63,6 @@ def taken(module: Any) -> Mapping[str, Any]:
 def decoded(module: Any, z: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return decode_at_timestep(module, z, **taken(module))
-
-
-def encoded(module: Any, x: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        parameters: torch.Tensor = module.encode(x).latent_dist.parameters
-    return parameters
 
 
 def decoded_by(module: Any, order: str, block_bytes: int, z: torch.Tensor) -> torch.Tensor:
@@ -203,25 +185,6 @@ def test_other_architectures_run_by_their_own_code() -> None:
 # --- faults that the comparison must see ---
 
 
-def forgets_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Past.begin
-
-    def forgetful(self: Past, moment: Any) -> Any:
-        before, keep = begin(self, moment)
-        return deque(map(torch.zeros_like, before)), keep
-
-    monkeypatch.setattr(Past, "begin", forgetful)
-
-
-def forgets_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Convolved._window
-
-    def forgetful(self: Convolved, piece: Any, held: torch.Tensor | None, *rest: Any) -> Any:
-        return honest(self, piece, None if held is None else torch.zeros_like(held), *rest)
-
-    monkeypatch.setattr(Convolved, "_window", forgetful)
-
-
 def forgets_the_row_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = functional.pad
 
@@ -252,10 +215,10 @@ def zeros_before_the_first_frame(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kind", "encodes", "order", "plant"),
     [
-        ("ltx", True, "frames", forgets_frames),
+        ("ltx", True, "frames", drops_frames),
         ("ltx", True, "frames", zeros_before_the_first_frame),
         ("ltx", True, "rows", forgets_the_row_of_a_step),
-        ("causal", False, "frames", forgets_frames),
+        ("causal", False, "frames", drops_frames),
         ("ltx-0.9.5", False, "rows", forgets_rows),
         ("ltx-0.9.1", False, "rows", sees_the_noise_of_the_first_rows),
     ],

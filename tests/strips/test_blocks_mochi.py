@@ -1,6 +1,5 @@
 """Mochi is decoded a latent frame at a time and gives what diffusers gives, whose norms see one frame."""
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +8,14 @@ import torch
 from diffusers import AutoencoderKLMochi
 
 from remote_vae.core import stream_layer
-from remote_vae.core.block import Past
 from remote_vae.core.blocks import Blocks, block_executors
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.norm import ChannelMoments
-from remote_vae.core.own_code import meta_copy
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages import mochi as stages
 from remote_vae.models.vae import DiffusersVAE
 
+from .local_networks import decoded, drops_frames, knows_the_first_block_only, ways_of
 from .models import shaken
 from .test_blocks import ALL, CLOSE, CPU, FEW, apart, given_by
 
@@ -41,20 +38,12 @@ def model() -> Any:
 
 
 def way(module: Any, block_bytes: int) -> Blocks:
-    found, meta = stages.describe(module), stages.describe(meta_copy(module))
-    assert found is not None
-    assert meta is not None
-    return Blocks("frames", False, found[0], lambda: meta[0], CPU, block_bytes, Kept())
+    """The decoder; the encoder is not described."""
+    return ways_of(lambda model: (stages.describe(model) or ())[:1], module, "frames", block_bytes)[0]
 
 
 def latent_of(frames: int, height: int = 3, width: int = 2, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, 12, frames, height, width)
-
-
-def decoded(module: Any, z: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        pixels: torch.Tensor = module.decode(z).sample
-    return pixels
 
 
 @pytest.mark.parametrize("block_bytes", [FEW, 2**14, ALL])
@@ -131,22 +120,8 @@ def test_other_architectures_run_by_their_own_code() -> None:
 # --- faults that the comparison must see ---
 
 
-def drops_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Past.begin
-
-    def forgetful(self: Past, moment: Any) -> Any:
-        before, keep = begin(self, moment)
-        return deque(map(torch.zeros_like, before)), keep
-
-    monkeypatch.setattr(Past, "begin", forgetful)
-
-
 def reads_zeros_beyond_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_layer, "_repeat", lambda *window, **borders: None)
-
-
-def knows_the_first_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChannelMoments, "merge", lambda self, other: self)
 
 
 @pytest.mark.parametrize("plant", [drops_frames, reads_zeros_beyond_the_borders, knows_the_first_block_only])
