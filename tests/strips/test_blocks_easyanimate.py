@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLMagvit
 
-from remote_vae.core import stream_whole
+from remote_vae.core import stream, stream_whole
 from remote_vae.core.blocks import Blocks
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.models.families import MODELS, family_of
@@ -115,8 +115,9 @@ def test_memory_of_true_clips() -> None:
 # --- faults that the comparison must see ---
 
 
-def takes_the_first_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_every_second", lambda rows, new: rows if new else rows[::2])
+def forgets_the_frame_before_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = stream._ThreeFrames._of
+    monkeypatch.setattr(stream._ThreeFrames, "_of", lambda self, taps: honest(self, [taps[1], *taps[1:]]))
 
 
 def sees_frames_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,7 @@ def sees_frames_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "plant",
-    [drops_frames, forgets_rows, knows_the_first_block_only, sees_frames_together, takes_the_first_of_pairs],
+    [drops_frames, forgets_rows, knows_the_first_block_only, sees_frames_together, forgets_the_frame_before_a_pair],
 )
 def test_planted_errors(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = made(), pixels_of(3)

@@ -11,9 +11,9 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl_magvit as source
 from torch import nn
 
-from remote_vae.core.local import Each, FrameNorm, Frames, Layer, Local, Residual, Stage
+from remote_vae.core.local import Each, FrameNorm, Frames, Layer, Local, Residual, Stage, ThreeFrames
 from remote_vae.core.stages import Convolution, Downsample, Upsample
-from remote_vae.models.stages.local_parts import DOUBLE, HALF
+from remote_vae.models.stages.local_parts import DOUBLE
 from remote_vae.models.stages.parts import Unknown, bias_of, expect, norm_of, weight_of
 
 
@@ -60,9 +60,12 @@ def _downs(blocks: Any) -> Iterator[Stage]:
             expect(type(part) is source.EasyAnimateDownsampler3D)
             step = block.temporal_downsample_factor
             conv = _causal(part.conv, (step, 2, 2), 0)
-            yield Layer(Downsample(weight_of(conv.weight), bias_of(conv)), frames=Frames(2, repeats=True))
-            if step == 2:
-                yield Each(_every_second, conv.out_channels, frames=HALF)
+            weight, bias = weight_of(conv.weight), bias_of(conv)
+            if step == 2:  # taps in time are channels
+                yield ThreeFrames()
+                yield Layer(Downsample(weight.flatten(1, 2), bias))
+            else:
+                yield Layer(Downsample(weight, bias), frames=Frames(2, repeats=True))
 
 
 def _last(body: Any) -> tuple[Stage, ...]:
@@ -105,11 +108,3 @@ def _pointwise(conv: Any) -> Convolution:
 def _doubled(rows: torch.Tensor, new: bool) -> torch.Tensor:
     """Two frames of each, apart from the first one of the clip."""
     return rows if new else rows.repeat_interleave(2, 0)
-
-
-def _every_second(rows: torch.Tensor, new: bool) -> torch.Tensor:
-    """The last frame of each pair, and the first one of the clip.
-
-    The class computes no other. Here they are computed too: the convolution is a small part of its block.
-    """
-    return rows if new else rows[1::2]
