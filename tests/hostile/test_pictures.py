@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -271,7 +272,7 @@ async def test_a_fault_of_the_library(pictures: Readers, caplog: pytest.LogCaptu
     """An error that nobody expected is an internal one; the log says where it was raised and nothing of the picture."""
     with pytest.raises(InternalError):
         await asyncio.wait_for(ask(pictures, b"raise"), BUSY)
-    [record] = caplog.records
+    [record] = [each for each in caplog.records if each.name == "remote_vae.server"]
     assert record.__dict__["exception"] == "RuntimeError"
     assert "raise\\x07" not in str(record.__dict__)
     await works(pictures)
@@ -284,6 +285,32 @@ async def test_the_deadline_ends_a_picture(pictures: Readers) -> None:
         await ask(pictures, b"sleep", seconds=0.3)
     await ended(pid)
     await works(pictures)
+
+
+async def test_nobody_waits_for_what_goes_wrong(
+    pictures: Readers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What becomes of a body whose client has gone is no error of the server's: the log says nothing of it."""
+    gone = threading.Event()
+
+    def refuse(data: bytes) -> None:
+        gone.wait(BUSY)
+        raise InvalidImage("no JSON")
+
+    monkeypatch.setattr(room, "read_json_body", refuse)
+    asked = [ask(pictures, b"sleep"), asyncio.ensure_future(pictures.json(b"[", client="b", seconds=60))]
+    pid = await works(pictures, client="c")
+    for task in asked:
+        task.cancel()
+    asyncio.get_running_loop().call_later(0.1, gone.set)
+    await asyncio.gather(*asked, return_exceptions=True)
+    pictures.close()
+    pictures._threads.shutdown()
+    await ended(pid)
+    asked.clear()
+    del task
+    gc.collect()
+    assert not [each for each in caplog.records if each.name == "asyncio"]
 
 
 async def test_a_gone_client_ends_its_picture(pictures: Readers) -> None:

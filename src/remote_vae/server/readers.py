@@ -129,7 +129,8 @@ class Readers:
                 return await asyncio.shield(reading)
             finally:
                 await asyncio.wait([reading])  # no other body gets the turn of one that nobody waits for any more
-                del reading  # otherwise an error's frames and it hold each other, and the body
+                reading.exception()  # otherwise asyncio logs an error that nobody waits for any more
+                del reading  # as in `_read`
 
     @asynccontextmanager
     async def _held_for(self, data: Buffer, seconds: float) -> AsyncIterator[None]:
@@ -160,15 +161,15 @@ class Readers:
             head["memory_bytes"] += VIDEO_MEMORY_BYTES + 2 * task["cut"]["most_bytes"]  # once more as they grow
         reader = self._reader()
         reading = self._threads.submit(reader.read, data, head)
-        answer = asyncio.wrap_future(reading)
         try:
-            return await asyncio.shield(answer)
+            return await asyncio.wrap_future(reading)
         finally:
-            if answer.done():
+            if reading.done():
                 self._put_back(reader)
             else:  # nobody waits for it any more
                 reader.kill()
                 reading.add_done_callback(lambda _: reader.end())  # in its thread, which outlives the event loop
+            del reading  # otherwise an error's frames and it hold each other, and the body
 
     def _reader(self) -> Reader:
         """An idle process, or a new one. *Raises* Overloaded, and NotReady after `close`."""
