@@ -41,7 +41,7 @@ test: lint            ## lint, then every test, JOBS files at a time, and then t
 
 raytest: $(VENV)/.dev ## the tests of the wire again, against Ray Serve
 	TEST_ON=ray $(BIN)/python -m pytest tests/server/test_routes.py tests/server/test_dialects.py tests/contract \
-		tests/hostile/test_bad_input.py
+		tests/hostile/test_bad_input.py tests/server/test_streams.py tests/client/test_streams.py
 
 lint: $(VENV)/.dev    ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .

@@ -171,10 +171,9 @@ class Server:
         return requests.post(f"{self.url}{path}?{COPY_QUERY}", body, headers=headers, timeout=60)
 
     def replicas(self) -> list[int]:
-        """The processes of the replicas, which are children that were spawned for work, in the order of their start."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = sorted(int(pid) for task in tasks for pid in task.read_text().split())
-        return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        """The processes of the replicas, which were spawned for work, in the order of their start."""
+        found = sorted(_processes_below(self.process.pid))
+        return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def wait_until(self, true: Callable[[], bool], *, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -194,6 +193,13 @@ class Server:
                 pass
             time.sleep(0.05)
         raise AssertionError("the server did not start")
+
+
+def _processes_below(parent: int) -> list[int]:
+    """The children of a process and theirs; on Ray some processes lie between a server and its replicas."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    children = [int(pid) for task in tasks for pid in task.read_text().split()]
+    return children + [pid for child in children for pid in _processes_below(child)]
 
 
 Starter = Callable[..., AbstractContextManager[Server]]

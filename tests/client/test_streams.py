@@ -1,7 +1,6 @@
 """Frames while they are decoded: both clients, at a real server and at servers that break off, lie or stall."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, closing
 from typing import Any
@@ -25,7 +24,6 @@ from remote_vae.errors import (
 from remote_vae.protocol.multipart import PartsWriter
 from remote_vae.values import Tensor
 
-on_one_machine = pytest.mark.skipif(os.environ.get("TEST_ON") == "ray", reason="Ray Serve sends whole videos")
 RAISE, SLEEP = 9.0, 8.0  # of misbehaving.py
 Read = Callable[..., list[Any]]
 
@@ -71,7 +69,6 @@ def video(frames: int, *, side: int = 16, first: dict[int, float] | None = None)
     return values
 
 
-@on_one_machine
 @pytest.mark.parametrize(
     "options", [{}, {"output_type": "pil"}, {"output_type": "pt"}, {"output_type": "pt", "partial_postprocess": True}]
 )
@@ -91,7 +88,6 @@ def test_the_blocks_are_the_whole_video(films: Any, read: Read, options: dict[st
     assert (found.dtype, np.array_equal(found, whole)) == (whole.dtype, True)
 
 
-@on_one_machine
 def test_torch_for_torch(films: Any, read: Read) -> None:
     """Blocks are torch tensors for a torch latent, and may be written to."""
     blocks: list[torch.Tensor] = []
@@ -100,7 +96,6 @@ def test_torch_for_torch(films: Any, read: Read) -> None:
     blocks[0] += 1
 
 
-@on_one_machine
 def test_a_fault_in_the_middle_is_raised(films: Any, read: Read) -> None:
     """The blocks before it are handed out, then the server's own error is raised."""
     blocks: list[np.ndarray] = []
@@ -109,7 +104,6 @@ def test_a_fault_in_the_middle_is_raised(films: Any, read: Read) -> None:
     assert sum(map(len, blocks)) == 6
 
 
-@on_one_machine
 def test_an_iteration_that_is_left(films: Any, read: Read) -> None:
     """A decode whose frames nobody wants any more is cancelled."""
     blocks: list[np.ndarray] = []
@@ -122,7 +116,6 @@ def test_an_iteration_that_is_left(films: Any, read: Read) -> None:
     assert len(blocks) == 2
 
 
-@on_one_machine
 def test_what_the_server_refuses(films: Any, read: Read) -> None:
     """A refusal is raised as by decode, before any block."""
     blocks: list[np.ndarray] = []

@@ -1,5 +1,6 @@
 """The application on Ray Serve, with a Ray of its own: what differs from a single machine, and what must not."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,9 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import requests
+
+from remote_vae import Client
+from remote_vae.errors import DeadlineExceeded, RemoteVAEError
+from remote_vae.protocol.multipart import PartsReader
+from remote_vae.values import Tensor
 
 pytestmark = pytest.mark.alone
 HERE = Path(__file__).parent
@@ -25,7 +32,7 @@ SLEEP = 8.0  # the first value of a latent that makes the VAE take a second
 @pytest.fixture(scope="module")
 def two(start: Any) -> Iterator[Any]:
     """A server of two replicas in a Ray of its own."""
-    with start("copy", "flux1", replicas=2) as server:
+    with start("copy", "flux1", "films", replicas=2) as server:
         yield server
 
 
@@ -36,14 +43,21 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
+def command(process: psutil.Process) -> str:
+    """Of a process that has ended, nothing."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def processes(server: Any, name: str) -> list[psutil.Process]:
     """Of the server, those whose command line begins so."""
     found = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in found if child.is_running() and " ".join(child.cmdline()).startswith(name)]
+    return [child for child in found if command(child).startswith(name)]
 
 
 def actors(server: Any) -> list[psutil.Process]:
-    return [child for child in processes(server, "ray::ServeReplica") if ".initialize" not in child.cmdline()[0]]
+    return [child for child in processes(server, "ray::ServeReplica") if ".initialize" not in command(child)]
 
 
 def alive(children: list[psutil.Process]) -> list[psutil.Process]:
@@ -139,10 +153,7 @@ def test_a_replica_that_is_killed(two: Any) -> None:
         assert tries < 5
         for _ in range(10):
             assert two.decode().status_code == 200
-        deadline = time.monotonic() + 120
-        while len(actors(two)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert len(actors(two)) == 2
+        two.wait_until(lambda: len(actors(two)) == 2, seconds=120)
 
 
 def killed_under_load(two: Any) -> set[str]:
@@ -163,6 +174,50 @@ def killed_under_load(two: Any) -> set[str]:
     for thread in threads:
         thread.join()
     return set(outcomes)
+
+
+def film(frames: int, side: int, *, slow: int | None = None) -> np.ndarray:
+    """A latent, from one frame of which on each takes the VAE a second. *Shapes*: [1,3,F,H,W]."""
+    values = np.zeros((1, 3, frames, side, side), np.float16)
+    if slow is not None:
+        values[0, 0, slow:, 0, 0] = SLEEP
+    return values
+
+
+def read_to_the_end(reply: requests.Response, found: list[Tensor]) -> None:
+    """Adds each frame that comes; *raises* what the stream ends with."""
+    reader = PartsReader(reply.headers["content-type"], most_bytes=2**30)
+    for chunk in reply.iter_content(2**20):
+        found += reader.take(chunk)
+
+
+def test_a_stream_that_nobody_reads(two: Any) -> None:
+    """Its decode waits for the reader, others are served, and what is read after the deadline is not whole."""
+    sent, found = film(12, 1024), list[Tensor]()  # 144 MiB of floats, of which a server takes some 60 ahead
+    url = f"{two.url}/films?shape={','.join(map(str, sent.shape))}&dtype=float16&output_type=pt&stream=1"
+    headers = {"content-type": "tensor/binary", "accept": "multipart/mixed", "x-request-timeout-seconds": "10"}
+    with requests.post(url, sent.tobytes(), headers=headers, stream=True, timeout=60) as reply:
+        assert reply.status_code == 200, reply.text
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            assert two.decode().status_code == 200
+            time.sleep(0.5)
+        with pytest.raises(DeadlineExceeded):
+            read_to_the_end(reply, found)
+    assert 0 < len(found) < 12
+
+
+def test_a_stream_of_a_replica_that_is_killed(two: Any) -> None:
+    """The frames before it have come at once, and then the client raises: they are not the whole video."""
+    with Client(two.url) as client:
+        blocks = client.decode_stream(film(60, 16, slow=2), model="films")
+        found = [next(blocks)]
+        for actor in actors(two):
+            actor.kill()
+        with pytest.raises(RemoteVAEError):
+            found.extend(blocks)
+    assert 0 < len(found) < 10
+    two.wait_until(lambda: len(actors(two)) == 2, seconds=120)
 
 
 def test_while_ray_starts(port: int) -> None:

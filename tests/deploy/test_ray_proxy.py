@@ -1,7 +1,6 @@
 """What Ray's proxy says when it has no answer of ours to hand on."""
 
 import json
-from typing import Any
 
 import httpx2
 import pytest
@@ -25,9 +24,9 @@ def answering(status: int, media: str, *, routes: tuple[int, str] = (200, '{"/":
 
 
 async def ask(app: ASGIApp) -> httpx2.Response:
-    [middleware] = middlewares()
-    wrapped: Any = middleware.cls(app, *middleware.args, **middleware.kwargs)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(wrapped), base_url="http://proxy") as http:
+    for middleware in middlewares():
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://proxy") as http:
         return await http.post("/decode", content=b"x", headers=ID)
 
 

@@ -1,7 +1,6 @@
 """The documentation's Python and the examples, run against a live server."""
 
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -101,8 +100,6 @@ def test_code_of_the_pages(
     stub: str, code: str, client: str, live: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each block of Python runs as it stands, but for the URL; the ones with remote_decode with diffusers' own too."""
-    if "decode_stream" in code and os.environ.get("TEST_ON") == "ray":
-        pytest.skip("Ray Serve sends whole videos")
     if stub:
         monkeypatch.setattr(diffusers, stub, Stub(stub))
     before = set(folder.iterdir())

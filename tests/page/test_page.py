@@ -217,7 +217,6 @@ def test_a_video_plays(live: Any, visit: Visit, folder: Path) -> None:
     assert saved(page, "Save the video")[4:8] == b"ftyp"
 
 
-@pytest.mark.skipif(os.environ.get("TEST_ON") == "ray", reason="Ray Serve sends whole videos")
 def test_a_video_is_shown_while_it_comes(start: Any, visit: Visit, tmp_path: Path) -> None:
     """The first frames play, and those that have come are counted, before the last one is decoded."""
     latent = torch.zeros(1, 3, 48, 64, 64)
@@ -243,7 +242,6 @@ def test_a_video_is_shown_while_it_comes(start: Any, visit: Visit, tmp_path: Pat
         assert "until the first frames" in page.locator("#timings").inner_text()
 
 
-@pytest.mark.skipif(os.environ.get("TEST_ON") == "ray", reason="Ray Serve sends whole videos")
 def test_a_video_that_breaks_off(start: Any, visit: Visit, tmp_path: Path) -> None:
     """What has come of it is taken off the page, and the failure is said."""
     latent = torch.zeros(1, 3, 48, 64, 64)

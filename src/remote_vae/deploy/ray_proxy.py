@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from remote_vae.deploy.ray_flow import Reporting
 from remote_vae.errors import ReplicaFailed
 from remote_vae.protocol.replies import render_error, request_id_of
 from remote_vae.server.browser import HARMLESS
@@ -23,7 +24,7 @@ NO_ROUTES: Final = b"{}"
 
 def middlewares() -> list[Middleware]:
     """Ray calls this function in each of its proxies."""
-    return [Middleware(Repeatable)]
+    return [Middleware(Repeatable), Middleware(Reporting)]
 
 
 class Repeatable:

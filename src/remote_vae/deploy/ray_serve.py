@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from remote_vae.deploy.ray_flow import ReplicaSide, as_sent, promised
 from remote_vae.engine.engine import Engine
 from remote_vae.errors import ConfigurationError, NotReady
 from remote_vae.server.app import LOADER, build_app
 from remote_vae.server.settings import Settings, read_settings
+from remote_vae.server.streams import WHOLE_ONLY
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -67,12 +69,12 @@ class Replica:
 
     def __init__(self, settings: dict[str, Any], loader: str) -> None:
         self._loaded: asyncio.Future[None] = asyncio.get_event_loop().create_future()
+        self._settings = Settings(**settings)
         self._app = build_app(
-            Settings(**settings),
+            self._settings,
             loader=loader,
             on_ready=lambda: self._loaded.set_result(None),
             on_failure=self._loaded.set_exception,
-            streams=False,  # Ray's queue of messages has no bound, so a client that stops would not stop the job
         )
         self._life = AsyncExitStack()
 
@@ -84,7 +86,7 @@ class Replica:
         except BaseException:
             await self._life.aclose()
             raise
-        return Hosted(self._app, self._life.aclose)
+        return Hosted(self._app, self._life.aclose, patience=self._settings.reply_seconds)
 
     async def check_health(self) -> None:
         """Ray's probe. *Raises* NotReady; Ray replaces a replica for which it goes on doing so."""
@@ -94,11 +96,15 @@ class Replica:
 
 
 class Hosted:
-    """Pure ASGI: an application that runs already, served below any prefix that Ray gives it."""
+    """Pure ASGI: an application that runs already, served below any prefix that Ray gives it.
 
-    def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[object]]) -> None:
+    A reply of unknown length waits for its client, for `patience` seconds; without the proxy's help there are none.
+    """
+
+    def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[object]], *, patience: float) -> None:
         self._app = app
         self._end = end
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -109,6 +115,12 @@ class Hosted:
             await send({"type": "lifespan.shutdown.complete"})
             return
 
+        scope = as_sent(below_prefix(scope))
+        if promised(scope):
+            side = ReplicaSide(receive, send, patience=self._patience)
+            receive, send = side.receive, side.send
+        else:
+            scope = {**scope, WHOLE_ONLY: True}
         gone = False
 
         async def receive_and_notice() -> Message:
@@ -130,7 +142,7 @@ class Hosted:
                 message = {**message, "body": bytes(message.get("body", b""))}  # Ray pickles it
             await send(message)
 
-        await self._app(below_prefix(scope), receive_and_notice, send_to_ray)
+        await self._app(scope, receive_and_notice, send_to_ray)
 
 
 def below_prefix(scope: Scope) -> Scope:

@@ -44,18 +44,16 @@ def build_app(
     loader: str = LOADER,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[BaseException], None] | None = None,
-    streams: bool = True,
 ) -> Starlette:
     """The ASGI application; its models load in the background once it starts.
 
-    `loader` is `module:function` and runs in the process of each replica. Unless it `streams`, every reply is sent as a
-    whole. *Raises* ConfigurationError.
+    `loader` is `module:function` and runs in the process of each replica. *Raises* ConfigurationError.
     """
     metrics, tracing = Metrics(), tracing_from_environment()
     engine = _engine(settings, loader, metrics)
     readers = Readers(share=_client_share(settings), most_bytes=settings.max_arriving_bytes)
     metrics.watch(engine.state)
-    endpoints = Endpoints(engine, settings, metrics, readers, streams=streams)
+    endpoints = Endpoints(engine, settings, metrics, readers)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -34,7 +34,7 @@ from remote_vae.server.readers import Readers
 from remote_vae.server.record import record_of
 from remote_vae.server.rendering import Call, render, write_and_render
 from remote_vae.server.settings import Settings
-from remote_vae.server.streams import Frames, StreamedResponse, film, parts, whole_film
+from remote_vae.server.streams import WHOLE_ONLY, Frames, StreamedResponse, film, parts, whole_film
 from remote_vae.server.threads import Threads, Work
 from remote_vae.server.tracked_response import TrackedResponse
 from remote_vae.server.videos import video_cut
@@ -52,10 +52,8 @@ T = TypeVar("T")
 class Endpoints:
     """The functions of the routes, for one engine."""
 
-    def __init__(
-        self, engine: Engine, settings: Settings, metrics: Metrics, readers: Readers, *, streams: bool
-    ) -> None:
-        self._engine, self._readers, self._streams = engine, readers, streams
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, readers: Readers) -> None:
+        self._engine, self._readers = engine, readers
         self._metrics = metrics
         self._settings = settings
         self._threads = Threads()
@@ -88,7 +86,8 @@ class Endpoints:
             pixels = fit_decode(model, info, head.shape, head.scaling, options, self._settings).pixels
         check_length(request, head, self._settings)
         seconds = min(head.timeout_seconds or self._settings.request_seconds, self._settings.request_seconds)
-        call = Call(model, info, head, record, request.scope.get(CLIENT), arrived + seconds)
+        client, whole_only = request.scope.get(CLIENT), WHOLE_ONLY in request.scope
+        call = Call(model, info, head, record, client, arrived + seconds, whole_only)
         self._engine.check(model, pixels=pixels, client=call.client, seconds=call.seconds)
         return call
 
@@ -117,8 +116,9 @@ class Endpoints:
 
     async def _stream(self, call: Call, job: DecodeJob, message: DecodeRequest, progress: JobProgress) -> Response:
         """A reply that begins with the first frames. What fails before them is answered as ever."""
-        if not self._streams:
-            raise UnsupportedOutput("this server is on Ray Serve and sends whole videos only; leave stream out")
+        if call.whole_only:
+            who = "Ray's proxy lacks remote-vae's middlewares here, so"
+            raise UnsupportedOutput(f"{who} this server sends whole videos only; leave stream out")
         asked, record = message.format, call.record
         with self._engine.admit(call.model, job, client=call.client, seconds=call.seconds) as permit:
             source = self._engine.stream(permit, request_id=record.request_id, progress=progress)

@@ -25,6 +25,7 @@ class Call:
     record: Record
     client: str | None
     until: float
+    whole_only: bool  # no stream
 
     @property
     def seconds(self) -> float:

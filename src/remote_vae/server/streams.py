@@ -28,6 +28,7 @@ from remote_vae.values import Buffer, Format
 Source = AsyncGenerator[Outcome, None]
 """The blocks of a streamed job."""
 Body = AsyncGenerator[Buffer, None]
+WHOLE_ONLY: Final = "remote_vae.whole_only"  # in the scope of a request whose client could not stop a stream
 # nginx would keep the first frames until it has more of them.
 UNBUFFERED: Final[Headers] = [("x-accel-buffering", "no")]
 

@@ -16,7 +16,7 @@ let cards = [];
 let files = []; // one of which is chosen
 let chosen = null; // {file, kind, tensors}
 let running = null; // the AbortController of what is on its way
-let streams = true; // unless the server has refused it, as servers on Ray Serve do
+let streams = true; // unless the server has refused it, as on Ray Serve without our middlewares
 
 const card = () => cards.find((item) => item.name === $("model").value);
 const tensor = () => chosen?.tensors?.[Number($("tensor").value)];
