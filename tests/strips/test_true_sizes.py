@@ -4,15 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLHunyuanImage, AutoencoderKLHunyuanVideo
+from diffusers import AutoencoderKLHunyuanImage, AutoencoderKLHunyuanVideo, AutoencoderKLWan
 
+from remote_vae.core.blocks import BLOCK_BYTES
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.strips import strip_executors
 from remote_vae.models.families import find_model
+from remote_vae.models.stages import causal
 from remote_vae.models.stages import hunyuan_image as hunyuan_image_stages
 from remote_vae.models.stages import hunyuan_video as hunyuan_video_stages
 
+from .local_networks import ways_of
 from .test_exact import cast
+
+WAN_BY_DIFFUSERS = (
+    1_965_000_000  # live bytes of diffusers' decode of 17 frames of 240x416, which `benchmarks/exact.py` counts
+)
 
 MODULES: dict[str, tuple[type, Any, tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]] = {
     "hunyuanvideo": (
@@ -42,3 +49,14 @@ def test_prediction(name: str, dtype: torch.dtype) -> None:
                 with LiveBytes() as live:
                     executor.run(given.clone(), lambda *block: None, lambda: None)
                 assert abs(executor.peak_bytes(shape, dtype, 0) / live.peak - 1) < 0.15
+
+
+def test_frames_of_a_long_clip() -> None:
+    """The prediction for a few frames holds for a clip of any length, and what is not a cache of frames is little."""
+    with torch.device("meta"):
+        model = AutoencoderKLWan().eval().requires_grad_(False)
+    way = ways_of(causal.describe, model, "frames", BLOCK_BYTES["cpu"])[0]
+    shape = (1, 16, 7, 30, 52)
+    predicted = way.peak_bytes(shape, torch.float32, 0)
+    assert abs(predicted / way._rehearsed(shape, torch.float32) - 1) < 0.02
+    assert predicted < 0.6 * WAN_BY_DIFFUSERS

@@ -5,6 +5,7 @@ import torch
 from remote_vae.core import winograd
 from remote_vae.core.filters import NO_MARGIN, Direct, Margin, Recombined, arithmetic, filter_for, form_of
 from remote_vae.core.stages import Downsample, Layer, Upsample
+from remote_vae.core.sweep import share_of
 
 
 class Account:
@@ -37,18 +38,19 @@ class Account:
 
     def _beside(self, window: torch.Tensor, rows: int, width: int) -> int:
         layer, form, given = self._layer, self._form, window.element_size()
-        rows = -(-rows // self._workers)
+        share = share_of(rows, self._workers)
+        workers, rows = -(-rows // share), min(rows, share)  # few rows leave some without work
         frames, channels = window.shape[:2]
         if form is not None:
             tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
             whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
             block = winograd.block_bytes(form, channels, layer.channels, self._tiles, frames)
-            return self._workers * (block + whole)
+            return workers * (block + whole)
         larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
-        found = int(self._workers * frames * rows * width * larger * layer.channels)
+        found = int(workers * frames * rows * width * larger * layer.channels)
         if not self._wide:
             return 0 if layer.taps == 1 else found * given
-        return 4 * (self._workers * frames * rows * width * channels + found * min(layer.taps, 2))
+        return 4 * (workers * frames * rows * width * channels + found * min(layer.taps, 2))
 
 
 def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device, *, lean: bool = False) -> int:

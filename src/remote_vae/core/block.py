@@ -10,7 +10,7 @@ import torch
 from remote_vae.core.local import Size
 from remote_vae.core.rows import windows
 from remote_vae.core.strip_threads import workers
-from remote_vae.core.sweep import ROWS
+from remote_vae.core.sweep import share_of
 
 Keep = Callable[[torch.Tensor], None]
 
@@ -53,8 +53,7 @@ class Run:
 
     def each(self, rows: int, work: Callable[[int, int], None]) -> None:
         """Calls `work` for every part of some rows, one part for each core."""
-        share = -(-rows // self.threads)
-        spans = windows(rows, share + -share % ROWS)
+        spans = windows(rows, share_of(rows, self.threads))
         workers(self.threads).each(spans, lambda span: work(*span), lambda span, nothing: None)
 
     def pieces(self, source: Iterator[Block], most: int) -> Iterator[Block]:

@@ -20,7 +20,7 @@ ROWS: Final = "rows"
 BLOCK_BYTES: Final = {"cpu": 16 * 2**20}
 LARGE_BLOCK_BYTES: Final = 64 * 2**20
 SMALLER: Final = 8  # of the blocks for a device with little free memory
-STEADY: Final = 3  # runs of frames after which the memory that is held no longer grows
+STEADY: Final = 4  # runs of frames after which the memory that is held no longer grows
 
 Span = tuple[int, int]
 

@@ -7,6 +7,7 @@ exists as a whole, apart from what attention reads. All that is kept belongs to 
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 from torch.nn import functional
@@ -32,6 +33,8 @@ from remote_vae.core.local import (
 )
 from remote_vae.core.stream_layer import Convolved, Filter
 from remote_vae.core.stream_whole import Attended, NormedFrames, popped
+
+FEW: Final = 4  # a block is this many times as large as the rows of it that are copied
 
 
 class Chain:
@@ -93,7 +96,9 @@ class _DoubleFrames:
                 yield piece
                 continue
             before = past.popleft() if past else None
-            yield Block(self._doubled(piece.rows, stays, before, filter_, keep), piece.last)
+            given = [Block(self._doubled(piece.rows, stays, before, filter_, keep), piece.last)]
+            del piece, before
+            yield given.pop()
 
     def _doubled(
         self, rows: torch.Tensor, stays: int, past: torch.Tensor | None, filter_: Filter, keep: Keep
@@ -121,7 +126,9 @@ class _Pairs:
         for block in source:
             stays = int(self._starts(moment))
             before = past.popleft() if past else None
-            yield Block(self._made(block.rows, stays, before, keep), block.last)
+            given = [Block(self._made(block.rows, stays, before, keep), block.last)]
+            del block, before
+            yield given.pop()
 
     def _made(self, rows: torch.Tensor, stays: int, past: torch.Tensor | None, keep: Keep) -> torch.Tensor:
         keep(rows[-1:])
@@ -270,10 +277,15 @@ class _Residual:
                 part = waiting.popleft()
                 count = min(part.shape[2], block.rows.shape[2] - done)
                 if count < part.shape[2]:
-                    waiting.appendleft(part[:, :, count:])
+                    waiting.appendleft(_apart(part[:, :, count:]))
                 block.rows[:, :, done : done + count] += part[:, :, :count]
                 done += count
                 del part
             given = [block]
             del block
             yield given.pop()
+
+
+def _apart(rows: torch.Tensor) -> torch.Tensor:
+    """Rows that wait; a copy if they are few, because they would keep all of a large block alive."""
+    return rows.clone() if rows.untyped_storage().nbytes() >= FEW * rows.nbytes else rows

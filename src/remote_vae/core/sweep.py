@@ -74,13 +74,18 @@ class StripPlan:
         """Rows of a map's strip: at least one, and a multiple of four if possible, because convolutions prefer it."""
         found = max(1, self.strip_bytes // size.row_bytes)
         if self.workers > 1:
-            share = -(-size.height // (STRIPS_PER_WORKER * self.workers))
-            found = min(found, share + -share % ROWS)
+            found = min(found, share_of(size.height, STRIPS_PER_WORKER * self.workers))
         return min(size.height, found if found < ROWS else found - found % ROWS)
 
     def at_a_time(self, size: MapSize, rows: int) -> int:
         """How many strips of this many rows are computed side by side: no more than the map has."""
         return min(self.workers, -(-size.height // rows))
+
+
+def share_of(rows: int, workers: int) -> int:
+    """How many of some rows one worker takes: a multiple of four, which may leave no rows for the last workers."""
+    share = -(-rows // workers)
+    return share + -share % ROWS
 
 
 class Sweep:
