@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate, zip_longest
 from math import prod
 from typing import ClassVar, Final
 
@@ -12,14 +13,17 @@ from remote_vae.core.block import Block, Moment, Run
 from remote_vae.core.executor import FRAMES, NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.local import Local, Size, Stage, has_attention
+from remote_vae.core.local import Attention, Local, Size, Stage, parts_of
+from remote_vae.core.rows import kernels_for
 from remote_vae.core.stream import Chain
 from remote_vae.core.strip_threads import cores
+from remote_vae.core.time_attention import TimeAttention, attend_in_time
 
 ROWS: Final = "rows"
 BLOCK_BYTES: Final = {"cpu": 16 * 2**20}
 LARGE_BLOCK_BYTES: Final = 64 * 2**20
 SMALLER: Final = 8  # of the blocks for a device with little free memory
+COPIES: Final = 4  # of the rows that attention along time reads: they, queries, keys and values
 STEADY: Final = 4  # runs of frames after which the memory that is held no longer grows
 
 Span = tuple[int, int]
@@ -29,10 +33,16 @@ class Maps:
     """A clip, or a feature map of all its frames, that is stored as one tensor or several. *Shapes*: [f,C,H,W]."""
 
     def __init__(self, parts: list[torch.Tensor]) -> None:
-        self._parts = parts
+        self._parts, self._dropped = parts, 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return self._dropped + sum(map(len, self._parts))
+
+    @property
+    def spans(self) -> list[Span]:
+        """The frames of each tensor."""
+        stops = [*accumulate(map(len, self._parts))]
+        return [*zip((0, *stops), stops, strict=False)]
 
     def frames(self, span: Span) -> torch.Tensor:
         """Some frames of a clip that is stored as one tensor."""
@@ -41,9 +51,20 @@ class Maps:
     def size(self, frames: int) -> Size:
         return Size(frames, *self._parts[0].shape[1:])
 
+    def drop(self, stop: int) -> None:
+        """Frees the tensors whose frames come before this one."""
+        while self._parts and self._dropped + len(self._parts[0]) <= stop:
+            self._dropped += len(self._parts.pop(0))
+
+    def attend(self, attention: TimeAttention, run: Run) -> None:
+        """Changes all frames in place."""
+        size = self.size(len(self))
+        rows = run.rows(size, COPIES * size.channels, size.frames)
+        attend_in_time(self._parts, attention, kernels_for(run.device), rows, run.checkpoint)
+
     def blocks(self, span: Span, most: int) -> Iterator[Block]:
         """The rows of some frames, channels last."""
-        parts, first = [], 0
+        parts, first = [], self._dropped
         for part in self._parts:
             parts.append(part[max(0, span[0] - first) : max(0, span[1] - first)])
             first += len(part)
@@ -127,9 +148,11 @@ class Blocks:
         run = Run(
             self.device, item.element_size(), self.block_bytes, workers, threads, one_frame, self.lean, checkpoint
         )
-        sections = program.sections if self.together else (program.stages,)
-        for stages in sections[:-1]:
+        sections = program.sections if self.together or program.between else (program.stages,)
+        for stages, attention in zip_longest(sections[:-1], program.between):
             maps = Maps(list(_stored(self._section(stages, maps, run))))
+            if attention is not None:
+                maps.attend(attention, run)
         return _given(self._section(sections[-1], maps, run), sink)
 
     def _whole(self, frames: int) -> int:
@@ -138,14 +161,21 @@ class Blocks:
 
     def _section(self, stages: tuple[Stage, ...], maps: Maps, run: Run) -> Iterator[Iterator[Block]]:
         """The blocks of each run of frames."""
-        together = self.together and not has_attention(stages)
-        count = len(maps)
-        spans = [(0, count)] if together else self.program.runs(count)
-        size = maps.size(count if together else max(spans[0][1], self.program.group))
+        count, attends = len(maps), any(isinstance(stage, Attention) for stage in parts_of(stages))
+        spans, longest = ([(0, count)], count) if self.together and not attends else self._runs(maps)
+        size = maps.size(longest)
         chain = Chain(stages, size, run)
         most = run.rows(size, size.channels, size.frames)
         for span in spans:
             yield chain.through(maps.blocks(span, most), Moment(span[1] == count, maps.frames(span)))
+            maps.drop(span[1])
+
+    def _runs(self, maps: Maps) -> tuple[list[Span], int]:
+        """The frames that run together, as those do that were stored together, and how many they are at most."""
+        if len(maps.spans) > 1:
+            return maps.spans, max(stop - start for start, stop in maps.spans)
+        spans = self.program.runs(len(maps))
+        return spans, max(spans[0][1], self.program.group)
 
 
 def _stored(section: Iterator[Iterator[Block]]) -> Iterator[torch.Tensor]:

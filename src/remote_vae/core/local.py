@@ -15,6 +15,7 @@ import torch
 from remote_vae.core import stages as of_maps
 from remote_vae.core.executor import Arguments
 from remote_vae.core.stages import Convolution, Downsample, Upsample
+from remote_vae.core.time_attention import TimeAttention
 
 ONE: Final = Fraction(1)
 
@@ -228,14 +229,16 @@ Stage = Layer | DoubleFrames | HalveFrames | ThreeFrames | Plus | Each | Near | 
 class Local:
     """What an encoder or decoder does. A section is a part of its stages.
 
-    A section with attention always runs a few frames at a time. `group` is the number of frames after the first one
-    that are run together; if it `joins`, those beyond whole groups run with the first group, otherwise the first frame
-    runs by itself. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `told` makes
-    of a batch and of a request's arguments the batch that the stages take, and the stages for them.
+    A section with attention always runs a few frames at a time. Attention along time `between` two sections changes the
+    map that the first one made, which is stored. `group` is the number of frames after the first one that are run
+    together; if it `joins`, those beyond whole groups run with the first group, otherwise the first frame runs by
+    itself. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `told` makes of a batch and
+    of a request's arguments the batch that the stages take, and the stages for them.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
     group: int = 1
+    between: tuple[TimeAttention, ...] = ()
     joins: bool = False
     pictures: bool = False
     grows: bool = False
@@ -260,7 +263,8 @@ class Local:
     @property
     def remembers(self) -> bool:
         """Whether something of every frame is kept until the last one."""
-        return any(isinstance(stage, Attention) and stage.causal for stage in parts_of(self.stages))
+        causal = (isinstance(stage, Attention) and stage.causal for stage in parts_of(self.stages))
+        return bool(self.between) or any(causal)
 
     @property
     def only_frames(self) -> bool:
@@ -292,7 +296,3 @@ def parts_of(stages: tuple[Stage, ...]) -> Iterator[Stage]:
         if isinstance(stage, Residual):
             yield from parts_of(stage.main)
             yield from parts_of(stage.shortcut)
-
-
-def has_attention(stages: tuple[Stage, ...]) -> bool:
-    return any(isinstance(stage, Attention) for stage in parts_of(stages))
