@@ -213,6 +213,7 @@ class Format:
 
     `name` is what `image_format` says; `pillow` is the imaging library's name, empty if another library writes it.
     `accepts` are further media types by which clients ask for it. A video with `parts` can be sent while it is written.
+    `codecs` are those that a request can name, of which the first is the default.
     *Units*: longest_side in pixels.
     """
 
@@ -226,6 +227,7 @@ class Format:
     alpha: bool = False
     parts: bool = False
     accepts: tuple[str, ...] = ()
+    codecs: tuple[str, ...] = ()
 
     @property
     def is_image(self) -> bool:
@@ -255,11 +257,13 @@ _VIDEOS: Final = (
         lossy=True,
         parts=True,
         accepts=("text/plain", "application/octet-stream"),
+        codecs=("h264", "hevc", "av1"),
     ),
-    Format("webm", "video/webm", "video", (".webm",), "", 16383, lossy=True, parts=True),
+    Format("webm", "video/webm", "video", (".webm",), "", 16383, lossy=True, parts=True, codecs=("vp9", "av1")),
     Format("mkv", "video/matroska", "video", (".mkv",), parts=True, accepts=("video/x-matroska",)),
     Format("gif", "image/gif", "video", (".gif",), "", 65535, lossy=True, parts=True),
-    Format("webp", "image/webp", "video", (), "", 16383, lossy=True),
+    Format("webp", "image/webp", "video", (".webp",), "", 16383, lossy=True),
+    Format("avif", "image/avif", "video", (".avif",), "", 65536, lossy=True, codecs=("av1",)),
     Format("zip", "application/zip", "video", (".zip",), parts=True),
 )
 _TENSORS: Final = (
@@ -273,5 +277,6 @@ VIDEO_FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {row.name: row for row in (*_PICTURES, *_VIDEOS, *_TENSORS, *_PICTURES)}
 )
+CODECS: Final = tuple(dict.fromkeys(codec for row in _VIDEOS for codec in row.codecs))
 IMAGE_FORMATS: Final = tuple(row.name for row in _PICTURES)
 TRANSPARENT_FORMATS: Final = tuple(row.name for row in _PICTURES if row.alpha)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from remote_vae.client.pictures import read_picture, readable, write_png
-from remote_vae.client.videos import check_mp4
+from remote_vae.client.videos import check_video
 from remote_vae.errors import InvalidReply
-from remote_vae.values import FORMATS
+from remote_vae.values import FORMATS, VIDEO_FORMATS
 
 FORMS = {FORMATS[name]: FORMATS[name].pillow for name in ("png", "jpg", "webp")}
 MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"]
@@ -114,7 +114,7 @@ def test_transparency_is_kept(sent, mode):
 )
 def test_whole_mp4(data):
     """Boxes of every spelling of their size that fill the file are a whole MP4."""
-    check_mp4(data)
+    check_video(data, VIDEO_FORMATS["mp4"])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_whole_mp4(data):
 def test_cut_mp4(data):
     """A file that ends within a box, or lacks its first or its index, is an InvalidReply."""
     with pytest.raises(InvalidReply):
-        check_mp4(data)
+        check_video(data, VIDEO_FORMATS["mp4"])
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "AVIF", "TGA", "PPM"])

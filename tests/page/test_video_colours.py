@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from tests.page.conftest import find_browser
 
-from remote_vae.media.video import VideoTerms, open_video
+from remote_vae.media.terms import VideoTerms
+from remote_vae.media.video import open_video
 from remote_vae.values import VIDEO_FORMATS
 
 # Without a graphics card Chromium converts BT.709 with a factor of at most 2, in place of 2.112, so that blue is 243.
@@ -50,7 +51,7 @@ def graphics() -> Iterator[Browser]:
 @pytest.mark.parametrize("height", [480, 720])
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("mp4", "h264"), ("webm", "h264"), ("gif", "h264"), ("webp", "h264")],
+    [("mp4", "h264"), ("mp4", "av1"), ("webm", "vp9"), ("webm", "av1"), ("gif", ""), ("webp", ""), ("avif", "")],
 )
 def test_saturated_colours(graphics: Browser, name: str, codec: str, height: int) -> None:
     """Saturated red, green and blue come back within 4 levels, at heights of both matrices."""

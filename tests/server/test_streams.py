@@ -18,7 +18,7 @@ import requests
 from films import moving
 from remote_vae.engine.job import Outcome
 from remote_vae.errors import InternalError, InvalidReply, RemoteVAEError, ReplicaFailed
-from remote_vae.media.video import VideoTerms
+from remote_vae.media.terms import VideoTerms
 from remote_vae.protocol.multipart import PartsReader
 from remote_vae.server.streams import whole_film
 from remote_vae.server.threads import Threads

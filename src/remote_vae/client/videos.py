@@ -9,15 +9,16 @@ from remote_vae.errors import InvalidReply
 from remote_vae.values import Format
 
 MATROSKA: Final = b"\x1a\x45\xdf\xa3"
+INDEX: Final = {"mp4": b"moov", "avif": b"meta"}  # a box; an AVIF of one frame has no moov
 RIFF_HEAD: Final = 8  # bytes before those that the length counts
 
 
 def check_video(data: bytes, asked: Format) -> None:
     """*Raises* InvalidReply for what is not a video in this format, or is cut short."""
     match asked.name:
-        case "mp4":
-            check_mp4(data)
-            return
+        case "mp4" | "avif":
+            kinds = _boxes(data)
+            whole = kinds[:1] == [b"ftyp"] and INDEX[asked.name] in kinds
         case "gif":
             whole = data[:4] == b"GIF8" and data[-1:] == b";"
         case "webp":
@@ -28,13 +29,6 @@ def check_video(data: bytes, asked: Format) -> None:
             whole = data[:4] == MATROSKA
     if not whole:
         raise InvalidReply(f"the reply is not a whole {asked.name} file; {len(data)} bytes came")
-
-
-def check_mp4(data: bytes) -> None:
-    """*Raises* InvalidReply unless the file's boxes begin with ftyp, hold a moov and fill it exactly."""
-    kinds = _boxes(data)
-    if kinds[:1] != [b"ftyp"] or b"moov" not in kinds:
-        raise InvalidReply(f"the reply is not a whole MP4 file; {len(data)} bytes came")
 
 
 def _boxes(data: bytes) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""uint8 frames -> videos: MP4, WebM, Matroska, GIF and animated WebP by FFmpeg, and a ZIP of PNGs.
+"""uint8 frames -> videos: MP4, WebM, Matroska, GIF, animated WebP and AVIF by FFmpeg, and a ZIP of PNGs.
 
 Frames are added as they come, so that a video can be written while the rest of it is decoded.
 """
@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 import av
 import numpy as np
@@ -15,7 +15,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
 from remote_vae.errors import UnsupportedOutput
+from remote_vae.media import av1
 from remote_vae.media.png import write_png
+from remote_vae.media.terms import KEY_SECONDS, VideoTerms, VideoWriter
 from remote_vae.values import Format
 
 BT_709: Final = 1  # of primaries, transfer and matrix, in the numbers of H.273
@@ -23,54 +25,7 @@ BT_601: Final = 6  # of the matrix
 HD_LINES: Final = 720  # from this height on players take the matrix of BT.709 for a video that does not name one
 FRAGMENT_SECONDS: Final = 0.2
 LOOK_AHEAD: Final = "rc-lookahead=5:bframes=2"  # of a stream, whose file comes ten frames late and is no larger for it
-KEY_SECONDS: Final = 2  # a player can go to every such moment, and drops nothing before it
-VISIBLY_LOSSLESS: Final = 17  # the constant rate factor of H.264 for quality 95, which is the default
-LOWEST_FACTOR: Final = 51  # of quality 1
-DEFAULT_QUALITY: Final = 95
-DEFAULT_CODEC: Final = "h264"
 LEAST_SIDE: Final = 64  # the encoder of HEVC writes beyond its memory for less than one of its blocks
-
-
-@dataclass(frozen=True, slots=True)
-class VideoTerms:
-    """What a video is to be. *Units*: fps in frames a second, also 23.976; sides in pixels.
-
-    `codec` is for MP4. With `full_colour` the colours have the resolution of the pixels. `streamed` if it is sent while
-    it is written, to a file without a seek.
-    """
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    quality: int = DEFAULT_QUALITY
-    codec: str = DEFAULT_CODEC
-    full_colour: bool = False
-    streamed: bool = False
-
-    @property
-    def rate(self) -> Fraction:
-        return Fraction(self.fps).limit_denominator(1001)  # 24000/1001 and the like are exact
-
-    @property
-    def factor(self) -> float:
-        """The constant rate factor of H.264 for the quality. 0 would be a profile that browsers do not play."""
-        if self.quality > DEFAULT_QUALITY:
-            return max(1.0, VISIBLY_LOSSLESS * (100 - self.quality) / (100 - DEFAULT_QUALITY))
-        share = (DEFAULT_QUALITY - self.quality) / (DEFAULT_QUALITY - 1)
-        return VISIBLY_LOSSLESS + (LOWEST_FACTOR - VISIBLY_LOSSLESS) * share
-
-
-class VideoWriter(Protocol):
-    """A video that is being written to a file."""
-
-    def add(self, frames: NDArray[np.uint8]) -> None:
-        """*Shapes*: RGB [F,H,W,3]."""
-        ...
-
-    def end(self) -> None:
-        """Writes what is left, so that the video is whole."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +34,12 @@ class Coding:
 
     A coding without `full` has colours of half the resolution only; one without `half` has full ones only. `rgb` if
     neither is made of brightness and colours.
-    `tag` is the codec's name in a container that has several for it. Players show an animation of a higher rate than
-    `most_fps` at ten frames a second.
+    `tag` is the codec's name in a container that has several for it. Without an `encoder`, another library writes AV1.
+    Players show an animation of a higher rate than `most_fps` at ten frames a second.
     """
 
     container: str
-    encoder: str
+    encoder: str = ""
     half: str = ""
     full: str = ""
     rgb: bool = False
@@ -143,21 +98,23 @@ def _of_webp(terms: VideoTerms) -> Mapping[str, object]:
     return {"lossless": int(terms.quality == 100), "quality": terms.quality, "compression_level": 1}
 
 
-# AV1 and animated AVIF are missing: their encoder takes real-time priority for the process if it runs as root.
-MP4: Final[Mapping[str, Coding]] = {
-    "h264": Coding("mp4", "libx264", "yuv420p", "yuv444p", head=_of_mp4, options=_of_h264),
-    "hevc": Coding(
+_LOOP: Final = {"loop": 0}
+# By the names of the format and of the codec, if it has several.
+CODINGS: Final[Mapping[tuple[str, str], Coding]] = {
+    ("mp4", "h264"): Coding("mp4", "libx264", "yuv420p", "yuv444p", head=_of_mp4, options=_of_h264),
+    ("mp4", "hevc"): Coding(
         "mp4", "libx265", "yuv420p", "yuv444p", head=_of_mp4, tag="hvc1", least_side=LEAST_SIDE, least_frames=9,
         options=_of_hevc,
     ),
-}  # fmt: skip
-CODINGS: Final[Mapping[str, Coding]] = {
-    "webm": Coding("webm", "libvpx-vp9", "yuv420p", "yuv444p", options=_of_vp9, head=_of_matroska),
-    "mkv": Coding("matroska", "ffv1", full="bgr0", rgb=True, options=_of_ffv1, head=_of_matroska),
-    "gif": Coding("gif", "gif", full="pal8", rgb=True, head=lambda terms: {"loop": 0}, most_fps=50),
-    "webp": Coding(
-        "webp", "libwebp_anim", full="bgra", rgb=True, options=_of_webp, head=lambda terms: {"loop": 0}, most_fps=90,
+    ("mp4", "av1"): Coding("mp4", head=_of_mp4),
+    ("webm", "vp9"): Coding("webm", "libvpx-vp9", "yuv420p", "yuv444p", options=_of_vp9, head=_of_matroska),
+    ("webm", "av1"): Coding("webm", head=_of_matroska),
+    ("mkv", ""): Coding("matroska", "ffv1", full="bgr0", rgb=True, options=_of_ffv1, head=_of_matroska),
+    ("gif", ""): Coding("gif", "gif", full="pal8", rgb=True, head=lambda terms: _LOOP, most_fps=50),
+    ("webp", ""): Coding(
+        "webp", "libwebp_anim", full="bgra", rgb=True, options=_of_webp, head=lambda terms: _LOOP, most_fps=90,
     ),
+    ("avif", "av1"): Coding("avif", head=lambda terms: _LOOP, most_fps=90),
 }  # fmt: skip
 
 
@@ -166,7 +123,9 @@ def open_video(out: IO[bytes], asked: Format, terms: VideoTerms) -> VideoWriter:
     check_video(asked, terms)
     if asked.name == "zip":
         return ZippedPictures(out, terms)
-    return Film(out, _coding(asked, terms), terms)
+    coding = CODINGS[asked.name, _codec(asked, terms)]
+    head = _texts(coding.head(terms))
+    return Film(out, coding, head, terms) if coding.encoder else av1.GroupedFilm(out, coding.container, head, terms)
 
 
 def check_video(asked: Format, terms: VideoTerms) -> None:
@@ -178,10 +137,15 @@ def check_video(asked: Format, terms: VideoTerms) -> None:
         )
     if terms.streamed and not asked.parts:
         raise UnsupportedOutput(f"{name} is written as a whole; leave stream out, or ask for mp4 or webm")
+    if terms.codec and terms.codec not in asked.codecs:
+        advice = f"take codec={' or '.join(asked.codecs)}" if asked.codecs else "leave codec out"
+        raise UnsupportedOutput(f"codec={terms.codec} is not one that {name} has; {advice}")
     if name == "zip":
         return
-    coding = _coding(asked, terms)
-    what = f"codec={terms.codec}" if name == "mp4" else name
+    codec = _codec(asked, terms)
+    coding, what = CODINGS[name, codec], f"codec={codec}" if len(asked.codecs) > 1 else name
+    if not coding.encoder:
+        av1.check_encoder()
     if min(sides) < coding.least_side:
         raise UnsupportedOutput(
             f"the video has a side of {min(sides)} pixels; {what} needs at least {coding.least_side}; ask for h264"
@@ -194,8 +158,8 @@ def check_video(asked: Format, terms: VideoTerms) -> None:
         raise UnsupportedOutput(f"{what} needs at least {coding.least_frames} frames; ask for h264")
 
 
-def _coding(asked: Format, terms: VideoTerms) -> Coding:
-    return MP4[terms.codec] if asked.name == "mp4" else CODINGS[asked.name]
+def _codec(asked: Format, terms: VideoTerms) -> str:
+    return terms.codec or next(iter(asked.codecs), "")
 
 
 class Film:
@@ -205,13 +169,13 @@ class Film:
     they are written, because players guess that of an untagged video by its height.
     """
 
-    def __init__(self, out: IO[bytes], coding: Coding, terms: VideoTerms) -> None:
+    def __init__(self, out: IO[bytes], coding: Coding, head: dict[str, str], terms: VideoTerms) -> None:
         self._count = 0
         self._full = bool(coding.full) and (terms.full_colour or not coding.half)
         self._layout = coding.full if self._full else coding.half
         high = terms.height >= HD_LINES
         self._matrix = None if coding.rgb else Colorspace.ITU709 if high else Colorspace.ITU601
-        self._container = av.open(out, "w", format=coding.container, options=_texts(coding.head(terms)))
+        self._container = av.open(out, "w", format=coding.container, options=head)
         stream: Any = self._container.add_stream(coding.encoder, rate=terms.rate, options=_texts(coding.options(terms)))
         self._stream, self._rate = stream, terms.rate
         stream.height, stream.width = terms.height, terms.width

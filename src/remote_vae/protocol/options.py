@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_type_hints
 
 from remote_vae.protocol.kinds import LARGEST_SEED, Boolean, Choice, Integer, IntegerOr, Kind, Real, Shape, Text
-from remote_vae.values import IMAGE_FORMATS, VIDEO_FORMATS, Posterior
+from remote_vae.values import CODECS, IMAGE_FORMATS, VIDEO_FORMATS, Posterior
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,12 @@ class DecodeOptions(ModelOptions, total=False):
         ),
     ]
     codec: Annotated[
-        str | None, Option(Choice(("h264", "hevc")), "The codec of an MP4: h264 if absent, or hevc.", flag=True)
+        str | None,
+        Option(
+            Choice(CODECS),
+            "The codec of an MP4: h264 if absent, hevc or av1; of a WebM: vp9 if absent, or av1.",
+            flag=True,
+        ),
     ]
     chroma: Annotated[
         str | None,

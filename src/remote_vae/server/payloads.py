@@ -6,7 +6,7 @@ from remote_vae.core.layout import MatchedLayout
 from remote_vae.engine.job import Outcome
 from remote_vae.engine.pool import Served
 from remote_vae.media.images import write_image
-from remote_vae.media.video import DEFAULT_CODEC, DEFAULT_QUALITY, VideoTerms
+from remote_vae.media.terms import DEFAULT_QUALITY, VideoTerms
 from remote_vae.protocol.options import DecodeOptions
 from remote_vae.values import Format, Tensor
 
@@ -19,7 +19,7 @@ def video_terms(model: Served, options: DecodeOptions, fit: MatchedLayout) -> Vi
         fit.width,
         fps=options["fps"] or model.recipe.fps,
         quality=options["quality"] or DEFAULT_QUALITY,
-        codec=options["codec"] or DEFAULT_CODEC,
+        codec=options["codec"] or "",
         full_colour=options["chroma"] == "full",
         streamed=options["stream"],
     )

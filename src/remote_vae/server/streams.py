@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from remote_vae.engine.job import Outcome
 from remote_vae.errors import RemoteVAEError
-from remote_vae.media.video import VideoTerms, open_video
+from remote_vae.media.terms import VideoTerms
+from remote_vae.media.video import open_video
 from remote_vae.protocol.messages import Provenance
 from remote_vae.protocol.multipart import PartsWriter
 from remote_vae.protocol.replies import Headers, provenance_headers
