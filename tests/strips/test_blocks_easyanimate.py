@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLMagvit
 
-from remote_vae.core import stream, stream_whole
+from remote_vae.core import stream_frames, stream_whole
 from remote_vae.core.blocks import Blocks
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.models.families import MODELS, family_of
@@ -116,8 +116,8 @@ def test_memory_of_true_clips() -> None:
 
 
 def forgets_the_frame_before_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = stream._ThreeFrames._of
-    monkeypatch.setattr(stream._ThreeFrames, "_of", lambda self, taps: honest(self, [taps[1], *taps[1:]]))
+    honest = stream_frames.ThreeOfFrames._of
+    monkeypatch.setattr(stream_frames.ThreeOfFrames, "_of", lambda self, taps: honest(self, [taps[1], *taps[1:]]))
 
 
 def sees_frames_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from numerics.cases.ltx import GROUPS, TIMESTEPS, tiny_ltx
-from remote_vae.core import stream
+from remote_vae.core import stream, stream_frames
 from remote_vae.core.blocks import Blocks
 from remote_vae.core.executor import NO_ARGUMENTS
 from remote_vae.core.kept import Kept
@@ -208,7 +208,7 @@ def sees_the_noise_of_the_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def zeros_before_the_first_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        stream._ThreeFrames, "_first", lambda self, frame: self._of([torch.zeros_like(frame)] * 2 + [frame])
+        stream_frames.ThreeOfFrames, "_first", lambda self, frame: self._of([torch.zeros_like(frame)] * 2 + [frame])
     )
 
 

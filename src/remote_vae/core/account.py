@@ -48,9 +48,11 @@ class Account:
             return workers * (block + whole)
         larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
         found = int(workers * frames * rows * width * larger * layer.channels)
+        read = workers * frames * rows * width * channels
+        doubled = 4 * read if isinstance(layer, Upsample) and not layer.folded else 0
         if not self._wide:
-            return 0 if layer.taps == 1 else found * given
-        return 4 * (workers * frames * rows * width * channels + found * min(layer.taps, 2))
+            return given * (doubled + (0 if layer.taps == 1 else found))
+        return 4 * (read + doubled + found * min(layer.taps, 2))
 
 
 def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device, *, lean: bool = False) -> int:

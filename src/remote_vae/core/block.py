@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from remote_vae.core.local import Size
+from remote_vae.core.local_frames import Size
 from remote_vae.core.rows import windows
 from remote_vae.core.strip_threads import workers
 from remote_vae.core.sweep import share_of

@@ -13,7 +13,8 @@ from remote_vae.core.block import Block, Moment, Run
 from remote_vae.core.executor import FRAMES, NO_ARGUMENTS, Arguments, Sink
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.local import Attention, Local, Size, Stage, parts_of
+from remote_vae.core.local import Attention, Local, Stage, parts_of
+from remote_vae.core.local_frames import Size
 from remote_vae.core.rows import kernels_for
 from remote_vae.core.stream import Chain
 from remote_vae.core.strip_threads import cores
@@ -30,10 +31,10 @@ Span = tuple[int, int]
 
 
 class Maps:
-    """A clip, or a feature map of all its frames, that is stored as one tensor or several. *Shapes*: [f,C,H,W]."""
+    """A clip, or a feature map of all its frames, that is `stored` as one tensor or several. *Shapes*: [f,C,H,W]."""
 
-    def __init__(self, parts: list[torch.Tensor]) -> None:
-        self._parts, self._dropped = parts, 0
+    def __init__(self, parts: list[torch.Tensor], *, stored: bool = False) -> None:
+        self._parts, self._dropped, self.stored = parts, 0, stored
 
     def __len__(self) -> int:
         return self._dropped + sum(map(len, self._parts))
@@ -43,6 +44,10 @@ class Maps:
         """The frames of each tensor."""
         stops = [*accumulate(map(len, self._parts))]
         return [*zip((0, *stops), stops, strict=False)]
+
+    @property
+    def item_bytes(self) -> int:
+        return self._parts[0].element_size()
 
     def frames(self, span: Span) -> torch.Tensor:
         """Some frames of a clip that is stored as one tensor."""
@@ -107,7 +112,7 @@ class Blocks:
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         group = self.program.group
-        steady = 1 + (STEADY - 1) * group
+        steady = max(1 + (STEADY - 1) * group, self.program.longest + 1)
         if self.together or len(shape) < 5 or shape[2] <= steady:
             return self._rehearsed(shape, dtype)
         later = (shape[2] - steady) // group  # groups of frames that take what those before them take
@@ -128,36 +133,32 @@ class Blocks:
         self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
     ) -> None:
         z, program = self.program.given(z, arguments)
-        done = 0
-        for item in torch.split(z, 1):
-
-            def give(first: int, row: int, block: torch.Tensor, done: int = done) -> None:
-                sink(done + first, row, block)
-
-            done += self._run(program, item, give, checkpoint)
+        self._run(program, z, sink, checkpoint)
 
     def _run(
-        self, program: Local, item: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], threads: int = 0
-    ) -> int:
-        """Gives the frames of one clip or picture to the sink, and returns how many there are."""
-        frames = item[0].transpose(0, 1) if item.ndim == 5 else item
-        frames = frames[: self._whole(len(frames))]
-        maps = Maps([frames])
-        workers = cores(self.device)
-        threads, one_frame = threads or workers, len(frames) == 1 and not program.grows
-        run = Run(
-            self.device, item.element_size(), self.block_bytes, workers, threads, one_frame, self.lean, checkpoint
-        )
+        self, program: Local, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], threads: int = 0
+    ) -> None:
+        """Gives the frames of one clip or picture after the other to the sink."""
+        done = 0
+        for item in torch.split(z, 1):
+            for clip in program.clips(item[0].transpose(0, 1) if item.ndim == 5 else item):
+
+                def give(first: int, row: int, block: torch.Tensor, done: int = done) -> None:
+                    sink(done + first, row, block)
+
+                done += self._run_clip(program, Maps(clip), give, checkpoint, threads or cores(self.device))
+
+    def _run_clip(self, program: Local, maps: Maps, sink: Sink, checkpoint: Callable[[], None], threads: int) -> int:
+        """Returns how many frames there are."""
+        one_frame = len(maps) == 1 and not program.grows
+        item_bytes, workers = maps.item_bytes, cores(self.device)
+        run = Run(self.device, item_bytes, self.block_bytes, workers, threads, one_frame, self.lean, checkpoint)
         sections = program.sections if self.together or program.between else (program.stages,)
         for stages, attention in zip_longest(sections[:-1], program.between):
-            maps = Maps(list(_stored(self._section(stages, maps, run))))
+            maps = Maps(list(_stored(self._section(stages, maps, run))), stored=True)
             if attention is not None:
                 maps.attend(attention, run)
         return _given(self._section(sections[-1], maps, run), sink)
-
-    def _whole(self, frames: int) -> int:
-        """How many frames make whole groups after the first one, if those beyond do not run with the first group."""
-        return frames if self.program.joins else frames - (frames - 1) % self.program.group
 
     def _section(self, stages: tuple[Stage, ...], maps: Maps, run: Run) -> Iterator[Iterator[Block]]:
         """The blocks of each run of frames."""
@@ -172,7 +173,7 @@ class Blocks:
 
     def _runs(self, maps: Maps) -> tuple[list[Span], int]:
         """The frames that run together, as those do that were stored together, and how many they are at most."""
-        if len(maps.spans) > 1:
+        if maps.stored and len(maps.spans) > 1:
             return maps.spans, max(stop - start for start, stop in maps.spans)
         spans = self.program.runs(len(maps))
         return spans, max(spans[0][1], self.program.group)

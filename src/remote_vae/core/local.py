@@ -14,20 +14,11 @@ import torch
 
 from remote_vae.core import stages as of_maps
 from remote_vae.core.executor import Arguments
+from remote_vae.core.local_frames import FrameStage, Size
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 from remote_vae.core.time_attention import TimeAttention
 
 ONE: Final = Fraction(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """The size of a feature map, and the most frames of it that are computed at a time."""
-
-    frames: int
-    channels: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,44 +67,6 @@ class Layer:
                 return Size(size.frames, self.layer.channels, size.height // 2, size.width // 2)
             case Convolution():
                 return replace(size, channels=self.layer.channels)
-
-
-@dataclass(frozen=True, slots=True)
-class DoubleFrames:
-    """Makes two frames of each frame but the first one, which stays; the others do not see it.
-
-    A causal convolution gives twice the channels: those of the earlier frame, then those of the later one.
-    """
-
-    layer: Convolution
-
-    def after(self, size: Size) -> Size:
-        return replace(size, frames=2 * size.frames)
-
-
-@dataclass(frozen=True, slots=True)
-class HalveFrames:
-    """Makes one frame of each pair after the first frame, which stays. *Shapes*: weight [out,in,3,1,1].
-
-    The three taps are the frame before a pair, and the pair.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-    def after(self, size: Size) -> Size:
-        return replace(size, channels=len(self.weight), frames=size.frames // 2 + 1)
-
-
-@dataclass(frozen=True, slots=True)
-class ThreeFrames:
-    """Makes one frame of each pair after the first frame: its channels are three, of the frame before and of the pair.
-
-    The first frame is there three times. The three that a channel becomes are neighbours.
-    """
-
-    def after(self, size: Size) -> Size:
-        return replace(size, channels=3 * size.channels, frames=size.frames // 2 + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +175,7 @@ class Attention:
         return size
 
 
-Stage = Layer | DoubleFrames | HalveFrames | ThreeFrames | Plus | Each | Near | Sums | FrameNorm | Residual | Attention
+Stage = Layer | FrameStage | Plus | Each | Near | Sums | FrameNorm | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +196,19 @@ class Local:
     pictures: bool = False
     grows: bool = False
     told: "Callable[[torch.Tensor, Arguments], tuple[torch.Tensor, Local]] | None" = None
+    cut: Callable[[torch.Tensor], Iterator[list[torch.Tensor]]] | None = None
+    longest: int = 0
 
     def given(self, batch: torch.Tensor, arguments: Arguments) -> "tuple[torch.Tensor, Local]":
         """What runs for a request. A network that is not `told` anything takes no arguments."""
         return (batch, self) if self.told is None else self.told(batch, arguments)
+
+    def clips(self, frames: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """What goes through the stages: of one clip whole groups, if those beyond do not run with the first group."""
+        if self.cut is not None:
+            yield from self.cut(frames)
+        else:
+            yield [frames if self.joins else frames[: len(frames) - (len(frames) - 1) % self.group]]
 
     def runs(self, frames: int) -> list[tuple[int, int]]:
         """The frames that are run together."""

@@ -10,28 +10,12 @@ from collections.abc import Iterator
 from typing import Final
 
 import torch
-from torch.nn import functional
 
-from remote_vae.core.account import filter_on
-from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start, Streamed
-from remote_vae.core.filters import arithmetic
-from remote_vae.core.local import (
-    Attention,
-    DoubleFrames,
-    Each,
-    FrameNorm,
-    HalveFrames,
-    Layer,
-    Near,
-    Plus,
-    Residual,
-    Size,
-    Stage,
-    Sums,
-    ThreeFrames,
-    after,
-)
-from remote_vae.core.stream_layer import Convolved, Filter
+from remote_vae.core.block import Block, Moment, Run, Start, Streamed
+from remote_vae.core.local import Attention, Each, FrameNorm, Layer, Near, Plus, Residual, Stage, Sums, after
+from remote_vae.core.local_frames import Size
+from remote_vae.core.stream_frames import of_frames
+from remote_vae.core.stream_layer import Convolved
 from remote_vae.core.stream_whole import Attended, NormedFrames, popped
 
 FEW: Final = 4  # a block is this many times as large as the rows of it that are copied
@@ -57,12 +41,6 @@ def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
     match stage:
         case Layer():
             found = Convolved(stage, size, run)
-        case DoubleFrames():
-            found = _DoubleFrames(stage, size, run)
-        case HalveFrames():
-            found = _HalveFrames(stage)
-        case ThreeFrames():
-            found = _ThreeFrames()
         case Plus():
             found = _Plus(stage)
         case Each():
@@ -77,96 +55,9 @@ def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
             found = _Residual(stage, size, run)
         case Attention():
             found = Attended(stage)
+        case _:
+            found = of_frames(stage, size, run)
     return found
-
-
-class _DoubleFrames:
-    def __init__(self, stage: DoubleFrames, size: Size, run: Run) -> None:
-        self._layer, self._size, self._run = stage.layer, size, run
-        self._most = run.rows(size, stage.layer.channels, size.frames)
-        self._past, self._starts = Past(), Start()
-
-    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
-        past, keep = self._past.begin(moment)
-        size, run = self._size, self._run
-        filter_ = filter_on(self._layer, size.height, size.width, run.device, run.workers, lean=run.lean)
-        for piece in self._run.pieces(source, self._most):
-            stays = int(self._starts(moment))
-            if len(piece.rows) == stays:
-                yield piece
-                continue
-            before = past.popleft() if past else None
-            given = [Block(self._doubled(piece.rows, stays, before, filter_, keep), piece.last)]
-            del piece, before
-            yield given.pop()
-
-    def _doubled(
-        self, rows: torch.Tensor, stays: int, past: torch.Tensor | None, filter_: Filter, keep: Keep
-    ) -> torch.Tensor:
-        window = rows[stays:] if past is None else torch.cat([past, rows])
-        lead = 0 if past is None else len(past)
-        keep(window[1 - self._layer.taps :])
-        found = filter_(window, rows.shape[2], rows.shape[3], lead)
-        del window
-        shape = (stays + 2 * len(found), *rows.shape[1:])
-        doubled = torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last)
-        doubled[:stays] = rows[:stays]
-        doubled[stays::2], doubled[stays + 1 :: 2] = found.chunk(2, 1)
-        return doubled
-
-
-class _Pairs:
-    """Makes one frame of each pair of frames and the frame before it, and one of the first frame."""
-
-    def __init__(self) -> None:
-        self._past, self._starts = Past(), Start()
-
-    def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
-        past, keep = self._past.begin(moment)
-        for block in source:
-            stays = int(self._starts(moment))
-            before = past.popleft() if past else None
-            given = [Block(self._made(block.rows, stays, before, keep), block.last)]
-            del block, before
-            yield given.pop()
-
-    def _made(self, rows: torch.Tensor, stays: int, past: torch.Tensor | None, keep: Keep) -> torch.Tensor:
-        keep(rows[-1:])
-        window = rows if past is None else torch.cat([past, rows])
-        found = [self._first(rows[:1])] if stays else []
-        if len(window) > 1:
-            found.append(self._of([window[tap : len(window) - 2 + tap : 2] for tap in range(3)]))
-        return torch.cat(found)
-
-    def _first(self, frame: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def _of(self, taps: list[torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError
-
-
-class _HalveFrames(_Pairs):
-    def __init__(self, stage: HalveFrames) -> None:
-        super().__init__()
-        self._weight, self._bias = stage.weight, stage.bias
-
-    def _first(self, frame: torch.Tensor) -> torch.Tensor:
-        return frame
-
-    def _of(self, taps: list[torch.Tensor]) -> torch.Tensor:
-        dtype = arithmetic(taps[0].dtype, taps[0].device)
-        bias = None if self._bias is None else self._bias.to(dtype)
-        given = torch.cat(taps, 1).permute(0, 2, 3, 1).to(dtype)
-        weight = self._weight.squeeze((3, 4)).transpose(1, 2).flatten(1).to(dtype)
-        return functional.linear(given, weight, bias).permute(0, 3, 1, 2).to(taps[0].dtype)
-
-
-class _ThreeFrames(_Pairs):
-    def _first(self, frame: torch.Tensor) -> torch.Tensor:
-        return self._of([frame] * 3)
-
-    def _of(self, taps: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(taps, 2).flatten(1, 2)
 
 
 class _Plus:

@@ -9,7 +9,8 @@ import torch
 from remote_vae.core.account import Account, filter_on, kernel_bytes
 from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
 from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
-from remote_vae.core.local import Frames, Layer, Size
+from remote_vae.core.local import Frames, Layer
+from remote_vae.core.local_frames import Size
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 
@@ -72,7 +73,7 @@ class Convolved:
         if self._run.workers == 1:
             return filter_(window, rows, size.width, lead)
         shape = (len(window) - lead, self._stage.layer.channels, times * rows, width)
-        found = _empty(shape, window)
+        found = empty(shape, window)
 
         def work(start: int, stop: int) -> None:
             below = filter_.margin(stop - start, size.width).below
@@ -116,7 +117,7 @@ class Convolved:
         kept = top + rows + (self._below if piece.last else 0)
         margin = filter_.margin(max(1, (kept - self._kernel) // self._step + 1), width)
         sides = (kept + margin.below, margin.left + width + margin.right)
-        window = _empty((earlier + front + frames + back, piece.rows.shape[1], *sides), piece.rows)
+        window = empty((earlier + front + frames + back, piece.rows.shape[1], *sides), piece.rows)
         inner = window[..., margin.left : margin.left + width]
         if held is not None:
             inner[:, :, :top] = held
@@ -163,5 +164,5 @@ def _repeat(window: torch.Tensor, kept: int, columns: slice, *, top: bool, botto
     window[..., columns.stop] = window[..., columns.stop - 1]
 
 
-def _empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+def empty(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from remote_vae.core.attention import attend, linear
 from remote_vae.core.block import Block, Moment, Run
-from remote_vae.core.local import Attention, FrameNorm, Size
+from remote_vae.core.local import Attention, FrameNorm
+from remote_vae.core.local_frames import Size
 from remote_vae.core.norm import Groups, Moments, merged
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.rows import kernels_for

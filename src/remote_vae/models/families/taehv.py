@@ -119,6 +119,7 @@ FAMILIES: Final = (
         _MODELS,
         deterministic=True,
         prepare=with_the_pipelines_names,
+        stages="taehv",
         decode=lambda module, latent: module.decode(latent),
         encode=lambda module, pixels: module.encode(pixels),
         frames=_frames,

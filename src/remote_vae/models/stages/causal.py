@@ -13,17 +13,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from remote_vae.core.local import (
-    Attention,
-    DoubleFrames,
-    Each,
-    Frames,
-    HalveFrames,
-    Layer,
-    Local,
-    Residual,
-    Stage,
-)
+from remote_vae.core.local import Attention, Each, Frames, Layer, Local, Residual, Stage
+from remote_vae.core.local_frames import DoubleFrames, HalveFrames
 from remote_vae.core.stages import Convolution, Downsample
 from remote_vae.models.stages.local_parts import last_of, norm_of, patchified, unpatchified
 from remote_vae.models.stages.parts import Unknown, bias_of, expect, upsample_of, weight_of

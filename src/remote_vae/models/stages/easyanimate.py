@@ -11,7 +11,8 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl_magvit as source
 from torch import nn
 
-from remote_vae.core.local import Each, FrameNorm, Frames, Layer, Local, Residual, Stage, ThreeFrames
+from remote_vae.core.local import Each, FrameNorm, Frames, Layer, Local, Residual, Stage
+from remote_vae.core.local_frames import ThreeFrames
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 from remote_vae.models.stages.local_parts import DOUBLE
 from remote_vae.models.stages.parts import Unknown, bias_of, expect, norm_of, weight_of

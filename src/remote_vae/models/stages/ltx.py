@@ -15,7 +15,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
-from remote_vae.core.local import Each, Frames, Layer, Local, Norm, Residual, Stage, ThreeFrames
+from remote_vae.core.local import Each, Frames, Layer, Local, Norm, Residual, Stage
+from remote_vae.core.local_frames import ThreeFrames
 from remote_vae.core.stages import Convolution
 from remote_vae.models.stages.local_parts import Function, patchified, strided_of, unpatchified
 from remote_vae.models.stages.parts import Unknown, bias_of, expect, weight_of

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from remote_vae.core.executor import Arguments
-from remote_vae.core.local import Each, Local, Norm, Plus, Residual, Size, Stage, after
+from remote_vae.core.local import Each, Local, Norm, Plus, Residual, Stage, after
+from remote_vae.core.local_frames import Size
 from remote_vae.core.noise import drawn_from
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.models.families.ltx import with_noise
