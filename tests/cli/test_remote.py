@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def test_encode_options(live: Any, command: Any, photo: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(found["plain"], found["parameters"][:, :4])
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP")])
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP"), (".avif", "AVIF")]
+)
 def test_decode_to_a_picture(live: Any, command: Any, latents: Path, tmp_path: Path, suffix: str, kind: str) -> None:
     """The suffix chooses the picture's format, and the picture is the local VAE's."""
     output = tmp_path / f"out{suffix}"
@@ -133,6 +136,44 @@ def test_decode_to_a_video(live: Any, command: Any, tmp_path: Path) -> None:
     np.save(path, np.zeros((1, 4, 4, 4), np.float32))
     said = command("decode", path, "-o", output, "--url", live.url)
     assert (said.code, "model 'sd' gives pictures" in said.err) == (1, True)
+
+
+def frames_in(path: Path) -> int:
+    """The frames of a picture, a video, or a ZIP of pictures."""
+    data = io.BytesIO(path.read_bytes())
+    if path.suffix == ".zip":
+        return len(zipfile.ZipFile(data).namelist())
+    if path.suffix in (".mp4", ".webm", ".mkv"):
+        with av.open(data) as film:
+            return len(list(film.decode(video=0)))
+    with Image.open(data) as picture:
+        return getattr(picture, "n_frames", 1)
+
+
+@pytest.mark.parametrize("way", ["--model video", "address"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv", ".gif", ".webp", ".avif", ".AVIF", ".zip", ".png", ".jpg"])
+def test_decode_a_video_to_every_format(live: Any, command: Any, tmp_path: Path, suffix: str, way: str) -> None:
+    """Every format that holds frames has them all; a picture is the first one, which is said."""
+    path, output = tmp_path / "video.npy", tmp_path / f"out{suffix}"
+    np.save(path, np.random.default_rng(5).standard_normal((1, 16, 2, 4, 4)).astype(np.float32))
+    where = ["--url", live.url, "--model", "video"] if way != "address" else ["--url", f"{live.url}/video"]
+    said = command("decode", path, "-o", output, *where)
+    assert said.code == 0
+    still = suffix in (".png", ".jpg")
+    assert frames_in(output) == (1 if still else 5)
+    assert ("the first of 5 frames; a video has them all" in " ".join(said.text.split())) == still
+
+
+def test_decode_to_av1(live: Any, command: Any, tmp_path: Path) -> None:
+    """--codec chooses the codec of an MP4; one that the format does not have is refused with those that it has."""
+    path, output = tmp_path / "video.npy", tmp_path / "out.mp4"
+    np.save(path, np.zeros((1, 16, 2, 4, 4), np.float32))
+    words = ["decode", path, "--url", live.url, "--model", "video", "--codec", "av1", "-o"]
+    assert command(*words, output).code == 0
+    with av.open(io.BytesIO(output.read_bytes())) as film:
+        assert film.streams.video[0].codec_context.name == "libdav1d"
+    said = command(*words, tmp_path / "out.gif")
+    assert (said.code, "codec=av1 is not one that gif has; leave codec out" in " ".join(said.text.split())) == (1, True)
 
 
 def test_packed_latents_and_bfloat16(live: Any, command: Any, tmp_path: Path) -> None:

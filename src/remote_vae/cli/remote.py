@@ -14,11 +14,13 @@ from remote_vae.cli.flags import with_flags
 from remote_vae.cli.terminal import console, human_bytes, print_json, show_table, working
 from remote_vae.client import Client
 from remote_vae.client.call_bar import CallBar
+from remote_vae.client.endpoint import split_endpoint
 from remote_vae.client.latents import array_of
+from remote_vae.client.network import run
 from remote_vae.errors import ConfigurationError, InvalidReply
 from remote_vae.protocol.messages import Reply
 from remote_vae.protocol.options import DECODE_ROWS
-from remote_vae.values import FORMATS, Tensor
+from remote_vae.values import FORMATS, VIDEO_FORMATS, Format, Tensor
 
 Url = Annotated[str, typer.Option("--url", envvar="REMOTE_VAE_ENDPOINT", help="Address of the server.")]
 Token = Annotated[
@@ -46,12 +48,12 @@ Side = Annotated[int | None, typer.Option(help="The picture's side in pixels, wh
 Key = Annotated[str | None, typer.Option(help="The name of the tensor, in a file that holds several.")]
 LATENT_FILE = "A file with a latent: .safetensors, .npy, .npz, or ComfyUI's .latent."
 DEFAULT_URL = "http://127.0.0.1:8000"
-WRITTEN = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
-PICTURES = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_image)
-VIDEOS = " ".join(suffix for suffix, row in WRITTEN.items() if row.is_video)
+PICTURES = {suffix: row for row in FORMATS.values() if row.is_image for suffix in row.suffixes}
+VIDEOS = {suffix: row for row in VIDEO_FORMATS.values() for suffix in row.suffixes}
+BOTH = " ".join(suffix for suffix in PICTURES if suffix in VIDEOS)
 DECODED = (
-    f"The file to write. {PICTURES}: the first picture of a batch or video. {VIDEOS}: a video. "
-    f"{' '.join(TENSORS)}: the VAE's raw output."
+    f"The file to write. {' '.join(PICTURES)}: the first picture of a batch or video. {' '.join(VIDEOS)}: a video, "
+    f"which {BOTH} are if the model is of videos. {' '.join(TENSORS)}: the VAE's raw output."
 )
 
 
@@ -76,11 +78,12 @@ def decode(
 ) -> None:
     """Turn a latent into a picture, a video, or the VAE's raw output."""
     said = None if form is None else f".{form.lower()}"
-    check_output(output, (*WRITTEN, *TENSORS), said)
-    (frame, scaled), asked = _latent(latents, key, scaling), WRITTEN.get(said or output.suffix.lower())
+    check_output(output, tuple(dict.fromkeys((*PICTURES, *VIDEOS, *TENSORS))), said)
+    frame, scaled = _latent(latents, key, scaling)
+    way: Any = {"token": token, "timeout": timeout, "ca_file": ca_file}
+    asked = _format(said or output.suffix.lower(), url, model, way)
     image_format = asked.name if asked is not None and asked.is_image else None
     output_type = "pt" if asked is None else "pil" if asked.is_image else asked.name
-    way: Any = {"token": token, "timeout": timeout, "ca_file": ca_file}
     with Client(url, **way) as client, CallBar(f"decoding {list(frame.shape)}") as bar:
         reply = client.decode_reply(
             frame,
@@ -96,6 +99,17 @@ def decode(
     else:
         write_file(output, reply.payload)
     tell(output, reply, human_bytes(output.stat().st_size))
+
+
+def _format(suffix: str, url: str, model: str | None, way: Any) -> Format | None:
+    """The format of a suffix; None for a tensor's. If pictures and videos have it, the model's card decides."""
+    picture, video = PICTURES.get(suffix), VIDEOS.get(suffix)
+    if picture is None or video is None:
+        return picture or video
+    base, name = split_endpoint(url, model)
+    with Client(base, **way) as client:
+        card = run(client.card(name))
+    return video if card is not None and card["kind"] == video.kind else picture
 
 
 def _latent(path: Path, key: str | None, scaling: bool | None) -> tuple[Tensor, bool]:

@@ -72,7 +72,8 @@ def _check_types(output_type: str, return_type: str, processor: Any, partial_pos
     """Refuses, before a generation is lost, what could not be returned in the end."""
     allowed = RETURN_TYPES.get(output_type)
     if allowed is None:
-        raise InvalidValue(f"output_type={output_type!r} is not known; expected pil, pt or mp4", name="output_type")
+        known = ", ".join(RETURN_TYPES)
+        raise InvalidValue(f"output_type={output_type!r} is not known; expected one of {known}", name="output_type")
     if output_type == "pil" and processor is None:
         allowed = ("pil",)
     if return_type not in allowed:

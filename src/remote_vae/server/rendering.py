@@ -66,7 +66,9 @@ def _reading(job: Job) -> str:
 
 
 def _left_out(job: Job, asked: Format) -> str:
-    """A note for a client that sent several latents and asked for a picture, which shows only the first."""
-    if asked.is_image and isinstance(job, DecodeJob) and job.fit.batch > 1:
+    """A note for a client that asked for a picture of several, which shows only the first."""
+    if not (asked.is_image and isinstance(job, DecodeJob)):
+        return ""
+    if job.fit.batch > 1:
         return f"the first of {job.fit.batch} pictures; a tensor has them all"
-    return ""
+    return f"the first of {job.fit.frames} frames; a video has them all" if job.fit.frames > 1 else ""
