@@ -132,7 +132,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class FrameNorm:
-    """GroupNorm over all positions of each frame, or of frames that run `together`, and SiLU. It waits for all rows.
+    """GroupNorm over all positions of each frame, or of frames that run `together`, and `silu`. It waits for all rows.
 
     Before SiLU it is multiplied by what the first of `scaled` makes of the nearest position of the network's input, and
     the second is added. Frames after an odd first one are nearest to those after the first one.
@@ -141,6 +141,7 @@ class FrameNorm:
     norm: of_maps.Norm
     together: bool = False
     scaled: tuple[Convolution, Convolution] | None = None
+    silu: bool = True
 
     def after(self, size: Size) -> Size:
         return size
@@ -231,7 +232,7 @@ class Local:
     @property
     def only_frames(self) -> bool:
         """Whether a norm waits for all rows, so that few rows of all frames at a time would save nothing."""
-        return any(isinstance(stage, FrameNorm) for stage in parts_of(self.stages))
+        return not self.pictures and any(isinstance(stage, FrameNorm) for stage in parts_of(self.stages))
 
     @property
     def only_rows(self) -> bool:

@@ -35,7 +35,7 @@ class NormedFrames:
         of_groups = [moments.of_groups(stage.norm.groups) for moments in gathered]
         scales = None if stage.scaled is None or not held else _Scales(stage.scaled, moment.given, self._height)
         for block in popped(held):
-            given = [Block(self._normalised(block.rows, of_groups, silu=scales is None), block.last)]
+            given = [Block(self._normalised(block.rows, of_groups, silu=stage.silu and scales is None), block.last)]
             del block
             if scales is not None:
                 scales.scale(given[0].rows, row)

@@ -66,6 +66,7 @@ FAMILIES: Final = (
         _MODELS,
         deterministic=True,
         prepare=with_the_pipelines_names,
+        stages="taef2",
         decode=lambda module, latent: module.decode(latent),
         encode=lambda module, pixels: module.encode(pixels),
         module="remote_vae.models.previews.taef2",

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from remote_vae.core.local import ONE, Each, Frames, Layer, Near, Norm
-from remote_vae.core.stages import Convolution
-from remote_vae.models.stages.parts import expect
+from remote_vae.core.stages import Convolution, Upsample
+from remote_vae.models.stages.parts import convolution_of, expect, upsample_of
 
 HALF: Final = Fraction(1, 2)
 DOUBLE: Final = Fraction(2)
@@ -38,6 +38,14 @@ def strided_of(conv: Any) -> Near:
         return functional.conv2d(given, weight, conv.bias, stride=2)
 
     return Near(strided, 1, conv.out_channels, HALF)
+
+
+def small_upsample_of(conv: Any) -> Upsample:
+    """An upsampling and the convolution after it; in 16 bits folded taps round more than all layers of a tiny VAE."""
+    if conv.weight.dtype is torch.float32:
+        return upsample_of(conv)
+    found = convolution_of(conv)
+    return Upsample(found.weight, found.bias, folded=False)
 
 
 def patchified(patch: int) -> Function:

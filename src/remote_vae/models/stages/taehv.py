@@ -17,10 +17,9 @@ from torch.nn import functional
 from remote_vae.core.executor import Arguments
 from remote_vae.core.local import Each, Layer, Local, Near, Residual, Stage
 from remote_vae.core.local_frames import LeaveOut, WithBefore
-from remote_vae.core.stages import Upsample
 from remote_vae.models.previews.taehv import Clamp, Grow, Memory, Pool, SuperMemory
-from remote_vae.models.stages.local_parts import DOUBLE, Function, each_of, strided_of
-from remote_vae.models.stages.parts import Unknown, convolution_of, expect, upsample_of
+from remote_vae.models.stages.local_parts import DOUBLE, Function, each_of, small_upsample_of, strided_of
+from remote_vae.models.stages.parts import Unknown, convolution_of, expect
 
 
 def describe(module: Any) -> tuple[Local, Local] | None:
@@ -122,16 +121,8 @@ def _of_frame(layer: nn.Module, channels: int) -> Iterator[Stage]:
 
 def _convolution(conv: nn.Conv2d, *, doubled: bool) -> Layer | Near:
     if doubled:
-        return Layer(_upsample(conv))
+        return Layer(small_upsample_of(conv))
     return strided_of(conv) if conv.stride == (2, 2) else Layer(convolution_of(conv))
-
-
-def _upsample(conv: nn.Conv2d) -> Upsample:
-    """In 16 bits folded taps would round more than all layers of so small a network."""
-    if conv.weight.dtype is torch.float32:
-        return upsample_of(conv)
-    found = convolution_of(conv)
-    return Upsample(found.weight, found.bias, folded=False)
 
 
 def _of_channels(conv: Any) -> Near:

@@ -4,15 +4,15 @@ Every part is checked, not only the class. An architecture that is not recognise
 own code. *Source*: diffusers' AutoencoderTiny.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from remote_vae.core.local import Layer, Local, Near, Residual, Stage
-from remote_vae.models.stages.local_parts import each_of, strided_of
-from remote_vae.models.stages.parts import Unknown, convolution_of, expect, upsample_of
+from remote_vae.core.local import FrameNorm, Layer, Local, Near, Residual, Stage
+from remote_vae.models.stages.local_parts import each_of, small_upsample_of, strided_of
+from remote_vae.models.stages.parts import Unknown, convolution_of, expect, norm_of
 
 ACTIVATIONS: Final = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish)
 
@@ -20,16 +20,16 @@ ACTIVATIONS: Final = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish)
 def describe(module: Any) -> tuple[Local, Local] | None:
     """The decoder and the encoder."""
     try:
-        inner, last = tuple(_parts(module.decoder.layers)), module.decoder.layers[-1].out_channels
-        decoder = each_of(_limited, module.config.latent_channels), *inner, each_of(_to_signed, last)
-        encoder = each_of(_to_unsigned, module.config.in_channels), *_parts(module.encoder.layers)
+        inner, last = parts_of(module.decoder.layers, _block), module.decoder.layers[-1].out_channels
+        decoder = each_of(limited, module.config.latent_channels), *inner, each_of(_to_signed, last)
+        encoder = each_of(to_unsigned, module.config.in_channels), *parts_of(module.encoder.layers, _block)
     except (Unknown, AttributeError):
         return None
     return Local((decoder,), pictures=True), Local((encoder,), pictures=True)
 
 
-def _parts(layers: Any) -> Iterator[Stage]:
-    """Layers one after another; an upsampling goes together with the convolution after it."""
+def parts_of(layers: Any, block: Callable[[Any], Iterator[Stage]]) -> Iterator[Stage]:
+    """Layers one after another, and blocks; an upsampling goes together with the convolution after it."""
     doubled, channels = False, 0
     for part in layers:
         if isinstance(part, nn.Upsample):
@@ -40,24 +40,30 @@ def _parts(layers: Any) -> Iterator[Stage]:
         if isinstance(part, nn.Conv2d):
             yield _convolution(part, doubled=doubled)
             doubled, channels = False, part.out_channels
+        elif isinstance(part, nn.GroupNorm):
+            yield FrameNorm(norm_of(part), silu=False)
         elif type(part) in ACTIVATIONS:
             yield each_of(part, channels)
         else:
+            yield from block(part)
             channels = part.conv[-1].out_channels
-            short = () if isinstance(part.skip, nn.Identity) else (_convolution(part.skip),)
-            yield Residual(tuple(_parts(part.conv)), short)
-            expect(type(part.fuse) is nn.ReLU)
-            yield each_of(part.fuse, channels)
     expect(not doubled)
+
+
+def _block(part: Any) -> Iterator[Stage]:
+    short = () if isinstance(part.skip, nn.Identity) else (_convolution(part.skip),)
+    yield Residual(tuple(parts_of(part.conv, _block)), short)
+    expect(type(part.fuse) is nn.ReLU)
+    yield each_of(part.fuse, part.conv[-1].out_channels)
 
 
 def _convolution(conv: Any, *, doubled: bool = False) -> Layer | Near:
     if doubled:
-        return Layer(upsample_of(conv))
+        return Layer(small_upsample_of(conv))
     return strided_of(conv) if conv.stride == (2, 2) else Layer(convolution_of(conv))
 
 
-def _limited(rows: torch.Tensor) -> torch.Tensor:
+def limited(rows: torch.Tensor) -> torch.Tensor:
     return torch.tanh(rows / 3) * 3
 
 
@@ -65,5 +71,5 @@ def _to_signed(rows: torch.Tensor) -> torch.Tensor:
     return rows.mul(2).sub(1)
 
 
-def _to_unsigned(rows: torch.Tensor) -> torch.Tensor:
+def to_unsigned(rows: torch.Tensor) -> torch.Tensor:
     return rows.add(1).div(2)
