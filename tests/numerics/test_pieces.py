@@ -100,6 +100,17 @@ def test_the_very_bits_in_16_bits(name: str) -> None:
     assert torch.equal(through(executor_of(vae, decoding=True), z, expected), expected)
 
 
+@pytest.mark.parametrize("name", LATENTS)
+def test_no_more_than_the_whole(name: str) -> None:
+    """A step's caches take the place of the last step's, so steps are not predicted to take more than the whole."""
+    shape = LATENTS[name][-1]
+    vae = served(name)
+    peaks = {way.name: way.peak_bytes(shape, torch.float32, 0) for way in vae.decoders}
+    assert peaks["pieces"] is not None
+    assert peaks["whole"] is not None
+    assert peaks["pieces"] <= peaks["whole"]
+
+
 def no_fade(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_blend", lambda a, b, extent, dim: b)
 

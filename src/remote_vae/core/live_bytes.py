@@ -1,15 +1,18 @@
 """Counts the bytes of tensors that are alive: what an algorithm needs, without what an allocator adds."""
 
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache, partial
 from threading import RLock
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+from weakref import ref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from remote_vae.core.strip_threads import WITHIN
+
+T = TypeVar("T")
 
 
 class LiveBytes:
@@ -21,7 +24,7 @@ class LiveBytes:
     def __init__(self) -> None:
         self.current = 0
         self.peak = 0
-        self._known: dict[int, int] = {}
+        self._known: dict[int, tuple[int, ref[object]]] = {}
         self._lock = RLock()  # a tensor may be freed, and forgotten, while another one is counted
         self._entered = ExitStack()
 
@@ -35,23 +38,31 @@ class LiveBytes:
         self._entered.close()
 
     def count(self, tensor: torch.Tensor) -> None:
-        owner = _owner(tensor)
-        key, size = _key(tensor), owner.nbytes if isinstance(owner, torch.Tensor) else owner.nbytes()
+        owner, key = _owner(tensor), _key(tensor)
         with self._lock:
             if key not in self._known:
-                self._known[key] = size
+                size = owner.nbytes if isinstance(owner, torch.Tensor) else owner.nbytes()
+                self._known[key] = size, ref(owner, partial(self._forget, key))
                 self.current += size
                 self.peak = max(self.peak, self.current)
-                weakref.finalize(owner, self._forget, key)
+
+    def rise(self, work: Callable[[], T]) -> tuple[T, int]:
+        """What a piece of work returns, and by how many bytes more than before it were alive at one time meanwhile."""
+        before, self.peak, started = self.peak, self.current, self.current
+        try:
+            found = work()
+            return found, self.peak - started
+        finally:
+            self.peak = max(before, self.peak)
 
     def passing(self, size: int) -> None:
         """Counts bytes that would be alive for a moment beside what is alive now."""
         with self._lock:
             self.peak = max(self.peak, self.current + size)
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, owner: object) -> None:
         with self._lock:
-            self.current -= self._known.pop(key, 0)
+            self.current -= self._known.pop(key)[0]
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -69,12 +80,24 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if not _makes(func):
+            return func(*args, **(kwargs or {}))
         given = {_key(tensor) for tensor in tensors_in((args, tuple((kwargs or {}).values())))}
         found = func(*args, **(kwargs or {}))
         for tensor in tensors_in(found):
             if _key(tensor) not in given:
                 self._live.count(tensor)
         return found
+
+
+@cache
+def _makes(func: Any) -> bool:
+    """Whether an operation may return a new tensor. Most return an argument or a view of it, so this saves much time.
+
+    A composite one may do either, whatever it declares.
+    """
+    composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return composite or not all(found.alias_info for found in func._schema.returns)
 
 
 def tensors_in(found: Any) -> Iterator[torch.Tensor]:

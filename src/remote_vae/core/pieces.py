@@ -8,6 +8,7 @@ whatever the length of a video, and the bits are those of the module's own code.
 import math
 from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from typing import Final
 
 import torch
@@ -47,17 +48,19 @@ class Pieces(Rehearsed):
         return None if one is None else one + _others(shape, dtype) + output
 
     def _rehearse(self, module: nn.Module, one: torch.Tensor, live: LiveBytes) -> None:
-        """Pieces of one size take the same memory, so a net runs once for each size."""
+        """Pieces of one size take the same memory, so a net runs once for each size.
+
+        What a net keeps takes the place of what it kept before, so the rise of the bytes counts, not all that it makes.
+        """
         known: dict[tuple[Net, torch.Size], tuple[int, torch.Size, torch.dtype]] = {}
 
         def each(net: Net, piece: torch.Tensor) -> torch.Tensor:
             if (net, piece.shape) not in known:
-                with LiveBytes() as within:
-                    found = net(piece)
-                known[net, piece.shape] = within.peak, found.shape, found.dtype
+                found, rise = live.rise(partial(net, piece))
+                known[net, piece.shape] = rise, found.shape, found.dtype
                 return found
-            peak, shape, dtype = known[net, piece.shape]
-            live.passing(peak)
+            rise, shape, dtype = known[net, piece.shape]
+            live.passing(rise)
             return piece.new_empty(shape, dtype=dtype)
 
         starts: set[int] = set()
