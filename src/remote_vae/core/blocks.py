@@ -1,7 +1,7 @@
 """The executors of local networks: `frames` takes a few frames at a time, `rows` a few rows of all frames."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, zip_longest
 from math import prod
 from typing import ClassVar, Final
@@ -11,9 +11,10 @@ import torch
 from remote_vae.core.absent import COMPILER, in_place_of
 from remote_vae.core.block import Block, Moment, Run
 from remote_vae.core.executor import FRAMES, NO_ARGUMENTS, Arguments, Sink
+from remote_vae.core.few_blocks import COUNTS, COUNTS_OF_NORMED, extended, first_rows, sides_of_part, widest
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.local import Attention, Local, Stage, parts_of
+from remote_vae.core.local import Attention, Local, Stage, after, parts_of
 from remote_vae.core.local_frames import Size
 from remote_vae.core.rows import kernels_for
 from remote_vae.core.stream import Chain
@@ -52,6 +53,15 @@ class Maps:
     def frames(self, span: Span) -> torch.Tensor:
         """Some frames of a clip that is stored as one tensor."""
         return self._parts[0][slice(*span)]
+
+    @property
+    def are_meta(self) -> bool:
+        """Whether they have no values, because they are of a prediction."""
+        return self._parts[0].is_meta
+
+    def like(self, size: Size) -> Block:
+        """A block that is a whole map of this size, without values."""
+        return Block(self._parts[0].new_empty((size.frames, size.channels, size.height, size.width)), True)
 
     def size(self, frames: int) -> Size:
         return Size(frames, *self._parts[0].shape[1:])
@@ -114,13 +124,29 @@ class Blocks:
         group = self.program.group
         steady = max(1 + (STEADY - 1) * group, self.program.longest + 1)
         if self.together or len(shape) < 5 or shape[2] <= steady:
-            return self._rehearsed(shape, dtype)
+            return self._sized(shape, dtype)
         later = (shape[2] - steady) // group  # groups of frames that take what those before them take
         steady = shape[2] - later * group
-        peak = self._rehearsed((*shape[:2], steady, *shape[3:]), dtype)
+        peak = self._sized((*shape[:2], steady, *shape[3:]), dtype)
         if not self.program.remembers:
             return peak
-        return peak + later * (self._rehearsed((*shape[:2], steady + group, *shape[3:]), dtype) - peak)
+        return peak + later * (self._sized((*shape[:2], steady + group, *shape[3:]), dtype) - peak)
+
+    def _sized(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """For a large clip, what small ones tell, unless its rows flow through."""
+        stages, normed = self.program.stages, self.program.only_frames
+        spans = self.program.runs(shape[2] if len(shape) == 5 else 1)
+        if self.together or (len(spans) == 1 and not normed):
+            return self._rehearsed(shape, dtype)
+        counts, sides = COUNTS_OF_NORMED if normed else COUNTS, shape[-2:]
+        size = Size(max(stop - start for start, stop in spans), shape[1], *sides)
+        blocks = widest(stages, size) * dtype.itemsize / self.block_bytes
+        if blocks <= 2 * max(counts):
+            return self._rehearsed(shape, dtype)
+        step = max(1, size.height // after(stages, size).height)
+        parts = [sides_of_part(sides, count / blocks, step) for count in counts]
+        few, more = (self._rehearsed((*shape[:-2], *part), dtype) for part in parts)
+        return extended(few, more, (prod(parts[0]), prod(parts[1])), prod(sides))
 
     def _rehearsed(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         described, batch = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
@@ -155,20 +181,29 @@ class Blocks:
         run = Run(self.device, item_bytes, self.block_bytes, workers, threads, one_frame, self.lean, checkpoint)
         sections = program.sections if self.together or program.between else (program.stages,)
         for stages, attention in zip_longest(sections[:-1], program.between):
-            maps = Maps(list(_stored(self._section(stages, maps, run))), stored=True)
+            maps = Maps(list(_stored(self._section(stages, maps, run, stored=True))), stored=True)
             if attention is not None:
                 maps.attend(attention, run)
         return _given(self._section(sections[-1], maps, run), sink)
 
-    def _section(self, stages: tuple[Stage, ...], maps: Maps, run: Run) -> Iterator[Iterator[Block]]:
-        """The blocks of each run of frames."""
+    def _section(
+        self, stages: tuple[Stage, ...], maps: Maps, run: Run, *, stored: bool = False
+    ) -> Iterator[Iterator[Block]]:
+        """The blocks of each run of frames; for a prediction only until the stages hold what they will hold."""
         count, attends = len(maps), any(isinstance(stage, Attention) for stage in parts_of(stages))
         spans, longest = ([(0, count)], count) if self.together and not attends else self._runs(maps)
         size = maps.size(longest)
         chain = Chain(stages, size, run)
         most = run.rows(size, size.channels, size.frames)
-        for span in spans:
-            yield chain.through(maps.blocks(span, most), Moment(span[1] == count, maps.frames(span)))
+        made, predicts = after(stages, size), maps.are_meta
+        for index, span in enumerate(spans):
+            blocks = chain.through(maps.blocks(span, most), Moment(span[1] == count, maps.frames(span)))
+            if predicts and len(spans) == 1:
+                blocks = first_rows(blocks, max(1, most * made.height // size.height), made.height if stored else 0)
+            elif predicts and index >= STEADY and stored and not self.program.remembers:
+                later = after(stages, replace(size, frames=span[1] - span[0]))
+                blocks = iter([maps.like(later)])
+            yield blocks
             maps.drop(span[1])
 
     def _runs(self, maps: Maps) -> tuple[list[Span], int]:

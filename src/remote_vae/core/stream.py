@@ -169,7 +169,8 @@ class _Residual:
                 count = min(part.shape[2], block.rows.shape[2] - done)
                 if count < part.shape[2]:
                     waiting.appendleft(_apart(part[:, :, count:]))
-                block.rows[:, :, done : done + count] += part[:, :, :count]
+                if not part.is_meta:  # a prediction has no values
+                    block.rows[:, :, done : done + count] += part[:, :, :count]
                 done += count
                 del part
             given = [block]

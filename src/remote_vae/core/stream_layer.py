@@ -50,10 +50,8 @@ class Convolved:
             window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
             del piece, before
             rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
-            if self._stage.mirrors:
-                _mirror(window, kept, columns, top=not begun, bottom=last)
-            elif self._stage.layer.repeats:
-                _repeat(window, kept, columns, top=not begun, bottom=last)
+            if not window.is_meta:
+                self._write_borders(window, kept, columns, top=not begun, bottom=last)
             if rows < 1 or lead >= len(window):
                 held = window[:, :, :kept, columns]
                 continue
@@ -65,6 +63,12 @@ class Convolved:
             begun = True
             yield Block(given.pop(), last)
 
+    def _write_borders(self, window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:
+        if self._stage.mirrors:
+            _mirror(window, kept, columns, top=top, bottom=bottom)
+        elif self._stage.layer.repeats:
+            _repeat(window, kept, columns, top=top, bottom=bottom)
+
     def _filtered(self, window: torch.Tensor, rows: int, lead: int, filter_: Filter) -> torch.Tensor:
         """Rows of the output, which are shared among the cores."""
         size, step = self._size, self._step
@@ -74,6 +78,9 @@ class Convolved:
             return filter_(window, rows, size.width, lead)
         shape = (len(window) - lead, self._stage.layer.channels, times * rows, width)
         found = empty(shape, window)
+        if window.is_meta:
+            filter_(window, rows, size.width, lead)  # which holds as much as those of all cores
+            return found
 
         def work(start: int, stop: int) -> None:
             below = filter_.margin(stop - start, size.width).below
@@ -107,7 +114,7 @@ class Convolved:
 
         Returns the window, how many of its frames are only read, how many rows it has, and the margin around them.
         """
-        stage, width = self._stage, self._size.width
+        width = self._size.width
         time, frames, rows = self._frames, len(piece.rows), piece.rows.shape[2]
         earlier = 0 if past is None else len(past)
         front, back, lead = 0, 0, earlier
@@ -118,15 +125,34 @@ class Convolved:
         margin = filter_.margin(max(1, (kept - self._kernel) // self._step + 1), width)
         sides = (kept + margin.below, margin.left + width + margin.right)
         window = empty((earlier + front + frames + back, piece.rows.shape[1], *sides), piece.rows)
-        inner = window[..., margin.left : margin.left + width]
+        columns, end = slice(margin.left, margin.left + width), earlier + front + frames
+        if not window.is_meta:  # a prediction has no values
+            self._write(window, columns, top, held, past, piece, front)
+        if time.reach:
+            keep(window[max(0, end - time.reach) : end, :, top : top + rows, columns])
+        return window, lead, kept, margin
+
+    def _write(
+        self,
+        window: torch.Tensor,
+        columns: slice,
+        top: int,
+        held: torch.Tensor | None,
+        past: torch.Tensor | None,
+        piece: Block,
+        front: int,
+    ) -> None:
+        """Fills a window, in which the rows of the piece begin at `top` and its frames after `front` copies."""
+        stage, repeats, rows = self._stage, self._frames.repeats, piece.rows.shape[2]
+        inner = window[..., columns]
         if held is not None:
             inner[:, :, :top] = held
         above, below = inner[:, :, : top if held is None else 0], inner[:, :, top + rows :]
-        for outside in (window[..., : margin.left], window[..., margin.left + width :], above, below):
+        for outside in (window[..., : columns.start], window[..., columns.stop :], above, below):
             if outside.numel():  # a GPU would be told to write nothing
                 outside.zero_()
-        fresh = inner[:, :, top : top + rows]
-        begin, end = earlier + front, earlier + front + frames
+        fresh, earlier = inner[:, :, top : top + rows], 0 if past is None else len(past)
+        begin, end = earlier + front, earlier + front + len(piece.rows)
 
         def fill(start: int, stop: int) -> None:
             if past is not None:
@@ -136,12 +162,9 @@ class Convolved:
 
         self._run.each(rows, fill)
         if front:
-            fresh[earlier:begin] = fresh[begin] if time.repeats else 0
-        if back:
-            fresh[end:] = fresh[end - 1] if time.repeats else 0
-        if time.reach:
-            keep(fresh[:end][-time.reach :])
-        return window, lead, kept, margin
+            fresh[earlier:begin] = fresh[begin] if repeats else 0
+        if end < len(window):
+            fresh[end:] = fresh[end - 1] if repeats else 0
 
 
 def _mirror(window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:

@@ -45,8 +45,9 @@ class NormedFrames:
     def _normalised(self, rows: torch.Tensor, of_groups: list[Groups], *, silu: bool) -> torch.Tensor:
         """Rows after the norm; nothing is held of them that a prediction would not see."""
         found = torch.empty_like(rows)
-        parts = zip(self._apart(rows), self._apart(found), of_groups, strict=False)
-        for frames, into, statistics in parts:  # none on meta, where there are no values
+        if rows.is_meta:
+            return found
+        for frames, into, statistics in zip(self._apart(rows), self._apart(found), of_groups, strict=True):
             self._kernels.normalise(frames, into, self._stage.norm, statistics, silu=silu)
         return found
 
@@ -73,6 +74,8 @@ class _Scales:
             start = frame if frame < alone else alone + (frame - alone) * many
             stop = start + (1 if frame < alone else many)
             factor, shift = (self._nearest(part[frame], first, rows.shape[2]) for part in self._maps)
+            if rows.is_meta:
+                return  # other frames take the same memory
             values = rows[start:stop].permute(0, 2, 3, 1)
             functional.silu(values.mul_(factor).add_(shift), inplace=True)
 
