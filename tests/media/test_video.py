@@ -258,14 +258,21 @@ def test_no_encoder_takes_priority_over_other_work(name: str, codec: str) -> Non
 
 
 def test_groups_of_av1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames come in groups of two seconds, or of fewer if they are large; a player can begin at each of them."""
+    """Frames come in groups of two seconds, or of fewer if they are large; a player can begin at each of them.
+
+    Groups have one header, also one of a single frame, and frames stay for equal times.
+    """
     pixels = frames(21, 64, 64)
     for most, starts in ((av1.GROUP_BYTES, [0, 20]), (8 * 64 * 64 * 4, [0, 8, 16])):
         monkeypatch.setattr(av1, "GROUP_BYTES", most)
-        data = written(pixels, codec="av1")
+        data = written(pixels, codec="av1", fps=9.99)
         with av.open(BytesIO(data)) as container:
             packets = [packet for packet in container.demux(video=0) if packet.size]
         assert [at for at, packet in enumerate(packets) if packet.is_keyframe] == starts
+        heads = [bytes(packets[at])[: 2 + bytes(packets[at])[1]] for at in starts]  # a sequence header, and its length
+        assert heads[0][0] >> 3 == 1
+        assert set(heads) == {heads[0]}
+        assert len(set(np.diff([packet.pts for packet in packets]))) == 1
         got = read(data)
         assert got.shape == pixels.shape
         assert np.abs(got.astype(float) - pixels).mean() < 8
