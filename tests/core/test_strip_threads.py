@@ -4,6 +4,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,6 +53,19 @@ def test_side_by_side() -> None:
 
     Workers(3).each(SPANS, work, lambda span, found: None)
     assert most == 3
+
+
+def test_nothing_waits_for_a_busy_helper() -> None:
+    """After a call, nothing that the work refers to is held for a helper that was too busy to begin."""
+    several, busy = Workers(2), threading.Event()
+    assert several._pool is not None
+    several._pool.submit(busy.wait, 30)
+    given = torch.zeros(1)
+    alive = weakref.ref(given)
+    several.each(SPANS, lambda span, given=given: given + span[0], lambda span, found: None)
+    del given
+    assert alive() is None
+    busy.set()
 
 
 def test_one_core_each() -> None:

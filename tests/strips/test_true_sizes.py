@@ -17,9 +17,7 @@ from remote_vae.models.stages import hunyuan_video as hunyuan_video_stages
 from .local_networks import ways_of
 from .test_exact import cast
 
-WAN_BY_DIFFUSERS = (
-    1_965_000_000  # live bytes of diffusers' decode of 17 frames of 240x416, which `benchmarks/exact.py` counts
-)
+WAN_BY_DIFFUSERS = 1_965_000_000  # live bytes of its decode of 17 frames of 240x416, by `benchmarks/exact.py`
 
 MODULES: dict[str, tuple[type, Any, tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]] = {
     "hunyuanvideo": (
@@ -59,4 +57,4 @@ def test_frames_of_a_long_clip() -> None:
     shape = (1, 16, 7, 30, 52)
     predicted = way.peak_bytes(shape, torch.float32, 0)
     assert abs(predicted / way._rehearsed(shape, torch.float32) - 1) < 0.02
-    assert predicted < 0.6 * WAN_BY_DIFFUSERS
+    assert predicted < 0.58 * WAN_BY_DIFFUSERS

@@ -12,11 +12,19 @@ class Account:
     """Stands for the filter of a layer on another device, and allocates as many bytes as all its workers."""
 
     def __init__(
-        self, layer: Layer, height: int, width: int, device: torch.device, workers: int, *, lean: bool = False
+        self,
+        layer: Layer,
+        height: int,
+        width: int,
+        device: torch.device,
+        workers: int,
+        rows: int = 0,
+        *,
+        lean: bool = False,
     ) -> None:
         self._workers = workers
         self._layer, self._form = layer, None if lean else form_of(layer, height, width, 0, device)
-        self._tiles = 0 if self._form is None else self._form.tiles(height, width)
+        self._tiles = 0 if self._form is None else self._form.tiles(rows or height, width)
         self._wide = arithmetic(layer.weight.dtype, device) is not layer.weight.dtype
         self._kernel = layer.weight.new_empty(kernel_bytes(layer, height, width, device, lean=lean), dtype=torch.uint8)
 
@@ -35,6 +43,12 @@ class Account:
         found = window.new_empty(shape)
         del beside
         return found
+
+    def write(self, window: torch.Tensor, into: torch.Tensor, rows: int, width: int, lead: int) -> None:
+        if self._form is None:
+            into.copy_(self(window, rows, width, lead))
+        else:
+            window.new_empty(self._beside(window, rows, width), dtype=torch.uint8)
 
     def _beside(self, window: torch.Tensor, rows: int, width: int) -> int:
         layer, form, given = self._layer, self._form, window.element_size()
@@ -64,17 +78,17 @@ def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device, *,
 
 
 def filter_on(
-    layer: Layer, height: int, width: int, device: torch.device, workers: int, *, lean: bool = False
+    layer: Layer, height: int, width: int, device: torch.device, workers: int, rows: int = 0, *, lean: bool = False
 ) -> "Direct | Recombined | Account":
     """What computes a layer on a device, or stands for that if the layer is on meta.
 
-    *Units*: height and width of the whole input; `workers` are those that compute rows side by side. A `lean` filter
-    recombines no kernel, which would be four times as large as the layer's.
+    *Units*: height and width of the whole input; `workers` are those that compute rows side by side, `rows` of each. A
+    `lean` filter recombines no kernel, which would be four times as large as the layer's.
     """
     if layer.weight.is_meta and device.type != "meta":
-        return Account(layer, height, width, device, workers, lean=lean)
+        return Account(layer, height, width, device, workers, rows, lean=lean)
     if lean:
         return Direct(layer)
-    found = filter_for(layer, height, width)
+    found = filter_for(layer, height, width, rows=rows)
     assert isinstance(found, Direct | Recombined)
     return found

@@ -68,13 +68,13 @@ class Run:
                 yield Block(waiting.popleft(), last and count == 0)
 
     def rows(self, size: Size, channels: int, frames: int, whole: int = 0) -> int:
-        """How many rows of a map a stage takes at a time: a multiple of four if possible, as convolutions prefer it.
+        """How many rows of a map a stage takes at a time: a power of two, so that blocks are shared out without a rest.
 
         A map of at most `whole` bytes is taken as a whole.
         """
         row = frames * channels * size.width * self.item_bytes
         found = size.height if row * size.height <= whole else self.block_bytes // row
-        return size.height if found >= size.height else max(1, found - found % 4 if found > 4 else found)
+        return size.height if found >= size.height else 1 << max(1, found).bit_length() - 1
 
 
 class Streamed(Protocol):

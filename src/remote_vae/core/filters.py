@@ -27,12 +27,15 @@ class Margin(NamedTuple):
 NO_MARGIN: Final = Margin()
 
 
-def filter_for(layer: Layer, height: int, width: int, frames: int = 0) -> "Direct | Recombined | Doubled":
+def filter_for(
+    layer: Layer, height: int, width: int, frames: int = 0, rows: int = 0
+) -> "Direct | Recombined | Doubled":
     """A function that computes rows of a layer's output from a window: the same rows of the input and their halo.
 
     A window begins with `lead` frames that are only read. A layer of several taps in time takes frames before them as
-    zero. *Units*: height, width and frames of the whole input; 0 if the frames are not known. *Shapes*:
-    [lead+f,C,rows+halo,width] with its margin -> [f,K,rows,width], or twice or half the frames, the rows and the width.
+    zero. *Units*: height, width and frames of the whole input, and rows of a call; 0 if frames or rows are not known.
+    *Shapes*: [lead+f,C,rows+halo,width] with its margin -> [f,K,rows,width], or twice or half the frames, the rows and
+    the width.
     """
     if _is_flat(layer, frames):
         layer = _of_one_frame(layer)
@@ -41,7 +44,7 @@ def filter_for(layer: Layer, height: int, width: int, frames: int = 0) -> "Direc
     form = form_of(layer, height, width, frames)
     if form is None or isinstance(layer, Downsample):
         return Direct(layer)
-    return Recombined(layer, form, form.tiles(height, width))
+    return Recombined(layer, form, form.tiles(rows or height, width))
 
 
 def lead_of(layer: Layer, frames: int) -> int:
@@ -106,6 +109,10 @@ class Direct:
                 tap = replace(layer, weight=layer.weight[:, :, -1 - late], bias=None)
                 found[missing:] += _apply(tap, given[first : len(given) - late : step])
         return found.to(window.dtype)
+
+    def write(self, window: torch.Tensor, into: torch.Tensor, rows: int, width: int, lead: int) -> None:
+        """Writes what a call gives into a part of a larger tensor."""
+        into.copy_(self(window, rows, width, lead))
 
 
 def laid_for(weight: torch.Tensor) -> torch.Tensor:
@@ -176,6 +183,12 @@ class Recombined:
         times = self._form.outputs // self._form.step
         part = found[:, :, : times * rows, : times * width]
         return found if part.shape == found.shape else part.clone()  # a view would keep the whole result alive
+
+    def write(self, window: torch.Tensor, into: torch.Tensor, rows: int, width: int, lead: int) -> None:
+        if rows % self._form.step or width % self._form.step:
+            into.copy_(self(window, rows, width, lead))
+        else:
+            winograd.convolve(self._form, window, self._kernel, self._bias, self._tiles, lead, into)
 
 
 class Doubled:

@@ -151,12 +151,13 @@ class _Residual:
 
     def __init__(self, stage: Residual, size: Size, run: Run) -> None:
         self._main, self._shortcut = Chain(stage.main, size, run), Chain(stage.shortcut, size, run)
+        self._run, self._most = run, run.rows(size, max(size.channels, stage.after(size).channels), size.frames)
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         waiting: deque[torch.Tensor] = deque()
 
         def both() -> Iterator[Block]:
-            for block in source:
+            for block in self._run.pieces(source, self._most):
                 waiting.extend(found.rows for found in self._shortcut.through(iter((block,)), moment))
                 given = [block]
                 del block

@@ -13,6 +13,7 @@ from remote_vae.core.local import Frames, Layer
 from remote_vae.core.local_frames import Size
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.stages import Convolution, Downsample, Upsample
+from remote_vae.core.sweep import share_of
 
 KERNELS: Final = 2  # a map as large as two recombined kernels: by blocks, the kernels of several layers would be held
 
@@ -85,7 +86,7 @@ class Convolved:
         def work(start: int, stop: int) -> None:
             below = filter_.margin(stop - start, size.width).below
             part = window[:, :, start * step : (stop - 1) * step + self._kernel + below]
-            found[:, :, times * start : times * stop] = filter_(part, stop - start, size.width, lead)
+            filter_.write(part, found[:, :, times * start : times * stop], stop - start, size.width, lead)
 
         self._run.each(rows, work)
         return found
@@ -99,7 +100,8 @@ class Convolved:
             weight = layer.weight[:, :, -1] if frames == 1 else layer.weight[:, :, -frames:]
             layer = replace(layer, weight=weight)
         size, run = self._size, self._run
-        return filter_on(layer, size.height, size.width, run.device, run.workers, lean=run.lean)
+        rows = share_of(self._most, run.workers)
+        return filter_on(layer, size.height, size.width, run.device, run.workers, rows, lean=run.lean)
 
     def _window(
         self,

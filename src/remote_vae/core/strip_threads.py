@@ -58,6 +58,7 @@ class Workers:
         finally:
             line.close()
             wait([helper for helper in helpers if not helper.cancel()])
+            line.forget()
 
 
 class _Line(Generic[T]):
@@ -106,6 +107,11 @@ class _Line(Generic[T]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def forget(self) -> None:
+        """Lets go of the work and its tensors: a busy machine's pool may hold a helper that was cancelled for long."""
+        del self._spans, self._work
+        self._done.clear()
 
     def _begin(self, *, or_wait: bool = True) -> tuple[int, Span] | None:
         with self._changed:

@@ -106,32 +106,40 @@ def recombine(form: Form, weight: torch.Tensor) -> Matrices:
 
 
 def convolve(
-    form: Form, window: torch.Tensor, kernel: Matrices, bias: torch.Tensor | None, tiles: int, lead: int = 0
+    form: Form,
+    window: torch.Tensor,
+    kernel: Matrices,
+    bias: torch.Tensor | None,
+    tiles: int,
+    lead: int = 0,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Convolves every tile of a window, in blocks that stay in the cache; sums are in float32.
 
     A kernel of several taps also sums over as many frames, of which the last one is the frame that is computed. The
-    window begins with `lead` frames that are only read; frames before them are zero. *Units*: `tiles` of the whole map.
+    window begins with `lead` frames that are only read; frames before them are zero. *Units*: `tiles` of one call.
     Every block has the same size, and the last one is filled up: a packed kernel suits one size.
-    *Shapes*: window [lead+f,C,step*t+n-step,...], channels last -> [f,K,m*t,...] in the window's dtype, channels last.
+    *Shapes*: window [lead+f,C,step*t+n-step,...], channels last -> `into`, or a new tensor: [f,K,m*t,...] in the
+    window's dtype, channels last.
     """
     missing = kernel.taps - 1 - lead
     read = window[max(0, -missing) :].permute(0, 2, 3, 1)
     read = read.unfold(1, form.inputs, form.step).unfold(2, form.inputs, form.step).permute(4, 0, 1, 2, 5, 3)
     (height, width), frames = read.shape[2:4], len(window) - lead
-    result = window.new_empty(frames, height, form.outputs, width, form.outputs, kernel.after)
-    written = result.permute(2, 0, 1, 3, 4, 5)
+    m = form.outputs
+    result = window.new_empty(frames, m * height, m * width, kernel.after) if into is None else into.permute(0, 2, 3, 1)
+    written = result.view(frames, height, m, width, m, -1).permute(2, 0, 1, 3, 4, 5)
     most = block_tiles(form, kernel.before, kernel.after, frames + kernel.taps - 1, tiles)
     shape = (kernel.parts, frames + kernel.taps - 1, most, form.inputs, kernel.before // kernel.parts)
     for start in range(0, height * width, most):
         parts = tuple(_parts(start, min(start + most, height * width), width))
         found = _products(form, [_gathered(read, parts, shape, max(0, missing))], kernel)
-        found = (found if bias is None else found.add_(bias)).view(form.outputs, frames, most, form.outputs, -1)
+        found = (found if bias is None else found.add_(bias)).view(m, frames, most, m, -1)
         for at, rows, columns in parts:
             place = written[:, :, rows, columns]
             place.copy_(found[:, :, at].view(place.shape))
         del found
-    return result.view(frames, height * form.outputs, width * form.outputs, kernel.after).permute(0, 3, 1, 2)
+    return result.permute(0, 3, 1, 2)
 
 
 def _gathered(read: torch.Tensor, parts: Iterable[Part], shape: tuple[int, ...], missing: int) -> torch.Tensor:
@@ -180,9 +188,10 @@ def _parts(start: int, stop: int, width: int) -> Iterator[Part]:
 
 
 def block_tiles(form: Form, channels: int, after: int, frames: int, tiles: int) -> int:
-    """How many tiles of every frame are multiplied at a time. *Units*: tiles of the whole map."""
+    """How many tiles of every frame are multiplied at a time; blocks of a call are equal. *Units*: tiles of a call."""
     cached = BLOCK_BYTES // (4 * form.products**2 * max(channels, after) * frames)
-    return min(tiles, max(-(-32 // frames), cached))
+    most = max(-(-32 // frames), cached)
+    return -(-tiles // -(-tiles // most))
 
 
 @cache
