@@ -122,7 +122,7 @@ class Blocks:
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         group = self.program.group
-        steady = max(1 + (STEADY - 1) * group, self.program.longest + 1)
+        steady = 1 + (STEADY - 1) * group
         if self.together or len(shape) < 5 or shape[2] <= steady:
             return self._sized(shape, dtype)
         later = (shape[2] - steady) // group  # groups of frames that take what those before them take

@@ -187,7 +187,8 @@ class Local:
     map that the first one made, which is stored. `group` is the number of frames after the first one that are run
     together; if it `joins`, those beyond whole groups run with the first group, otherwise the first frame runs by
     itself. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `told` makes of a batch and
-    of a request's arguments the batch that the stages take, and the stages for them.
+    of a request's arguments the batch that the stages take, and the stages for them. `cut` makes of the frames of a
+    video the clips that go through the stages one after another, each as tensors whose frames follow on each other.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
@@ -198,7 +199,6 @@ class Local:
     grows: bool = False
     told: "Callable[[torch.Tensor, Arguments], tuple[torch.Tensor, Local]] | None" = None
     cut: Callable[[torch.Tensor], Iterator[list[torch.Tensor]]] | None = None
-    longest: int = 0
 
     def given(self, batch: torch.Tensor, arguments: Arguments) -> "tuple[torch.Tensor, Local]":
         """What runs for a request. A network that is not `told` anything takes no arguments."""

@@ -71,7 +71,7 @@ def _encoder(module: Any) -> Local:
             yield [black.expand(ahead, -1, -1, -1), own, last]
 
     stages = (unit, *_parts(module.encoder, channels))
-    return Local((stages,), group, joins=True, cut=cut, longest=clip * group - ahead if clip else 0)
+    return Local((stages,), group, joins=True, cut=cut)
 
 
 def _parts(layers: nn.Sequential, channels: int) -> Iterator[Stage]:
