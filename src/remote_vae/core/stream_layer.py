@@ -21,7 +21,11 @@ Filter = Direct | Recombined | Account
 
 
 class Convolved:
-    """A convolution. It keeps rows and frames after the norm, so that each value is normalised once."""
+    """A convolution. It keeps rows and frames after the norm, so that each value is normalised once.
+
+    A recombined kernel about as large as a block is made anew for each block, which takes a tenth of the block's time:
+    several of them would otherwise be held while later stages work. Larger ones would take too long.
+    """
 
     def __init__(self, stage: Layer, size: Size, run: Run) -> None:
         self._stage, self._size, self._run = stage, size, run
@@ -33,6 +37,7 @@ class Convolved:
         channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
         kernel = kernel_bytes(layer, size.height, size.width, run.device, lean=run.lean)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
+        self._anew = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
         # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.
         self._flat = run.one_frame and stage.frames.repeats and arithmetic(layer.weight.dtype, run.device).itemsize == 4
         self._frames = Frames() if self._flat else stage.frames
@@ -59,7 +64,7 @@ class Convolved:
             held = None if last else window[:, :, rows * step : kept, columns].clone()
             given = [self._filtered(window, rows, lead, filters[0])]
             del window
-            if last:
+            if last or self._anew:
                 filters.clear()  # before stages that come later hold theirs
             begun = True
             yield Block(given.pop(), last)
@@ -80,7 +85,7 @@ class Convolved:
         shape = (len(window) - lead, self._stage.layer.channels, times * rows, width)
         found = empty(shape, window)
         if window.is_meta:
-            filter_(window, rows, size.width, lead)  # which holds as much as those of all cores
+            filter_.write(window, found, rows, size.width, lead)  # which holds as much as those of all cores
             return found
 
         def work(start: int, stop: int) -> None:

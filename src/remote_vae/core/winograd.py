@@ -97,12 +97,13 @@ def recombine(form: Form, weight: torch.Tensor) -> Matrices:
     weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
 
     def recombined() -> Iterator[torch.Tensor]:
-        rows, columns = weight.permute(3, 4, 0, 1, 2), form.taps
+        size = form.taps.shape[1]
+        rows = weight.permute(3, 4, 0, 1, 2).reshape(size, -1).float()
         for taps in form.taps:
-            yield torch.tensordot(columns, torch.tensordot(taps, rows.float(), 1), 1)
+            yield (form.taps @ (taps @ rows).view(size, -1)).view(-1, out, given, count)
 
-    out, given, taps = weight.shape[:3]
-    return Matrices(recombined, taps=taps, before=given, after=out)
+    out, given, count = weight.shape[:3]
+    return Matrices(recombined, taps=count, before=given, after=out)
 
 
 def convolve(
