@@ -26,6 +26,8 @@ BLOCK_BYTES: Final = {"cpu": 16 * 2**20}
 LARGE_BLOCK_BYTES: Final = 64 * 2**20
 SMALLER: Final = 8  # of the blocks for a device with little free memory
 COPIES: Final = 4  # of the rows that attention along time reads: they, queries, keys and values
+TALL: Final = 16  # rows of an input that take many blocks, if it has
+MANY: Final = 2**16  # positions
 STEADY: Final = 4  # runs of frames after which the memory that is held no longer grows
 
 Span = tuple[int, int]
@@ -121,6 +123,10 @@ class Blocks:
         return found + prod(shape) * dtype.itemsize + output
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        large = shape[-2] > TALL and prod(shape[2:]) > MANY
+        if large and self.together and self.program.only_frames:  # maps that wait grow evenly with the height
+            less, more = (self._rehearsed((*shape[:-2], height, shape[-1]), dtype) for height in (TALL // 2, TALL))
+            return more + (shape[-2] - TALL) * (more - less) // (TALL // 2)
         group = self.program.group
         steady = 1 + (STEADY - 1) * group
         if self.together or len(shape) < 5 or shape[2] <= steady:

@@ -165,7 +165,7 @@ class Attention:
     If it is `causal`, a frame attends to the frames before it too, so their keys and values are kept.
     """
 
-    norm: Norm
+    norm: Norm | of_maps.Norm
     query: Convolution
     key: Convolution
     value: Convolution

@@ -147,23 +147,31 @@ class _Sums:
 
 
 class _Residual:
-    """Keeps what the shortcut gives until the main branch, which reads ahead, has come to the same rows."""
+    """Keeps what the shortcut gives until the main branch, which reads ahead, has come to the same rows.
+
+    If the main branch begins with a norm that waits for all rows, the shortcut takes them as they leave the norm.
+    """
 
     def __init__(self, stage: Residual, size: Size, run: Run) -> None:
-        self._main, self._shortcut = Chain(stage.main, size, run), Chain(stage.shortcut, size, run)
+        first, main = stage.main[0], stage.main
+        self._norm = NormedFrames(first, size, run) if isinstance(first, FrameNorm) else None
+        self._main = Chain(main if self._norm is None else main[1:], size, run)
+        self._shortcut = Chain(stage.shortcut, size, run)
         self._run, self._most = run, run.rows(size, max(size.channels, stage.after(size).channels), size.frames)
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         waiting: deque[torch.Tensor] = deque()
 
         def both() -> Iterator[Block]:
-            for block in self._run.pieces(source, self._most):
+            measured = source if self._norm is None else self._norm.measured(source)
+            for block in self._run.pieces(measured, self._most):
                 waiting.extend(found.rows for found in self._shortcut.through(iter((block,)), moment))
-                given = [block]
+                left = [block]
                 del block
-                yield given.pop()
+                yield left.pop()
 
-        for block in self._main.through(both(), moment):
+        given = both() if self._norm is None else self._norm.applied(both(), moment)
+        for block in self._main.through(given, moment):
             done = 0
             while done < block.rows.shape[2]:
                 part = waiting.popleft()
@@ -174,9 +182,9 @@ class _Residual:
                     block.rows[:, :, done : done + count] += part[:, :, :count]
                 done += count
                 del part
-            given = [block]
+            left = [block]
             del block
-            yield given.pop()
+            yield left.pop()
 
 
 def _apart(rows: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from remote_vae.core.norm import Groups, Moments, merged
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.rows import kernels_for
 from remote_vae.core.stages import Convolution
+from remote_vae.core.stages import Norm as GroupNorm
 
 
 class NormedFrames:
@@ -21,9 +22,13 @@ class NormedFrames:
 
     def __init__(self, stage: FrameNorm, size: Size, run: Run) -> None:
         self._stage, self._height, self._kernels = stage, size.height, kernels_for(run.device)
+        self._of_groups: list[Groups] = []
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
-        stage, row = self._stage, 0
+        return self.applied(self.measured(source), moment)
+
+    def measured(self, source: Iterator[Block]) -> Iterator[Block]:
+        """The same blocks after all of them have come."""
         held: deque[Block] = deque()
         gathered: list[Moments] = []
         for block in source:
@@ -32,22 +37,28 @@ class NormedFrames:
                 gathered = [*map(merged, zip(gathered, found, strict=True))] if gathered else found
             held.append(block)
             del block
-        of_groups = [moments.of_groups(stage.norm.groups) for moments in gathered]
-        scales = None if stage.scaled is None or not held else _Scales(stage.scaled, moment.given, self._height)
-        for block in popped(held):
-            given = [Block(self._normalised(block.rows, of_groups, silu=stage.silu and scales is None), block.last)]
+        self._of_groups = [moments.of_groups(self._stage.norm.groups) for moments in gathered]
+        yield from popped(held)
+
+    def applied(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
+        """The blocks after the norm, by the statistics of those that were measured."""
+        scales, row = None, 0
+        for block in source:
+            if row == 0 and self._stage.scaled is not None:
+                scales = _Scales(self._stage.scaled, moment.given, self._height)
+            given = [Block(self._normalised(block.rows, silu=self._stage.silu and scales is None), block.last)]
             del block
             if scales is not None:
                 scales.scale(given[0].rows, row)
             row += given[0].rows.shape[2]
             yield given.pop()
 
-    def _normalised(self, rows: torch.Tensor, of_groups: list[Groups], *, silu: bool) -> torch.Tensor:
+    def _normalised(self, rows: torch.Tensor, *, silu: bool) -> torch.Tensor:
         """Rows after the norm; nothing is held of them that a prediction would not see."""
         found = torch.empty_like(rows)
         if rows.is_meta:
             return found
-        for frames, into, statistics in zip(self._apart(rows), self._apart(found), of_groups, strict=True):
+        for frames, into, statistics in zip(self._apart(rows), self._apart(found), self._of_groups, strict=True):
             self._kernels.normalise(frames, into, self._stage.norm, statistics, silu=silu)
         return found
 
@@ -112,8 +123,7 @@ class Attended:
         stage, (_, channels, height, width) = self._stage, frames.shape
         found = torch.empty_like(frames)
         for frame, into in zip(torch.split(frames, 1), torch.split(found, 1), strict=True):
-            normal = torch.empty_like(frame)
-            normalise(frame, normal, stage.norm)
+            normal = self._normalised(frame)
             tokens = normal.permute(0, 2, 3, 1).reshape(-1, channels)
             del normal
             query, key, value = (linear(tokens, part) for part in (stage.query, stage.key, stage.value))
@@ -123,6 +133,15 @@ class Attended:
                 value = self._values = _joined(self._values, value)
             branch = linear(attend(query, key, value), stage.out)
             torch.add(frame, branch.view(1, height, width, channels).permute(0, 3, 1, 2), out=into)
+        return found
+
+    def _normalised(self, frame: torch.Tensor) -> torch.Tensor:
+        found, norm = torch.empty_like(frame), self._stage.norm
+        if not isinstance(norm, GroupNorm):
+            normalise(frame, found, norm)
+        elif not frame.is_meta:  # where there are no values
+            kernels = kernels_for(frame.device)
+            kernels.normalise(frame, found, norm, kernels.moments(frame).of_groups(norm.groups), silu=False)
         return found
 
 

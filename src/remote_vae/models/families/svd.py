@@ -61,5 +61,7 @@ _MODELS: Final = (
 )
 
 FAMILIES: Final = (
-    Family("AutoencoderKLTemporalDecoder", _MODELS, decode=decode, encode=encode, encode_pieces=encode_pieces),
+    Family(
+        "AutoencoderKLTemporalDecoder", _MODELS, stages="svd", decode=decode, encode=encode, encode_pieces=encode_pieces
+    ),
 )
