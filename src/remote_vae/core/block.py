@@ -98,7 +98,12 @@ class Past:
         """What was kept, and what to call with what is to be kept."""
         before, self._given = self._given, deque()
         keep = self._given.append
-        return before, (lambda frames: None) if moment.last else (lambda frames: keep(frames.clone()))
+        return before, (lambda frames: None) if moment.last else (lambda frames: keep(copied(frames)))
+
+
+def copied(rows: torch.Tensor) -> torch.Tensor:
+    """A copy, of which a prediction needs only the size."""
+    return rows.new_empty(rows.shape) if rows.is_meta else rows.clone()
 
 
 class Start:

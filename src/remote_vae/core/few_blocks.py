@@ -15,8 +15,9 @@ from remote_vae.core.block import Block
 from remote_vae.core.local import Stage
 from remote_vae.core.local_frames import Size
 
-# Blocks of the widest map of the two small clips; if norms wait for all rows, maps take nearly all memory.
-COUNTS: Final = (20, 40)
+# Blocks of the widest map of the two small clips. If norms wait for all rows, maps take nearly all memory; otherwise
+# it takes more blocks until each layer computes as it does in a large clip.
+COUNTS: Final = (50, 100)
 COUNTS_OF_NORMED: Final = (3, 8)
 
 Sides = tuple[int, ...]

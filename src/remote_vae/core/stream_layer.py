@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 from remote_vae.core.account import Account, filter_on, kernel_bytes
-from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
+from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start, copied
 from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
 from remote_vae.core.local import Frames, Layer
 from remote_vae.core.local_frames import Size
@@ -61,7 +61,7 @@ class Convolved:
             if rows < 1 or lead >= len(window):
                 held = window[:, :, :kept, columns]
                 continue
-            held = None if last else window[:, :, rows * step : kept, columns].clone()
+            held = None if last else copied(window[:, :, rows * step : kept, columns])
             given = [self._filtered(window, rows, lead, filters[0])]
             del window
             if last or self._anew:
