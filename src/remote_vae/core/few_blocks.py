@@ -18,7 +18,7 @@ from remote_vae.core.local_frames import Size
 # Blocks of the widest map of the two small clips. If norms wait for all rows, maps take nearly all memory; otherwise
 # it takes more blocks until each layer computes as it does in a large clip.
 COUNTS: Final = (50, 100)
-COUNTS_OF_NORMED: Final = (3, 8)
+COUNTS_OF_NORMED: Final = (8, 20)
 
 Sides = tuple[int, ...]
 
