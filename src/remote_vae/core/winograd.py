@@ -98,9 +98,9 @@ def recombine(form: Form, weight: torch.Tensor) -> Matrices:
 
     def recombined() -> Iterator[torch.Tensor]:
         size = form.taps.shape[1]
-        rows = weight.permute(3, 4, 0, 1, 2).reshape(size, -1).float()
-        for taps in form.taps:
-            yield (form.taps @ (taps @ rows).view(size, -1)).view(-1, out, given, count)
+        for taps in form.taps:  # a copy of the weights is not held while a row is worked with
+            once = taps @ weight.permute(3, 4, 0, 1, 2).reshape(size, -1).float()
+            yield (form.taps @ once.view(size, -1)).view(-1, out, given, count)
 
     out, given, count = weight.shape[:3]
     return Matrices(recombined, taps=count, before=given, after=out)
