@@ -1,7 +1,7 @@
 """A picture or video that takes long and much memory: one decode by whatever the planner picks, with its peak.
 
     python benchmarks/large.py --model sd1 --size 4096x4096 --dtype bfloat16 --json benchmarks/results/large.json
-    python benchmarks/large.py --model hunyuanvideo --size 512x320x61 --dtype float32 --json results/clip.json
+    python benchmarks/large.py --model hunyuanvideo --size 512x320x61 --dtype float32 --json FILE
 
 Beside the process's own peak stands what is predicted, and what the model's own code would take as a whole: predicted
 for a video; for a picture counted on the meta device, where nothing is computed, at an eighth of the side, and 64 times
