@@ -27,7 +27,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Without a GPU, Triton's kernels are interpreted. It reads this when it is first imported, by whomever.
 os.environ["TRITON_INTERPRET"] = "0" if Path("/dev/nvidiactl").exists() else "1"
 
-# With TEST_ON=ray (`make test-ray`) the servers of all tests run on Ray Serve: two replicas, so that the second request
+# With TEST_ON=ray (`make raytest`) the servers of all tests run on Ray Serve: two replicas, so that the second request
 # of a test is answered by another process than the first.
 RAY_REPLICAS = 2 if os.environ.get("TEST_ON") == "ray" else 0
 
