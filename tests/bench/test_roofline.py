@@ -121,10 +121,14 @@ def test_what_local_networks_launch(way: str) -> None:
 
 
 def test_what_a_picture_of_qwen_image_launches() -> None:
-    """A convolution of a local network takes seven launches: it, its bias, the norm, and the rows around its window."""
+    """A convolution of a local network takes seven launches: it, its bias, the norm, and the rows around its window.
+
+    A residual sum may copy the few rows that wait for the next block.
+    """
     account = count(Case("qwen-image", 1024, 1024), "frames").account
     launched = by_operator(account.kernels)
-    assert len(account.kernels) <= 7 * launched["convolution"]
+    assert len(account.kernels) <= 7 * launched["convolution"] + launched["add_"]
+    assert launched["convolution"] <= 80
     assert launched["divide"] <= launched["convolution"]
 
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
@@ -12,6 +12,7 @@ from remote_vae.core.rows import windows
 from remote_vae.core.strip_threads import workers
 from remote_vae.core.sweep import share_of
 
+FEW: Final = 8  # a piece is at least this many times as large as the rows that are added to it
 Keep = Callable[[torch.Tensor], None]
 
 
@@ -27,40 +28,46 @@ class Block:
 class Moment:
     """Frames that go through the stages together; `last` if they are the last ones of the clip.
 
+    In a prediction only the sizes of tensors matter, so nothing is written into them.
     *Shapes*: `given`, [f,C,H,W], are these frames as they come into the first stage.
     """
 
     last: bool
     given: torch.Tensor
+    predicts: bool = False
+
+    def copied(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.new_empty(rows.shape) if self.predicts else rows.clone()
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What the stages of a run share. *Units*: `block_bytes` are of what a convolution reads or gives at a time.
 
-    A prediction counts all `workers`, but has one thread. `one_frame` says that there is no other frame to read. A
-    `lean` run holds no kernels but those of the model.
+    A run that `predicts` counts all `workers`, but has one thread. `one_frame` says that there is no other frame to
+    read. A `lean` run holds no kernels but those of the model.
     """
 
     device: torch.device
     item_bytes: int
     block_bytes: int
     workers: int = 1
-    threads: int = 1
     one_frame: bool = False
     lean: bool = False
+    predicts: bool = False
     checkpoint: Callable[[], None] = field(default=lambda: None)
 
     def each(self, rows: int, work: Callable[[int, int], None]) -> None:
         """Calls `work` for every part of some rows, one part for each core."""
-        spans = windows(rows, share_of(rows, self.threads))
-        workers(self.threads).each(spans, lambda span: work(*span), lambda span, nothing: None)
+        threads = 1 if self.predicts else self.workers
+        spans = windows(rows, share_of(rows, threads))
+        workers(threads).each(spans, lambda span: work(*span), lambda span, nothing: None)
 
     def pieces(self, source: Iterator[Block], most: int) -> Iterator[Block]:
-        """Blocks of at most so many rows, of which nothing is held here while they are worked on."""
+        """Blocks of about so many rows, of which nothing is held here while they are worked on."""
         for block in source:
             count, last = block.rows.shape[2], block.last
-            waiting = deque(torch.split(block.rows, most, 2))
+            waiting = deque(torch.split(block.rows, _shares(count, most), 2))
             del block
             while waiting:
                 self.checkpoint()
@@ -75,6 +82,12 @@ class Run:
         row = frames * channels * size.width * self.item_bytes
         found = size.height if row * size.height <= whole else self.block_bytes // row
         return size.height if found >= size.height else 1 << max(1, found).bit_length() - 1
+
+
+def _shares(rows: int, most: int) -> list[int]:
+    """Rows of the pieces of a block. A few rows that are left over go with the piece before them."""
+    count = max(1, (rows + most - 1 - most // FEW) // most)
+    return [most] * (count - 1) + [rows - most * (count - 1)]
 
 
 class Streamed(Protocol):
@@ -98,12 +111,7 @@ class Past:
         """What was kept, and what to call with what is to be kept."""
         before, self._given = self._given, deque()
         keep = self._given.append
-        return before, (lambda frames: None) if moment.last else (lambda frames: keep(copied(frames)))
-
-
-def copied(rows: torch.Tensor) -> torch.Tensor:
-    """A copy, of which a prediction needs only the size."""
-    return rows.new_empty(rows.shape) if rows.is_meta else rows.clone()
+        return before, (lambda frames: None) if moment.last else (lambda frames: keep(moment.copied(frames)))
 
 
 class Start:

@@ -56,11 +56,6 @@ class Maps:
         """Some frames of a clip that is stored as one tensor."""
         return self._parts[0][slice(*span)]
 
-    @property
-    def are_meta(self) -> bool:
-        """Whether they have no values, because they are of a prediction."""
-        return self._parts[0].is_meta
-
     def like(self, size: Size) -> Block:
         """A block that is a whole map of this size, without values."""
         return Block(self._parts[0].new_empty((size.frames, size.channels, size.height, size.width)), True)
@@ -158,7 +153,7 @@ class Blocks:
         described, batch = self.meta(), torch.empty(shape, dtype=dtype, device="meta")
         with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
             item, program = described.given(batch, NO_ARGUMENTS)
-            self._run(program, item, lambda first, row, block: None, lambda: None, threads=1)
+            self._run(program, item, lambda first, row, block: None, lambda: None, predicts=True)
         return live.peak
 
     def run(
@@ -168,7 +163,13 @@ class Blocks:
         self._run(program, z, sink, checkpoint)
 
     def _run(
-        self, program: Local, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], threads: int = 0
+        self,
+        program: Local,
+        z: torch.Tensor,
+        sink: Sink,
+        checkpoint: Callable[[], None],
+        *,
+        predicts: bool = False,
     ) -> None:
         """Gives the frames of one clip or picture after the other to the sink."""
         done = 0
@@ -178,13 +179,15 @@ class Blocks:
                 def give(first: int, row: int, block: torch.Tensor, done: int = done) -> None:
                     sink(done + first, row, block)
 
-                done += self._run_clip(program, Maps(clip), give, checkpoint, threads or cores(self.device))
+                done += self._run_clip(program, Maps(clip), give, checkpoint, predicts=predicts)
 
-    def _run_clip(self, program: Local, maps: Maps, sink: Sink, checkpoint: Callable[[], None], threads: int) -> int:
+    def _run_clip(
+        self, program: Local, maps: Maps, sink: Sink, checkpoint: Callable[[], None], *, predicts: bool
+    ) -> int:
         """Returns how many frames there are."""
         one_frame = len(maps) == 1 and not program.grows
         item_bytes, workers = maps.item_bytes, cores(self.device)
-        run = Run(self.device, item_bytes, self.block_bytes, workers, threads, one_frame, self.lean, checkpoint)
+        run = Run(self.device, item_bytes, self.block_bytes, workers, one_frame, self.lean, predicts, checkpoint)
         sections = program.sections if self.together or program.between else (program.stages,)
         for stages, attention in zip_longest(sections[:-1], program.between):
             maps = Maps(list(_stored(self._section(stages, maps, run, stored=True))), stored=True)
@@ -201,12 +204,12 @@ class Blocks:
         size = maps.size(longest)
         chain = Chain(stages, size, run)
         most = run.rows(size, size.channels, size.frames)
-        made, predicts = after(stages, size), maps.are_meta
+        made = after(stages, size)
         for index, span in enumerate(spans):
-            blocks = chain.through(maps.blocks(span, most), Moment(span[1] == count, maps.frames(span)))
-            if predicts and len(spans) == 1:
+            blocks = chain.through(maps.blocks(span, most), Moment(span[1] == count, maps.frames(span), run.predicts))
+            if run.predicts and len(spans) == 1:
                 blocks = first_rows(blocks, max(1, most * made.height // size.height), made.height if stored else 0)
-            elif predicts and index >= STEADY and stored and not self.program.remembers:
+            elif run.predicts and index >= STEADY and stored and not self.program.remembers:
                 later = after(stages, replace(size, frames=span[1] - span[0]))
                 blocks = iter([maps.like(later)])
             yield blocks

@@ -157,7 +157,8 @@ class _Residual:
         self._norm = NormedFrames(first, size, run) if isinstance(first, FrameNorm) else None
         self._main = Chain(main if self._norm is None else main[1:], size, run)
         self._shortcut = Chain(stage.shortcut, size, run)
-        self._run, self._most = run, run.rows(size, max(size.channels, stage.after(size).channels), size.frames)
+        frames = 1 if run.one_frame else size.frames
+        self._run, self._most = run, run.rows(size, max(size.channels, stage.after(size).channels), frames)
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         waiting: deque[torch.Tensor] = deque()
@@ -178,7 +179,7 @@ class _Residual:
                 count = min(part.shape[2], block.rows.shape[2] - done)
                 if count < part.shape[2]:
                     waiting.appendleft(_apart(part[:, :, count:]))
-                if not part.is_meta:  # a prediction has no values
+                if not moment.predicts:
                     block.rows[:, :, done : done + count] += part[:, :, :count]
                 done += count
                 del part

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 from remote_vae.core.account import Account, filter_on, kernel_bytes
-from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start, copied
+from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
 from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
 from remote_vae.core.local import Frames, Layer
 from remote_vae.core.local_frames import Size
@@ -56,13 +56,13 @@ class Convolved:
             window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
             del piece, before
             rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
-            if not window.is_meta:
+            if not moment.predicts:
                 self._write_borders(window, kept, columns, top=not begun, bottom=last)
             if rows < 1 or lead >= len(window):
                 held = window[:, :, :kept, columns]
                 continue
-            held = None if last else copied(window[:, :, rows * step : kept, columns])
-            given = [self._filtered(window, rows, lead, filters[0])]
+            held = None if last else moment.copied(window[:, :, rows * step : kept, columns])
+            given = [self._filtered(window, rows, lead, filters[0], moment)]
             del window
             if last or self._anew:
                 filters.clear()  # before stages that come later hold theirs
@@ -75,7 +75,7 @@ class Convolved:
         elif self._stage.layer.repeats:
             _repeat(window, kept, columns, top=top, bottom=bottom)
 
-    def _filtered(self, window: torch.Tensor, rows: int, lead: int, filter_: Filter) -> torch.Tensor:
+    def _filtered(self, window: torch.Tensor, rows: int, lead: int, filter_: Filter, moment: Moment) -> torch.Tensor:
         """Rows of the output, which are shared among the cores."""
         size, step = self._size, self._step
         times = 2 if isinstance(self._stage.layer, Upsample) else 1
@@ -84,7 +84,7 @@ class Convolved:
             return filter_(window, rows, size.width, lead)
         shape = (len(window) - lead, self._stage.layer.channels, times * rows, width)
         found = empty(shape, window)
-        if window.is_meta:
+        if moment.predicts:
             filter_.write(window, found, rows, size.width, lead)  # which holds as much as those of all cores
             return found
 
@@ -133,7 +133,7 @@ class Convolved:
         sides = (kept + margin.below, margin.left + width + margin.right)
         window = empty((earlier + front + frames + back, piece.rows.shape[1], *sides), piece.rows)
         columns, end = slice(margin.left, margin.left + width), earlier + front + frames
-        if not window.is_meta:  # a prediction has no values
+        if not moment.predicts:
             self._write(window, columns, top, held, past, piece, front)
         if time.reach:
             keep(window[max(0, end - time.reach) : end, :, top : top + rows, columns])
