@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,10 +297,14 @@ def test_a_run_that_is_stopped_goes_on(
 ) -> None:
     """After kill -9 or Ctrl-C the same command makes what is left, and nothing twice."""
     out = tmp_path / "out"
-    process = run(many, "-o", out, "--url", copy_url)
-    wait_for_lines(out / "latents.jsonl", 10)
-    process.send_signal(blow)
-    said, _ = process.communicate(timeout=60)
+    for _ in range(10):
+        process = run(many, "-o", out, "--url", copy_url)
+        wait_for_lines(out / "latents.jsonl", 10)
+        process.send_signal(blow)
+        said, _ = process.communicate(timeout=60)
+        if process.returncode:
+            break
+        shutil.rmtree(out)  # on a busy machine the signal may come after the end
     assert process.returncode == code, said
     assert ("goes on from here" in said) == (blow is signal.SIGINT)
     done = len(lines(out / "latents.jsonl")) - 1
