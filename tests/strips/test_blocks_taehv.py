@@ -15,7 +15,7 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Near
 from remote_vae.core.local_frames import LeaveOut
 from remote_vae.models.families import MODELS, family_of
-from remote_vae.models.stages import taehv
+from remote_vae.models.stages import local_parts, taehv
 from remote_vae.models.vae import DiffusersVAE
 
 from .local_networks import CPU, drops_frames, forgets_rows, ways_of
@@ -180,13 +180,13 @@ def test_other_architectures_run_by_their_own_code() -> None:
 
 
 def forgets_the_row_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = taehv.strided_of
+    honest = local_parts.strided_of
 
     def forgetful(conv: Any) -> Near:
         near = honest(conv)
         return replace(near, function=lambda window, top, bottom: near.function(window[:, :, 1 - top :], 1, bottom))
 
-    monkeypatch.setattr(taehv, "strided_of", forgetful)
+    monkeypatch.setattr(local_parts, "strided_of", forgetful)
 
 
 def forgets_rows_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Near
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.previews.taef2 import TAEF2
-from remote_vae.models.stages import tiny_autoencoder
+from remote_vae.models.stages import local_parts, tiny_autoencoder
 from remote_vae.models.vae import DiffusersVAE
 
 from .local_networks import knows_the_first_block_only
@@ -61,13 +61,13 @@ def test_a_latent_without_limits_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 @torch.inference_mode()
 def test_a_forgotten_row_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stride that reads no row above those that it makes."""
-    honest = tiny_autoencoder.strided_of
+    honest = local_parts.strided_of
 
     def forgetful(conv: Any) -> Near:
         near = honest(conv)
         return replace(near, function=lambda window, top, bottom: near.function(window[:, :, 1 - top :], 1, bottom))
 
-    monkeypatch.setattr(tiny_autoencoder, "strided_of", forgetful)
+    monkeypatch.setattr(local_parts, "strided_of", forgetful)
     assert apart(served(), torch.randn(1, 3, 48, 40), decoding=False, block_bytes=1) > 100 * CLOSE
 
 

@@ -23,8 +23,8 @@ Filter = Direct | Recombined | Account
 class Convolved:
     """A convolution. It keeps rows and frames after the norm, so that each value is normalised once.
 
-    A recombined kernel about as large as a block is made anew for each block, which takes a tenth of the block's time:
-    several of them would otherwise be held while later stages work. Larger ones would take too long.
+    A recombined kernel about as large as a block is made again for each block, because several of them would otherwise
+    be held while later stages work. That takes little of the block's time; for a larger kernel it would take too much.
     """
 
     def __init__(self, stage: Layer, size: Size, run: Run) -> None:
@@ -37,7 +37,7 @@ class Convolved:
         channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
         kernel = kernel_bytes(layer, size.height, size.width, run.device, lean=run.lean)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
-        self._anew = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
+        self._made_again = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
         # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.
         self._flat = run.one_frame and stage.frames.repeats and arithmetic(layer.weight.dtype, run.device).itemsize == 4
         self._frames = Frames() if self._flat else stage.frames
@@ -64,7 +64,7 @@ class Convolved:
             held = None if last else moment.copied(window[:, :, rows * step : kept, columns])
             given = [self._filtered(window, rows, lead, filters[0], moment)]
             del window
-            if last or self._anew:
+            if last or self._made_again:
                 filters.clear()  # before stages that come later hold theirs
             begun = True
             yield Block(given.pop(), last)

@@ -48,6 +48,13 @@ def small_upsample_of(conv: Any) -> Upsample:
     return Upsample(found.weight, found.bias, folded=False)
 
 
+def layer_of(conv: Any, *, doubled: bool = False) -> Layer | Near:
+    """A convolution of a tiny VAE; `doubled` if an upsampling goes before it."""
+    if doubled:
+        return Layer(small_upsample_of(conv))
+    return strided_of(conv) if conv.stride == (2, 2) else Layer(convolution_of(conv))
+
+
 def patchified(patch: int) -> Function:
     """Pixels of a patch become channels, as Wan's and LTX's encoders read them."""
     return lambda rows, new: rearrange(rows, "f c (h p) (w q) -> f (c q p) h w", p=patch, q=patch)

@@ -18,7 +18,7 @@ from remote_vae.core.executor import Arguments
 from remote_vae.core.local import Each, Layer, Local, Near, Residual, Stage
 from remote_vae.core.local_frames import LeaveOut, WithBefore
 from remote_vae.models.previews.taehv import Clamp, Grow, Memory, Pool, SuperMemory
-from remote_vae.models.stages.local_parts import DOUBLE, Function, each_of, small_upsample_of, strided_of
+from remote_vae.models.stages.local_parts import DOUBLE, Function, each_of, layer_of
 from remote_vae.models.stages.parts import Unknown, convolution_of, expect
 
 
@@ -84,7 +84,7 @@ def _parts(layers: nn.Sequential, channels: int) -> Iterator[Stage]:
                 doubled = True
             case nn.Conv2d():
                 channels = layer.out_channels
-                yield _convolution(layer, doubled=doubled)
+                yield layer_of(layer, doubled=doubled)
                 doubled = False
             case Pool():
                 given, channels = channels * layer.stride, layer.conv.out_channels
@@ -117,12 +117,6 @@ def _of_frame(layer: nn.Module, channels: int) -> Iterator[Stage]:
         case _:
             expect(isinstance(layer, Clamp))
             yield each_of(layer, channels)
-
-
-def _convolution(conv: nn.Conv2d, *, doubled: bool) -> Layer | Near:
-    if doubled:
-        return Layer(small_upsample_of(conv))
-    return strided_of(conv) if conv.stride == (2, 2) else Layer(convolution_of(conv))
 
 
 def _of_channels(conv: Any) -> Near:

@@ -10,9 +10,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from remote_vae.core.local import FrameNorm, Layer, Local, Near, Residual, Stage
-from remote_vae.models.stages.local_parts import each_of, small_upsample_of, strided_of
-from remote_vae.models.stages.parts import Unknown, convolution_of, expect, norm_of
+from remote_vae.core.local import FrameNorm, Local, Residual, Stage
+from remote_vae.models.stages.local_parts import each_of, layer_of
+from remote_vae.models.stages.parts import Unknown, expect, norm_of
 
 ACTIVATIONS: Final = (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish)
 
@@ -38,7 +38,7 @@ def parts_of(layers: Any, block: Callable[[Any], Iterator[Stage]]) -> Iterator[S
             continue
         expect(not doubled or isinstance(part, nn.Conv2d))
         if isinstance(part, nn.Conv2d):
-            yield _convolution(part, doubled=doubled)
+            yield layer_of(part, doubled=doubled)
             doubled, channels = False, part.out_channels
         elif isinstance(part, nn.GroupNorm):
             yield FrameNorm(norm_of(part), silu=False)
@@ -51,16 +51,10 @@ def parts_of(layers: Any, block: Callable[[Any], Iterator[Stage]]) -> Iterator[S
 
 
 def _block(part: Any) -> Iterator[Stage]:
-    short = () if isinstance(part.skip, nn.Identity) else (_convolution(part.skip),)
+    short = () if isinstance(part.skip, nn.Identity) else (layer_of(part.skip),)
     yield Residual(tuple(parts_of(part.conv, _block)), short)
     expect(type(part.fuse) is nn.ReLU)
     yield each_of(part.fuse, part.conv[-1].out_channels)
-
-
-def _convolution(conv: Any, *, doubled: bool = False) -> Layer | Near:
-    if doubled:
-        return Layer(small_upsample_of(conv))
-    return strided_of(conv) if conv.stride == (2, 2) else Layer(convolution_of(conv))
 
 
 def limited(rows: torch.Tensor) -> torch.Tensor:
