@@ -1,0 +1,147 @@
+"""How much longer the first request of a shape takes than a later one: `python benchmarks/first_request.py`.
+
+A server for each model, on loopback, with seeded random weights of the true architecture in float32 on the CPU. It is
+asked ten times to decode a latent, then ten times to encode what came of it, then three times to decode a second size.
+The first request has to do what later ones find done: predictions of plans, kernels, memory, libraries. Latents are
+small, because a fixed cost is the largest part of a small request. Beside the seconds stand those of the cores, which
+other work on the machine changes less. Exits 1 if a first request took more than twice as long as the tenth.
+
+    python benchmarks/first_request.py --json benchmarks/results/first_request.json
+"""
+
+import http.client
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from operator import itemgetter
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import psutil
+import typer
+from command import run
+from start import conditions, server
+
+from remote_vae.cli.terminal import console
+from remote_vae.errors import InvalidValue
+
+# Models of each structure. Rows and columns of the first latent and of the second, in cells; videos have latent frames
+# before them.
+CASES: Final[dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "sd1": ((32, 32), (24, 40)),
+    "sdxl": ((32, 32), (24, 40)),
+    "flux1": ((32, 32), (24, 40)),
+    "qwen-image": ((32, 32), (24, 40)),
+    "hunyuan-image-2.1": ((10, 10), (8, 12)),
+    "sana": ((8, 8), (6, 10)),
+    "taesd": ((8, 8), (16, 16)),
+    "wan2.1": ((2, 12, 16), (3, 8, 16)),
+    "hunyuanvideo": ((2, 10, 12), (3, 8, 8)),
+    "hunyuanvideo-1.5": ((2, 4, 5), (3, 3, 4)),
+    "ltx2": ((2, 6, 8), (3, 4, 8)),
+    "cogvideox": ((1, 12, 16), (2, 8, 12)),
+    "mochi": ((2, 10, 12), (3, 8, 8)),
+    "taehv": ((2, 8, 8), (3, 16, 16)),
+}
+TIMES: Final = 10
+TIMES_SECOND: Final = 3  # requests of the second size
+MOST_RATIO: Final = 2.0
+CLOCK: Final = 0.01  # the step in which CPU time is told
+COMMAND: Final = ("--random-weights", "--dtype", "float32", "--device", "cpu", "--max-client-share", "1", "--port")
+BINARY: Final = "tensor/binary"
+
+
+def main(
+    models: Annotated[str, typer.Option(help="names, comma-separated")] = ",".join(CASES),
+    json_file: Annotated[Path | None, typer.Option("--json", help="where rows are written")] = None,
+) -> None:
+    """Prints a row for each model, direction and size, and writes them as JSON if asked."""
+    rows: list[dict[str, Any]] = []
+    for model in models.split(","):
+        if model not in CASES:
+            raise InvalidValue(f"model {model!r} is not measured here; expected one of {', '.join(CASES)}")
+        with (
+            server("-m", "remote_vae.cli.main", "serve", "--model", model, *COMMAND) as port,
+            closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection,
+        ):
+            rows += measure(connection, model)
+        if json_file is not None:
+            document = {"conditions": conditions("diffusers"), "most_ratio": MOST_RATIO, "rows": rows}
+            json_file.write_text(json.dumps(document, indent=1) + "\n")
+    missed = [f"{row['model']} {row['what']} {row['ratio']:.1f}" for row in rows if row["ratio"] > MOST_RATIO]
+    if missed:
+        console.print(f"above {MOST_RATIO:g} times the tenth request: {', '.join(missed)}")
+        raise SystemExit(1)
+
+
+def measure(connection: http.client.HTTPConnection, model: str) -> list[dict[str, Any]]:
+    """The rows of a model: decode, encode, and decode of a second size."""
+    connection.request("GET", "/models")
+    card = json.loads(connection.getresponse().read())["models"][0]
+    first, second = (latent(card, cells) for cells in CASES[model])
+    found, pixels = ask(connection, "decode", first, TIMES)
+    rows = [row(model, "decode", first, found)]
+    if card["encodes"]:
+        found, _ = ask(connection, "encode", pixels, TIMES)
+        rows.append(row(model, "encode", pixels, found))
+    found, _ = ask(connection, "decode", second, TIMES_SECOND)
+    return [*rows, row(model, "second size", second, found)]
+
+
+def latent(card: dict[str, Any], cells: Sequence[int]) -> np.ndarray:
+    """Small noise in the first layout of the model's card."""
+    names = card["latent_layouts"][0].split()
+    sizes = {"b": 1, "c": card["latent_channels"], **dict(zip("whf", reversed(cells), strict=False))}
+    shape = [sizes[name] for name in names]
+    return (np.random.default_rng(0).standard_normal(shape) / 4).astype(np.float16)
+
+
+def ask(
+    connection: http.client.HTTPConnection, operation: str, values: np.ndarray, times: int
+) -> tuple[dict[str, list[float]], np.ndarray]:
+    """The seconds, and those of the cores, of each of so many equal requests; and what the last one was answered."""
+    query = f"shape={','.join(map(str, values.shape))}&dtype={values.dtype.name}&do_scaling=True"
+    if operation == "decode":
+        query += "&output_type=pt&partial_postprocess=True"
+    found: dict[str, list[float]] = {"seconds": [], "cpu_seconds": []}
+    head = {"content-type": BINARY, "accept": BINARY}
+    for _ in range(times):
+        started, cpu = time.perf_counter(), cpu_seconds()
+        connection.request("POST", f"/{operation}?{query}", values.tobytes(), head)
+        reply = connection.getresponse()
+        body = reply.read()
+        found["seconds"].append(time.perf_counter() - started)
+        found["cpu_seconds"].append(cpu_seconds() - cpu)
+        if reply.status != 200:
+            raise RuntimeError(f"{operation} was answered with {reply.status}: {body[:500]!r}")
+    pixels = np.frombuffer(body, reply.headers["dtype"]).reshape(json.loads(reply.headers["shape"]))
+    return found, pixels if pixels.ndim == len(values.shape) else pixels[None]
+
+
+def cpu_seconds() -> float:
+    """CPU time of the server's processes."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return sum(each.user + each.system for each in times)
+
+
+def row(model: str, what: str, values: np.ndarray, found: dict[str, list[float]]) -> dict[str, Any]:
+    """Prints a row and returns it; of later requests the median of three tells, because small ones are noisy."""
+    first, later = ({name: of(each) for name, each in found.items()} for of in (itemgetter(0), last_three))
+    ratio, size = first["seconds"] / later["seconds"], "x".join(map(str, values.shape))
+    cpu = first["cpu_seconds"] / max(later["cpu_seconds"], CLOCK)
+    console.print(
+        f"{model:18} {what:12} {size:16} first {first['seconds']:6.2f} s, later {later['seconds']:6.2f}, "
+        f"ratio {ratio:.2f}; of the cores {first['cpu_seconds']:6.2f}, {later['cpu_seconds']:6.2f}, ratio {cpu:.2f}"
+    )
+    return {"model": model, "what": what, "shape": values.shape, "ratio": ratio, "cpu_ratio": cpu, **found}
+
+
+def last_three(values: list[float]) -> float:
+    return statistics.median(values[-3:])
+
+
+if __name__ == "__main__":
+    run(main)
