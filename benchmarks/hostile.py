@@ -1,9 +1,12 @@
 """Honest clients beside a thousand mixed hostile requests: what the honest clients still get, and what stays.
 
-The demo VAE at 64x64 for two clients that wait for their answers, without and then beside eight strangers, who send
-bodies that never come, pictures and JSON that cost more than they should, requests in one heap, and who mostly leave at
-once. Both loads take turns, so that other work on the machine meets both. Every honest answer is compared with the one
-that the same request got alone. Exits 1 when the goodput fell by more than a tenth, an answer was wrong, 40 MB stayed,
+The demo VAE at 64x64, without and then beside eight strangers, who send bodies that never come, pictures and JSON that
+cost more than they should, requests in one heap, and who mostly leave at once. There are two honest loads. The closed
+one, two clients that wait for their answers, takes all cores, so whatever anybody else computes is lost to it, also
+what the strangers compute on the same machine. The open one sends half as many requests a second as the closed one got
+answered alone, whatever becomes of them. Rounds with and without strangers take turns, so that other work on the
+machine meets both. Every honest answer is compared with the one that the same request got alone, and the CPU time of
+every side is told. Exits 1 when the closed load's goodput fell by more than a tenth, an answer was wrong, 40 MB stayed,
 or a replica was replaced.
 
     python benchmarks/hostile.py --json benchmarks/results/hostile.json
@@ -18,16 +21,20 @@ import multiprocessing
 import statistics
 import struct
 import sys
+import time
 import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from load import Answer, Target, alone, closed_load, post, summarise
+from load import Answer, Target, alone, arrivals, closed_load, open_load, post, summarise
 from PIL import Image
 from start import conditions, server
 
@@ -44,8 +51,9 @@ def main() -> int:
     with server(*COMMAND) as port:
         [process] = psutil.Process().children()
         found = asyncio.run(_measure(port, process, arguments))
-    good = found["ratio"] >= LEAST_GOODPUT and found["stayed_bytes"] <= MOST_STAYING
-    good = good and not found["not_right"] and found["replicas_replaced"] == 0
+    closed, opened = found["closed_load"], found["open_load_at_half_the_rate"]
+    good = closed["ratio"] >= LEAST_GOODPUT and found["stayed_bytes"] <= MOST_STAYING
+    good = good and not closed["not_right"] and not opened["not_right"] and found["replicas_replaced"] == 0
     print(json.dumps(found, indent=1))
     if arguments.json is not None:
         document = {"conditions": conditions("starlette", "uvicorn"), **found}
@@ -67,43 +75,84 @@ async def _measure(port: int, process: psutil.Process, arguments: argparse.Names
     latent = np.random.default_rng(0).standard_normal((1, 16, 8, 8)).astype(np.float16).tobytes()
     query = "/demo/decode?shape=1,16,8,8&dtype=float16&output_type=pt"
     shots = await alone(target, [post(query, latent, media="tensor/binary", accept="tensor/binary")])
-    strangers, loop = ProcessPoolExecutor(1, multiprocessing.get_context("spawn")), asyncio.get_running_loop()
-    await loop.run_in_executor(strangers, attack, port, 100, 3.0)  # what is needed once is there afterwards
-    await asyncio.sleep(REST_SECONDS)
-    before, replicas, reading = process.memory_info().rss, _replicas(process), _reading_seconds(process)
-    loads: tuple[list[Answer], list[Answer]] = ([], [])
-    goods: tuple[list[float], list[float]] = ([], [])
     seconds = arguments.seconds / arguments.rounds
-    for number in range(2 * arguments.rounds):
-        beside = number % 2
-        count = arguments.requests // arguments.rounds * beside
-        attacked = loop.run_in_executor(strangers, attack, port, count, seconds)
-        answers = await closed_load(target, shots, clients=CLIENTS, seconds=seconds)
-        await attacked
-        loads[beside].extend(answers)
-        goods[beside].append(summarise(answers, seconds=seconds).goodput)
-    await asyncio.sleep(REST_SECONDS)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as strangers:
+
+        async def attacked(count: int) -> float:
+            return await asyncio.get_running_loop().run_in_executor(strangers, attack, port, count, seconds)
+
+        async def in_turns(load: Callable[[], Awaitable[list[Answer]]]) -> dict[str, Any]:
+            sides = Side(), Side()
+            for number in range(2 * arguments.rounds):
+                count = arguments.requests // arguments.rounds * (number % 2)
+                await sides[number % 2].take(load, partial(attacked, count), process, seconds)
+            return _compared(*sides)
+
+        await attacked(100)  # what is needed once is there afterwards
+        await asyncio.sleep(REST_SECONDS)
+        before, replicas = process.memory_info().rss, _replicas(process)
+        closed = await in_turns(lambda: closed_load(target, shots, clients=CLIENTS, seconds=seconds))
+        times = arrivals(closed["goodput_quiet"] / 2, seconds)
+        opened = await in_turns(lambda: open_load(target, shots, times))
+        await asyncio.sleep(REST_SECONDS)
     target.close()
-    strangers.shutdown()
-    alone_rate, beside_rate = map(statistics.fmean, goods)
     return {
         "hostile_requests": arguments.requests,
-        "goodput_quiet": alone_rate,
-        "goodput_beside": beside_rate,
-        "ratio": beside_rate / alone_rate,
-        "rounds": goods,
-        "not_right": sum(not answer.right for load in loads for answer in load),
-        "reading_cpu_s": _reading_seconds(process) - reading,
+        "closed_load": closed,
+        "open_load_at_half_the_rate": opened,
         "stayed_bytes": process.memory_info().rss - before,
         "replicas_replaced": len(replicas - _replicas(process)),
     }
 
 
-def _reading_seconds(process: psutil.Process) -> float:
-    """CPU time of the processes that read bodies, also of those that have ended."""
-    readers = [child for child in process.children(recursive=True) if "server.reading" in " ".join(child.cmdline())]
-    times = [reader.cpu_times() for reader in readers]
-    return sum(each.user + each.system + each.children_user + each.children_system for each in times)
+@dataclass
+class Side:
+    """What all rounds of a load have told, either without strangers or beside them. *Units*: CPU seconds."""
+
+    answers: list[Answer] = field(default_factory=list)
+    goods: list[float] = field(default_factory=list)
+    cpu: Counter[str] = field(default_factory=Counter)
+
+    async def take(
+        self,
+        load: Callable[[], Awaitable[list[Answer]]],
+        attacked: Callable[[], Awaitable[float]],
+        process: psutil.Process,
+        seconds: float,
+    ) -> None:
+        """Runs one round."""
+        before, attack = _cpu_seconds(process), asyncio.ensure_future(attacked())
+        answers = await load()
+        self.cpu["strangers"] += await attack
+        self.cpu.update(_cpu_seconds(process))
+        self.cpu.subtract(before)
+        self.answers += answers
+        self.goods.append(summarise(answers, seconds=seconds).goodput)
+
+
+def _compared(quiet: Side, beside: Side) -> dict[str, Any]:
+    rates = statistics.fmean(quiet.goods), statistics.fmean(beside.goods)
+    summaries = (summarise(side.answers, seconds=1.0) for side in (quiet, beside))
+    return {
+        "goodput_quiet": rates[0],
+        "goodput_beside": rates[1],
+        "ratio": rates[1] / rates[0],
+        "rounds": (quiet.goods, beside.goods),
+        "p50_p99_s": [(found.p50_s, found.p99_s) for found in summaries],
+        "not_right": sum(not answer.right for side in (quiet, beside) for answer in side.answers),
+        "cpu_s_quiet": quiet.cpu,
+        "cpu_s_beside": beside.cpu,
+    }
+
+
+def _cpu_seconds(process: psutil.Process) -> Counter[str]:
+    """Of the honest clients, which are this process, and of the server's processes: its own, replicas, and readers."""
+    found = Counter(clients=sum(psutil.Process().cpu_times()[:2]), server=sum(process.cpu_times()[:2]))
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            reads, times = "server.reading" in " ".join(child.cmdline()), child.cpu_times()
+            found["reading" if reads else "replicas"] += sum(times[: 4 if reads else 2])  # also of forks that ended
+    return found
 
 
 def _replicas(process: psutil.Process) -> set[int]:
@@ -114,9 +163,12 @@ def _replicas(process: psutil.Process) -> set[int]:
     return {pid for pid, command in found.items() if "spawn_main" in command}
 
 
-def attack(port: int, count: int, seconds: float) -> None:
-    """Sends so many hostile requests evenly over the time, from another process, as from another machine."""
+def attack(port: int, count: int, seconds: float) -> float:
+    """Sends so many hostile requests evenly over the time, from another process, and returns its CPU time."""
+    hostile_requests()
+    began = time.process_time()
     asyncio.run(_attack(port, count, seconds))
+    return time.process_time() - began
 
 
 async def _attack(port: int, count: int, seconds: float) -> None:
