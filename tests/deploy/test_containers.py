@@ -67,11 +67,30 @@ def test_the_image() -> None:
     assert all("--require-hashes" in line or "--no-deps --no-index" in line for line in installs)
     runtime = lines.index("FROM ${PYTHON_IMAGE} AS runtime")
     assert "USER 10001:10001" in lines[runtime:]
-    assert [line for line in lines[runtime + 1 :] if line.startswith("USER")] == ["USER 10001:10001"]
-    assert all(line.split()[1] == "runtime" for line in lines[runtime + 1 :] if line.startswith("FROM"))
+    stages = "\n".join(lines[runtime:]).split("\nFROM ")
+    assert [stage.split()[0] for stage in stages[1:]] == [
+        "runtime",
+        "runtime",
+        "runtime-cuda",
+        "runtime",
+        "runtime-cuda",
+    ]
+    for stage in stages:
+        users = [line for line in stage.splitlines() if line.startswith("USER")]
+        assert users[-1:] in ([], ["USER 10001:10001"])
     for line in lines:
         if line.startswith("COPY deploy/requirements/"):
             assert (DEPLOY.parent / line.split()[1]).is_file()
+
+
+def test_triton_has_what_it_needs() -> None:
+    """Images for GPUs have a C compiler, and a place from which the kernels that Triton compiles can be loaded."""
+    cuda = (DEPLOY / "docker" / "Dockerfile").read_text().split(" AS runtime-cuda\n")[1].split("\nFROM ")[0]
+    assert "gcc libc6-dev" in cuda
+    assert "TRITON_CACHE_DIR=/cache/" in cuda
+    compose = yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text())["services"]["cuda"]
+    assert "cache:/cache" in compose["volumes"]
+    assert "TRITON_CACHE_DIR=%C/remote-vae/" in (DEPLOY / "systemd" / "remote-vae.service").read_text()
 
 
 def test_compose() -> None:

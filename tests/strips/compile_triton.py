@@ -1,6 +1,7 @@
 """Compiles the kernels in Triton for cards that are not here, and prints each kernel with its card.
 
-The calls are those of the program, on small tensors on a CPU; each launch is compiled instead.
+NVIDIA's are of the generations from Turing on, AMD's are one for data centres and one for desktops. The calls are those
+of the program, on small tensors on a CPU; each launch is compiled instead.
 """
 
 import torch
@@ -8,11 +9,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from remote_vae.core import attention_triton, local, norm_triton
+from remote_vae.core import attention_triton, local, norm_triton, triton_trial
 from remote_vae.core.stages import Norm
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-CARDS = (80, 90)
+CARDS = (
+    *(GPUTarget("cuda", number, 32) for number in (75, 90, 120)),
+    *(GPUTarget("hip", name, width) for name, width in (("gfx942", 64), ("gfx1100", 32))),
+)
 
 
 class Compiled:
@@ -32,8 +36,8 @@ class Compiled:
             source = ASTSource(
                 self._function, signature, {(self._function.arg_names.index(n),): v for n, v in flags.items()}
             )
-            triton.compile(source, target=GPUTarget("cuda", card, 32))
-            print(self._function.fn.__name__, card)
+            triton.compile(source, target=card)
+            print(self._function.fn.__name__, card.arch)
 
 
 def _type(value: object) -> str:
@@ -44,7 +48,7 @@ def _type(value: object) -> str:
 
 def main() -> None:
     attention_triton._product = lambda one, other: torch.zeros(len(one), other.shape[1])
-    for room in (norm_triton, attention_triton):
+    for room in (norm_triton, attention_triton, triton_trial):
         for name, found in list(vars(room).items()):
             if isinstance(found, triton.JITFunction) and name != "_place":
                 setattr(room, name, Compiled(found))
@@ -57,6 +61,7 @@ def main() -> None:
     kernels.add(one, other, torch.ones(64), measured=True)
     kernels.add(one, other, None, measured=False)
     kernels.normalise(one, other, norm, groups, silu=True)
+    triton_trial.works(torch.device("cpu"))
     attention_triton.attend_by_products(*(torch.zeros(3, 8, 16, dtype=torch.bfloat16)))
     norm_triton.divide(one, other, local.Norm(torch.ones(64)), 1e-12, silu=True)
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from remote_vae.core import local, root_mean_square, rows, steps, sweep
+from remote_vae.core import attention, has_triton, local, root_mean_square, rows, steps, sweep
 from remote_vae.core.attention import attend, by_products
+from remote_vae.core.has_triton import why_no_triton
 from remote_vae.core.late_biases import with_late_biases
 from remote_vae.core.norm import Cpu, Plain
 from remote_vae.core.stages import Norm, Program
@@ -23,7 +24,7 @@ from .models import small
 from .test_exact import CLOSE, FEW_ROWS, apart, through
 
 pytest.importorskip("triton")
-from remote_vae.core import attention_triton, norm_triton
+from remote_vae.core import attention_triton, norm_triton, triton_trial
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -235,7 +236,7 @@ def test_they_compile() -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert {line.split()[0] for line in ran.stdout.splitlines()} == {
         name
-        for room in (norm_triton, attention_triton)
+        for room in (norm_triton, attention_triton, triton_trial)
         for name, found in vars(room).items()
         if name[0] == "_" and hasattr(found, "fn") and name != "_place"
     }
@@ -264,6 +265,7 @@ def test_a_model_whose_attention_is_by_products(monkeypatch: pytest.MonkeyPatch)
 def test_where_attention_is_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide heads in 16 bits on cards with Triton take products; everything else is left to PyTorch."""
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(attention, "has_triton", lambda device: device == cuda)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert by_products(512, torch.bfloat16, cuda)
     assert not by_products(256, torch.bfloat16, cuda)
@@ -274,9 +276,45 @@ def test_where_attention_is_by_products(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_where_they_run(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
-    """CUDA devices take these kernels where Triton is installed, and plain PyTorch where it is not."""
+    """CUDA devices take these kernels if Triton runs there, and plain PyTorch if it does not."""
     cuda = torch.device("cuda")
+    assert why_no_triton(torch.device(DEVICE)) is None
+    monkeypatch.setattr(rows, "has_triton", lambda device: device == cuda)
     assert type(rows.kernels_for(cuda)).__name__ == "Triton"
-    monkeypatch.setattr(rows, "has_triton", lambda: False)
+    monkeypatch.setattr(rows, "has_triton", lambda device: False)
     assert isinstance(rows.kernels_for(cuda), Plain)
     assert isinstance(rows.kernels_for(torch.device("mps")), Plain)
+
+
+class Failing:
+    """Stands for a compiled function."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getitem__(self, grid: object) -> Any:
+        raise self._error
+
+
+def test_a_machine_that_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a C compiler, or on a card that is too old for Triton, the reason is known, and plain PyTorch runs."""
+    monkeypatch.setattr(triton_trial, "_sum", Failing(RuntimeError("Failed to find C compiler.\nSpecify one")))
+    found = why_no_triton.__wrapped__(torch.device(DEVICE))
+    assert found == "RuntimeError: Failed to find C compiler. Specify one"
+    monkeypatch.setattr(has_triton, "why_no_triton", lambda device: found)
+    assert isinstance(rows.kernels_for(torch.device("cuda")), Plain)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), torch.AcceleratorError("illegal memory access")])
+def test_a_device_that_is_full_or_broken(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says nothing of Triton is raised, and not remembered."""
+    monkeypatch.setattr(triton_trial, "_sum", Failing(error))
+    with pytest.raises(type(error)):
+        why_no_triton.__wrapped__(torch.device(DEVICE))
+
+
+def test_kernels_that_compute_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that runs and writes nothing is not trusted."""
+    nothing = type("Nothing", (), {"__getitem__": lambda self, grid: lambda source, into, tile: into.zero_()})()
+    monkeypatch.setattr(triton_trial, "_sum", nothing)
+    assert why_no_triton.__wrapped__(torch.device(DEVICE)) == "its kernels compute wrongly"

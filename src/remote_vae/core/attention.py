@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core.filters import arithmetic
-from remote_vae.core.norm import has_triton
+from remote_vae.core.has_triton import has_triton
 from remote_vae.core.stages import Convolution
 
 CHUNK_BYTES: Final = 64 * 2**20  # the most that a chunk of queries holds for itself
@@ -45,8 +45,8 @@ def by_products(channels: int, dtype: torch.dtype, device: torch.device) -> bool
 
     So it is calculated by `benchmarks/roofline.py`, from the time that attention takes in published figures.
     """
-    fast = device.type == "cuda" and torch.version.cuda is not None and has_triton()
-    return fast and dtype.itemsize == 2 and channels > WIDEST_FUSED
+    wide = dtype.itemsize == 2 and channels > WIDEST_FUSED
+    return wide and torch.version.cuda is not None and has_triton(device)
 
 
 def products_bytes(queries: int, positions: int, channels: int) -> int:

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import torch
 
-from remote_vae.core.norm import has_triton
+from remote_vae.core.has_triton import has_triton
 from remote_vae.core.stages import Convolution, Downsample, Norm, Program, Residual, Stage, Upsample
 
 
 def pays(device: torch.device) -> bool:
     """Whether the device has a kernel that adds a branch and a bias at once. Meta tensors stand for such a device."""
-    return device.type == "meta" or (device.type == "cuda" and has_triton())
+    return device.type == "meta" or has_triton(device)
 
 
 def with_late_biases(program: Program) -> Program:

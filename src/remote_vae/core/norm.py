@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, reduce
-from importlib.util import find_spec
+from functools import reduce
 from typing import Final, Protocol, Self
 
 import torch
@@ -170,8 +169,3 @@ def _batch_moments(rows: torch.Tensor) -> ChannelMoments:
     unused = torch.zeros(channels), torch.ones(channels)  # as these are float32, so are the results
     mean, variance = torch.batch_norm_update_stats(rows, *unused, 0.0)
     return ChannelMoments(count, mean, variance * count)
-
-
-@cache
-def has_triton() -> bool:
-    return find_spec("triton") is not None

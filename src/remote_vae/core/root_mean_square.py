@@ -5,8 +5,8 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+from remote_vae.core.has_triton import has_triton
 from remote_vae.core.local import Norm
-from remote_vae.core.norm import has_triton
 
 NORM_BYTES: Final = {"cpu": 2**20}  # normalised at a time: values stay in the cache from one operation to the next
 LARGE_NORM_BYTES: Final = 64 * 2**20
@@ -23,7 +23,7 @@ def normalise(source: torch.Tensor, into: torch.Tensor, norm: Norm | None, *, si
     if norm is None and not silu:
         into.copy_(source)
         return
-    if source.device.type == "cuda" and has_triton():
+    if has_triton(source.device):
         from remote_vae.core.norm_triton import divide
 
         divide(source, into, norm, LEAST, silu=silu)

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 
 from remote_vae.core.filters import NO_MARGIN, Direct, Margin, filter_for, lead_of
-from remote_vae.core.norm import Cpu, Kernels, Moments, Plain, has_triton
+from remote_vae.core.has_triton import has_triton
+from remote_vae.core.norm import Cpu, Kernels, Moments, Plain
 from remote_vae.core.stages import Convolution, Downsample, Layer, Norm, Upsample, frames_after, sides_after
 from remote_vae.core.strip_threads import Span
 
@@ -191,7 +192,7 @@ def windows(height: int, rows: int) -> Iterator[Span]:
 def kernels_for(device: torch.device) -> Kernels:
     if device.type == "cpu":
         return Cpu()
-    if device.type == "cuda" and has_triton():
+    if has_triton(device):
         from remote_vae.core.norm_triton import Triton
 
         return Triton()

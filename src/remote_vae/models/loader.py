@@ -11,6 +11,7 @@ import torch
 from diffusers.models.modeling_utils import no_init_weights
 
 from remote_vae.core.filters import arithmetic
+from remote_vae.core.has_triton import why_no_triton
 from remote_vae.core.own_code import OwnCode
 from remote_vae.core.pixels import all_finite
 from remote_vae.core.recipe import Recipe
@@ -35,6 +36,8 @@ def open_model(spec: ModelSpec, weights: FoundWeights | None) -> tuple[Diffusers
             f"will be slow: diffusers' own code runs it in {spec.dtype}, in which this CPU multiplies slowly; "
             "float32, its default, takes a fraction of the time",
         )
+    if vae.device.type == "cuda" and (fault := why_no_triton(vae.device)) is not None:
+        tell(spec.name, f"runs without Triton's kernels, so more slowly ({fault}); docs/troubleshooting.md says more")
     return vae, spec.resolve_recipe()
 
 
@@ -53,6 +56,8 @@ def _load(spec: ModelSpec, weights: FoundWeights | None) -> DiffusersVAE:
         module = _loaded(weights, family, spec)
     family.prepare(module)
     device = resolve_device(spec.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches kernels there, and events wait there, wherever tensors are
     dtype = resolve_dtype(
         spec, spec.recipe_model, device, force_upcast=bool(getattr(module.config, "force_upcast", False))
     )
@@ -78,16 +83,15 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU; *raises* ModelLoadError for a device that is not there."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+    """`auto` takes CUDA, then MPS, then the CPU; *raises* ModelLoadError for a device that is not there.
+
+    The device has its number, if its kind has numbers.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=(accelerator or "cpu") if name == "auto" else name).device
     except (RuntimeError, AssertionError) as exc:
         raise ModelLoadError(f"device {name!r} cannot be used: {str(exc).splitlines()[0]}", device=name) from exc
-    return device
 
 
 def resolve_dtype(spec: ModelSpec, model: Model | None, device: torch.device, *, force_upcast: bool) -> torch.dtype:

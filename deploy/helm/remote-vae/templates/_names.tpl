@@ -63,6 +63,8 @@ capabilities: {drop: [ALL]}
 {{- end }}
 - name: HF_HUB_OFFLINE
   value: {{ ternary "1" "0" .Values.offline | quote }}
+- name: TRITON_CACHE_DIR
+  value: /tmp/triton  # /cache may be read-only
 {{- end }}
 
 {{- define "remote-vae.mounts" -}}
