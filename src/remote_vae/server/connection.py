@@ -170,6 +170,11 @@ class Connection(HttpToolsProtocol):
         self._part, self._began = Part.HEAD, self.loop.time()
         self._extra_bytes = self._chunks = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if self._part is Part.HEAD and len(self.headers) > self.settings.max_headers:
+            raise self._too_large()  # before the others are taken apart
+
     def on_headers_complete(self) -> None:
         self._check_head()
         self._reading.stop()
@@ -235,7 +240,7 @@ class Connection(HttpToolsProtocol):
     def _check_head(self) -> None:
         version, method = self.parser.get_http_version(), self.parser.get_method()
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if len(self.headers) > self.settings.max_headers or size > self.settings.max_head_bytes:
+        if size > self.settings.max_head_bytes:
             raise self._too_large()
         if version not in ("1.0", "1.1"):
             raise _wrong_version()
