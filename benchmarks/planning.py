@@ -30,8 +30,7 @@ sys.path.append(str(Path(__file__).parents[1] / "docs" / "figures"))
 import served
 
 WARM_SIDE: Final = 4  # latent cells
-# Sides and frames of the decoded picture or clip.
-SIZES: Final = {"readme": (1024, 640, 81), "largest": (4096, 1280, 257)}
+SIZES: Final = {"readme": served.SIZES, "largest": served.Sizes(4096, 1280, 257)}
 
 
 class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -58,7 +57,6 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="where rows are written")] = None,
 ) -> None:
     """Prints a row for each plan of each architecture, and writes them as JSON if asked."""
-    served.SIDE, served.VIDEO_SIDE, served.FRAMES = SIZES[size]
     wanted = set(models.split(",")) - {""}
     rows: list[dict[str, Any]] = []
     for group in served.groups():
@@ -101,7 +99,7 @@ def measure(group: served.Group, size: str) -> list[dict[str, Any]]:
     model, vae = group.models[0], group.build()
     small = example_shape(model.recipe, vae.info, WARM_SIDE)
     served.predicted(vae, model, small, sys.maxsize)  # as a server does, which decodes a small latent at its start
-    shape, output = served.latent_of(vae, model)
+    shape, output = served.latent_of(vae, model, SIZES[size])
     rows: list[dict[str, Any]] = []
     watched = SimpleNamespace(
         info=vae.info, dtype=vae.dtype, device=vae.device, decoders=[Watched(way, rows) for way in vae.decoders]

@@ -28,9 +28,20 @@ COLUMNS: Final = (
     *("models", "decode", "encode", "weights", "`whole`", "least, and its plan", "previews", "tested against"),
 )
 NO_LAYERS: Final = (*FACTORS, "sample_size", "force_upcast")  # of a config
-SIDE, VIDEO_SIDE, FRAMES = 1024, 640, 81
 MOST_NAMED: Final = 5
 GIB: Final = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of what a latent decodes to: the side of a picture; the side and the frames of a clip."""
+
+    side: int = 1024
+    video_side: int = 640
+    frames: int = 81
+
+
+SIZES: Final = Sizes()
 
 
 class _Predicted(Exception):
@@ -78,17 +89,17 @@ def row(group: Group, pipelines: dict[str, set[str]]) -> str:
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
-def latent_of(vae: DiffusersVAE, model: Model) -> tuple[tuple[int, ...], str]:
-    """The shape of a latent of the sizes above, or of the nearest that the model takes, and what it decodes to."""
+def latent_of(vae: DiffusersVAE, model: Model, sizes: Sizes = SIZES) -> tuple[tuple[int, ...], str]:
+    """The shape of a latent of these sizes, or of the nearest that the model takes, and what it decodes to."""
     info, frames = vae.info, vae.info.frames
     if not model.recipe.has_frames:
-        shape = example_shape(model.recipe, info, SIDE // info.spatial_compression_ratio)
+        shape = example_shape(model.recipe, info, sizes.side // info.spatial_compression_ratio)
     else:
-        possible = (f for f in range(1, FRAMES + 1) if frames.latents.nearest(f) == (f,))
-        latents = next(f for f in possible if frames.of_latent(f) >= FRAMES)
+        possible = (f for f in range(1, sizes.frames + 1) if frames.latents.nearest(f) == (f,))
+        latents = next(f for f in possible if frames.of_latent(f) >= sizes.frames)
         longer = replace(info, frames=replace(frames, latents=Counts(least=latents)))
-        shape = example_shape(model.recipe, longer, VIDEO_SIDE // info.spatial_compression_ratio)
-    fit = fit_latent(model.recipe, info, shape, model=model.name, height=SIDE, width=SIDE)
+        shape = example_shape(model.recipe, longer, sizes.video_side // info.spatial_compression_ratio)
+    fit = fit_latent(model.recipe, info, shape, model=model.name, height=None, width=None)
     video = f" x {fit.frames}" if model.recipe.has_frames else ""
     return shape, f"{fit.width} x {fit.height}{video}"
 
@@ -111,7 +122,7 @@ def predicted(
     def reserve(peak: int | None) -> bool:
         raise _Predicted(peak)
 
-    fit = fit_latent(model.recipe, vae.info, shape, model=model.name, height=SIDE, width=SIDE)
+    fit = fit_latent(model.recipe, vae.info, shape, model=model.name, height=None, width=None)
     options = RunOptions(plan=plan, budget=lambda: budget, reserve=reserve)
     try:
         decode(vae, model.recipe, torch.zeros(shape), fit=fit, scaling=Scaling(), output=Output.UINT8, options=options)
