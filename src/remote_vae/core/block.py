@@ -37,7 +37,7 @@ class Moment:
     predicts: bool = False
 
     def copied(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.new_empty(rows.shape) if self.predicts else rows.clone()
+        return torch.empty(rows.shape, dtype=rows.dtype, device=rows.device) if self.predicts else rows.clone()
 
 
 @dataclass(frozen=True, slots=True)

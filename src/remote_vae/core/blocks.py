@@ -28,6 +28,7 @@ SMALLER: Final = 8  # of the blocks for a device with little free memory
 COPIES: Final = 4  # of the rows that attention along time reads: they, queries, keys and values
 TALL: Final = 16  # rows of an input that take many blocks, if it has
 MANY: Final = 2**16  # positions
+KEPT_CELLS: Final = 4  # sides of the part that tells what is kept
 STEADY: Final = 4  # runs of frames after which the memory that is held no longer grows
 
 Span = tuple[int, int]
@@ -131,7 +132,18 @@ class Blocks:
         peak = self._sized((*shape[:2], steady, *shape[3:]), dtype)
         if not self.program.remembers:
             return peak
-        return peak + later * (self._sized((*shape[:2], steady + group, *shape[3:]), dtype) - peak)
+        if self.program.between:  # maps wait as well, so that only the whole tells
+            return peak + later * (self._sized((*shape[:2], steady + group, *shape[3:]), dtype) - peak)
+        return peak + later * self._kept_by_attention(shape, steady, dtype)
+
+    def _kept_by_attention(self, shape: tuple[int, ...], steady: int, dtype: torch.dtype) -> int:
+        """Bytes for each group of frames. They grow evenly with the area, so a small part of the frames tells."""
+        stages, size = self.program.stages, Size(1, shape[1], *shape[-2:])
+        cell = max(1, size.height // after(stages, size).height)
+        part = tuple(min(side, KEPT_CELLS * cell) for side in shape[-2:])
+        counts = steady, steady + self.program.group
+        less, more = (self._rehearsed((*shape[:2], count, *part), dtype) for count in counts)
+        return (more - less) * prod(shape[-2:]) // prod(part)
 
     def _sized(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """For a large clip, what small ones tell, unless its rows flow through."""

@@ -82,7 +82,8 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     ) -> Any:
         if not _makes(func):
             return func(*args, **(kwargs or {}))
-        given = {_key(tensor) for tensor in tensors_in((args, tuple((kwargs or {}).values())))}
+        read = tensors_in((args, tuple((kwargs or {}).values()))) if _reads(func) else ()
+        given = {_key(tensor) for tensor in read}
         found = func(*args, **(kwargs or {}))
         for tensor in tensors_in(found):
             if _key(tensor) not in given:
@@ -98,6 +99,12 @@ def _makes(func: Any) -> bool:
     """
     composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     return composite or not all(found.alias_info for found in func._schema.returns)
+
+
+@cache
+def _reads(func: Any) -> bool:
+    """Whether an operation takes tensors, among which its result must be searched for. Most new tensors are just made."""
+    return any("Tensor" in str(argument.type) for argument in func._schema.arguments)
 
 
 def tensors_in(found: Any) -> Iterator[torch.Tensor]:
