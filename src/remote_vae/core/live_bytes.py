@@ -103,7 +103,7 @@ def _makes(func: Any) -> bool:
 
 @cache
 def _reads(func: Any) -> bool:
-    """Whether an operation takes tensors, among which its result must be searched for. Most new tensors are just made."""
+    """Whether an operation takes tensors, one of which it may return. Most operations that count just make one."""
     return any("Tensor" in str(argument.type) for argument in func._schema.arguments)
 
 

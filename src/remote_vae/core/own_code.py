@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from remote_vae.core.strip_threads import cores, one_core
 from remote_vae.core.strips import is_light, is_small, predict_whole
 
 BESIDE_ONE_STRIP: Final = 1.25  # the most that own code takes, as a multiple of the same layers in one strip
+_ON_META: Final[WeakKeyDictionary[nn.Module, dict[torch.dtype, nn.Module]]] = WeakKeyDictionary()
 
 Call = Callable[..., torch.Tensor]
 """Takes the module, its input, and the arguments by name."""
@@ -34,7 +36,6 @@ class Rehearsed:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._meta: dict[torch.dtype, nn.Module] = {}
         self._peaks = Kept[int | None]()
 
     def peak_of_one(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
@@ -42,11 +43,10 @@ class Rehearsed:
         return self._peaks.find((dtype, shape[1:]), lambda: self._predict((1, *shape[1:]), dtype))
 
     def _predict(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
-        if dtype not in self._meta:
-            self._meta[dtype] = meta_copy(self._module)
+        module = on_meta(self._module, dtype)
         try:
             with in_place_of(COMPILER), torch.inference_mode(), LiveBytes() as live:
-                self._rehearse(self._meta[dtype], torch.empty(shape, dtype=dtype, device="meta"), live)
+                self._rehearse(module, torch.empty(shape, dtype=dtype, device="meta"), live)
         except Exception:  # noqa: BLE001  # boundary: a model's own code may ask a tensor for its values
             return None
         return live.peak
@@ -123,6 +123,14 @@ def between_layers(checkpoint: Callable[[], None]) -> Iterator[None]:
 
     with register_module_forward_pre_hook(before):
         yield
+
+
+def on_meta(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the module for predictions, which share it: the first encode does not wait for one after a decode."""
+    copies = _ON_META.setdefault(module, {})
+    if dtype not in copies:
+        copies[dtype] = meta_copy(module)
+    return copies[dtype]
 
 
 def meta_copy(module: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from remote_vae.core.executor import Executor
 from remote_vae.core.kept import Kept
 from remote_vae.core.late_biases import pays, with_late_biases
 from remote_vae.core.local import Local
-from remote_vae.core.own_code import Call, OwnCode, Tiles, meta_copy
+from remote_vae.core.own_code import Call, OwnCode, Tiles, on_meta
 from remote_vae.core.pieces import Apart, Pieces, Piecewise
 from remote_vae.core.stages import Program
 from remote_vae.core.strip_threads import cores
@@ -79,7 +79,7 @@ class DiffusersVAE:
     def _on_meta(self, direction: int) -> Local:
         """The stages with tensors that have no values."""
         if self.dtype not in self._meta:
-            self._meta[self.dtype] = self._described(meta_copy(self.module))
+            self._meta[self.dtype] = self._described(on_meta(self.module, self.dtype))
         found = self._meta[self.dtype][direction]
         assert isinstance(found, Local)
         return found
