@@ -31,19 +31,19 @@ from remote_vae.errors import InvalidValue
 # Models of each structure. Rows and columns of the first latent and of the second, in cells; videos have latent frames
 # before them.
 CASES: Final[dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
-    "sd1": ((32, 32), (24, 40)),
-    "sdxl": ((32, 32), (24, 40)),
-    "flux1": ((32, 32), (24, 40)),
-    "qwen-image": ((32, 32), (24, 40)),
-    "hunyuan-image-2.1": ((10, 10), (8, 12)),
-    "sana": ((8, 8), (6, 10)),
+    "sd1": ((16, 16), (12, 20)),
+    "sdxl": ((16, 16), (12, 20)),
+    "flux1": ((16, 16), (12, 20)),
+    "qwen-image": ((16, 16), (12, 20)),
+    "hunyuan-image-2.1": ((5, 5), (4, 6)),
+    "sana": ((5, 5), (4, 6)),
     "taesd": ((8, 8), (16, 16)),
-    "wan2.1": ((2, 12, 16), (3, 8, 16)),
-    "hunyuanvideo": ((2, 10, 12), (3, 8, 8)),
-    "hunyuanvideo-1.5": ((2, 4, 5), (3, 3, 4)),
-    "ltx2": ((2, 6, 8), (3, 4, 8)),
-    "cogvideox": ((1, 12, 16), (2, 8, 12)),
-    "mochi": ((2, 10, 12), (3, 8, 8)),
+    "wan2.1": ((2, 6, 8), (3, 4, 6)),
+    "hunyuanvideo": ((2, 4, 6), (3, 4, 4)),
+    "hunyuanvideo-1.5": ((1, 3, 3), (2, 2, 3)),
+    "ltx2": ((2, 3, 4), (3, 2, 3)),
+    "cogvideox": ((1, 6, 8), (2, 4, 6)),
+    "mochi": ((2, 5, 6), (3, 4, 4)),
     "taehv": ((2, 8, 8), (3, 16, 16)),
 }
 TIMES: Final = 10
