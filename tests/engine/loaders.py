@@ -32,6 +32,12 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
+def _break_the_device() -> None:
+    """As after an access to memory that is not there: a library's own words, and then nothing but errors."""
+    torch.zeros = lambda *words, **more: _raise(RuntimeError("CUDA error: an illegal memory access was encountered"))  # type: ignore[assignment]
+    raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+
 def _compute(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -47,6 +53,7 @@ MISBEHAVE: dict[str, Callable[[], object]] = {
     "be killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hang": lambda: time.sleep(600),
     "lose the device": lambda: _raise(torch.AcceleratorError("CUDA error: device-side assert triggered")),
+    "break the device": _break_the_device,
     "run out of memory": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")),
     "raise": lambda: _raise(KeyError("an internal name that nobody outside should see")),
     "compute": lambda: _compute(3.0),
@@ -140,6 +147,8 @@ def load(spec: dict[str, Any]) -> tuple[CopyVAE, Recipe]:
                 raise ModelLoadError("the weights are gone", place="somewhere")
     if spec.get("misbehaviour") == "refuse":
         raise ModelLoadError("the weights are of another architecture", place="somewhere")
+    if spec.get("misbehaviour") == "find no room":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 320.00 MiB.")
     if spec.get("misbehaviour") == "crash at load":
         os._exit(3)
     return (FilmVAE(spec), FILMS) if spec.get("film") else (CopyVAE(spec), RECIPE)

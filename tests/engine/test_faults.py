@@ -20,7 +20,16 @@ from remote_vae.errors import NotReady, PoisonRequest, ReplicaFailed
 
 from .running import job, pids, run, running, segments, served, until
 
-DEADLY = ("die", "die in native code", "abort", "be killed", "exit", "lose the device", "leave the pipe")
+DEADLY = (
+    "die",
+    "die in native code",
+    "abort",
+    "be killed",
+    "exit",
+    "lose the device",
+    "break the device",
+    "leave the pipe",
+)
 HANGING = ("hang",)
 BAD, GOOD = 7.0, 1.0
 QUICK = Rules(hang_seconds=1.0)

@@ -21,6 +21,8 @@ PIECES: Final = "pieces"  # one after the other of the pieces into which the mod
 FRAMES: Final = "frames"  # a few frames at a time
 TILES: Final = "tiles"  # overlapping tiles that are blended: approximate
 
+# What oneDNN says; CUDA itself, Triton and MPS; cuBLAS and cuDNN.
+OUT_OF_MEMORY: Final = ("can't allocate memory", "out of memory", "_ALLOC_FAILED", "_ALLOCATION_FAILED")
 RESERVATIONS: Final = 5  # attempts to reserve memory before a job gives way to the others
 
 Sink = Callable[[int, int, torch.Tensor], None]
@@ -222,4 +224,6 @@ def _reserved(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether a device has no memory left. Only PyTorch's own allocator for CUDA has a class for that."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in OUT_OF_MEMORY)

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -27,8 +26,9 @@ from remote_vae.core.relay import Relay
 from remote_vae.core.result import Result
 from remote_vae.core.vae import VAE
 from remote_vae.engine import malloc
+from remote_vae.engine.device import DeviceQueue, is_broken
 from remote_vae.engine.ledger import Entry
-from remote_vae.engine.memory import Budget, held_bytes, place_of
+from remote_vae.engine.memory import Budget, give_back, held_bytes, place_of
 from remote_vae.engine.reach import largest_sides
 from remote_vae.engine.relay import Handover
 from remote_vae.engine.shared_memory import Signals, Views
@@ -44,7 +44,6 @@ from remote_vae.values import Output, Posterior, Scaling, ScalingMode
 
 BROKEN_DEVICE: Final = 70  # the exit code of a process whose device answers nothing but errors any more
 FRAMES: Final = 8  # of an exception, in the log
-LAYERS_AHEAD: Final = 16
 WARM_SIDE: Final = 8  # of the first latent, in latent pixels
 IDLE_SECONDS: Final = 10.0  # after which the process lets go of shared memory that only a large job needed
 
@@ -69,6 +68,10 @@ def main(pipe: Connection, shared: Message, loader: str, spec: Message) -> None:
     except RemoteVAEError as exc:
         _send(pipe, {"error": to_json(exc)})
         return
+    except Exception as exc:  # boundary: the device is full, or broken, or torch has no kernels for it
+        reason = f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
+        _send(pipe, {"error": to_json(ModelLoadError(f"the model cannot be loaded: {reason}"))})
+        raise
     place = place_of(vae.device)
     if shared["first"]:  # a process that takes the place of another tells nothing new
         place = replace(place, largest=largest_sides(vae, recipe, budget.bytes_now()))
@@ -88,12 +91,19 @@ def _budget(vae: VAE, shared: Message, limit: float | None) -> Budget:
 def _next(pipe: Connection, runner: "JobRunner") -> Message:
     try:
         while not pipe.poll(IDLE_SECONDS):
-            runner.rest()
-            malloc.give_back()
+            _rest(pipe, runner)
         message: Message = json.loads(pipe.recv_bytes())
     except (EOFError, OSError):
         os._exit(0)  # nothing is left to save, and taking torch down in good order takes a second of work
     return message
+
+
+def _rest(pipe: Connection, runner: "JobRunner") -> None:
+    """Lets go of memory, and says what is left of the device's."""
+    before, after = runner.rest()
+    malloc.give_back()
+    if after != before:
+        _send(pipe, {"rested": True, "device_bytes": after})
 
 
 def _send(pipe: Connection, message: Message) -> None:
@@ -148,8 +158,12 @@ class JobRunner:
         finally:
             self._budget.end()
 
-    def rest(self) -> None:
+    def rest(self) -> tuple[int | None, int | None]:
+        """Returns what was held of the device's memory before, and what is held now."""
         self._views.shrink()
+        before = held_bytes(self._vae.device)
+        give_back(self._vae.device)
+        return before, held_bytes(self._vae.device)
 
     def _answer(self, job: Message) -> Message:
         started = time.perf_counter()
@@ -160,7 +174,7 @@ class JobRunner:
             refused = exc.with_traceback(None)
         except Exception as exc:  # noqa: BLE001  # boundary: whatever a model's code raises becomes one answer
             if not is_out_of_memory(exc):
-                return _failure(exc)
+                return _failure(exc, fatal=is_broken(self._vae.device))
             refused = Overloaded("the device ran out of memory; try again later")
         # Only now no traceback keeps the job's tensors, so that the budget sees the memory as it is without the job.
         return {"error": to_json(self._budget.judge(refused))}
@@ -231,33 +245,14 @@ class JobRunner:
             raise DeadlineExceeded("nobody waits for this any more")
 
 
-class DeviceQueue:
-    """Lets the work that is queued on a CUDA device run ahead by a few layers only.
-
-    So progress means that the device has worked, and the last wait of a job is short. Other devices do not queue.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._events: deque[torch.cuda.Event] | None = deque() if device.type == "cuda" else None
-
-    def wait(self) -> None:
-        if self._events is None:
-            return
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self._events.append(event)
-        if len(self._events) > LAYERS_AHEAD:
-            self._events.popleft().synchronize()
-
-
-def _failure(error: Exception) -> Message:
+def _failure(error: Exception, *, fatal: bool) -> Message:
     """The answer to an exception of the model's code, for the client and for the log, without what it says."""
     frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
     return {
         "error": to_json(InternalError("the VAE failed on this request")),
         "exception": type(error).__name__,
         "frames": [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
-        "fatal": isinstance(error, torch.AcceleratorError),
+        "fatal": fatal or isinstance(error, torch.AcceleratorError),
     }
 
 

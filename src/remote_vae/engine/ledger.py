@@ -5,7 +5,8 @@ from typing import Final
 
 from remote_vae.engine.shared_memory import Words
 
-FIELDS: Final = 2  # words for a replica: the device that it works on, 0 while it rests; the bytes it may still take
+# Words for a replica: its device, 0 before it is loaded; whether it works; the bytes that it may still take.
+FIELDS: Final = 3
 
 
 class Ledger:
@@ -24,7 +25,7 @@ class Ledger:
     def clear(self, entry: int) -> None:
         """For a replica after its process has ended."""
         if self._words is not None:
-            self._words[FIELDS * entry] = 0
+            self._words[FIELDS * entry] = self._words[FIELDS * entry + 1] = 0
 
     def free(self) -> None:
         words, self._words = self._words, None
@@ -37,20 +38,28 @@ class Entry:
 
     def __init__(self, name: str, entry: int, *, device: str) -> None:
         self._words, self._at = Words(0, name=name), FIELDS * entry
-        self._device = zlib.crc32(device.encode()) + 1
+        self._words[self._at] = self._device = zlib.crc32(device.encode()) + 1
 
     def begin(self) -> None:
-        self._words[self._at + 1] = 0
-        self._words[self._at] = self._device
+        self._words[self._at + 2] = 0
+        self._words[self._at + 1] = 1
 
     def end(self) -> None:
-        self._words[self._at] = 0
+        self._words[self._at + 1] = 0
 
     def claim(self, nbytes: int) -> None:
         """The bytes that this replica's job may still take."""
-        self._words[self._at + 1] = nbytes
+        self._words[self._at + 2] = nbytes
 
     def others(self) -> list[int]:
         """What each other replica that works on the same device may still take."""
-        entries = range(0, len(self._words) - 1, FIELDS)
-        return [self._words[at + 1] for at in entries if at != self._at and self._words[at] == self._device]
+        return [self._words[at + 2] for at in self._neighbours() if self._words[at + 1]]
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether another replica has its model on the same device."""
+        return any(self._neighbours())
+
+    def _neighbours(self) -> list[int]:
+        entries = range(0, len(self._words) - FIELDS + 1, FIELDS)
+        return [at for at in entries if at != self._at and self._words[at] == self._device]

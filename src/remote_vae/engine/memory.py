@@ -41,7 +41,7 @@ class Budget:
         self._device, self._entry = device, entry
         self._limit = None if limit_bytes is None else limit_bytes - weights_bytes
         self._most_free = free_bytes(device) or 0
-        self._claimed = self._held_before = 0
+        self._claimed = self._used_before = 0
         self._others_before = False
         self._due = self._read_again = 0.0
         self._free: int | None = None
@@ -55,8 +55,11 @@ class Budget:
         self._others_before = self._others_hold_memory()
 
     def end(self) -> None:
-        if self._entry is not None:
-            self._entry.end()
+        if self._entry is None:
+            return
+        self._entry.end()
+        if self._entry.has_neighbours and _cached(self._device) > _unclaimed(self._device):
+            give_back(self._device)
 
     def bytes_now(self) -> int | None:
         """What this job may take; None if the device does not say."""
@@ -73,8 +76,8 @@ class Budget:
         self._claimed = peak_bytes or 0
         if self._entry is None:
             return True
-        self._held_before = self._held()
-        self._entry.claim(self._claimed)
+        self._used_before = self._used()
+        self._entry.claim(self._missing())
         free = self.bytes_now()
         if free is None or self._claimed <= free:
             return True
@@ -86,7 +89,7 @@ class Budget:
         if self._entry is None or not self._claimed or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + UPDATE_SECONDS
-        self._entry.claim(max(0, self._claimed - max(0, self._held() - self._held_before)))
+        self._entry.claim(self._missing())
 
     def judge(self, error: RemoteVAEError) -> RemoteVAEError:
         """The error to answer with: TooLarge if the job can never fit, Overloaded if it does not fit only now."""
@@ -119,10 +122,18 @@ class Budget:
         self._most_free = max(self._most_free, free)
         return bool(self._others()) or free < MOSTLY_FREE * self._most_free
 
+    def _missing(self) -> int:
+        """The bytes that the job may take beyond what this process holds and had not used when the job began."""
+        return max(0, self._claimed - max(0, self._held() - self._used_before))
+
     def _held(self) -> int:
         """The bytes of the device's memory that this process holds."""
         held = held_bytes(self._device)
         return int(self._process.memory_info().rss) if held is None else held
+
+    def _used(self) -> int:
+        """The part of them that tensors take; for a CPU all of them, since the heap does not say."""
+        return self._held() - _cached(self._device)
 
     def _free_now(self) -> int | None:
         """The free bytes, which are read again only if they may have changed since."""
@@ -135,15 +146,35 @@ class Budget:
 def free_bytes(device: torch.device) -> int | None:
     """The bytes that can be allocated now, less a reserve; None if the device does not say."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int((free + cached) * SPARE)
+        return int((_unclaimed(device) + _cached(device)) * SPARE)
     if device.type == "mps":
         return int((torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) * SPARE)
     if device.type == "cpu":
         available, left = psutil.virtual_memory().available, container_bytes()
         return int((available if left is None else min(available, left)) * SPARE_ON_CPU)
     return None
+
+
+def _unclaimed(device: torch.device) -> int:
+    """The bytes that no process has taken of a CUDA device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _cached(device: torch.device) -> int:
+    """The bytes that torch's allocator keeps for later tensors; no other process can take them."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() - torch.mps.current_allocated_memory()
+    return 0
+
+
+def give_back(device: torch.device) -> None:
+    """Returns to the device what the allocator keeps for later tensors."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def total_bytes(device: torch.device) -> int:

@@ -156,6 +156,7 @@ class Replica:
         self.give_up()
         try:
             await self._in_thread(self._end, STOP_SECONDS)
+            self._ledger.clear(self._entry)
         finally:
             self.free()
 
@@ -221,7 +222,9 @@ class Replica:
             self.hang_up()
             self._on_lost()
             return
-        if self._answer is not None and not self._answer.done() and message is not None:
+        if message is not None and message.get("rested"):
+            self._device_bytes = message["device_bytes"]
+        elif self._answer is not None and not self._answer.done() and message is not None:
             self._answer.set_result(message)
 
     def hang_up(self) -> None:
