@@ -48,7 +48,7 @@ def strip(
     return whole.contiguous(memory_format=torch.channels_last)[:, :, :rows, :width]
 
 
-SHAPES = [(8, 3, 5), (64, 8, 16), (96, 9, 31), (200, 2, 7)]
+SHAPES = [(8, 3, 5), (64, 8, 16), (96, 9, 31), (200, 2, 7), (24, 1, 1)]
 PARTS: list[dict[str, int]] = [{}, {"frames": 3, "right": 2, "below": 1}]
 
 
@@ -155,6 +155,34 @@ def test_any_layout(lies: torch.memory_format, kernels: Any) -> None:
     kernels.normalise(given, into, stage, of_groups, silu=True)
     Plain().normalise(given, expected, stage, of_groups, silu=True)
     torch.testing.assert_close(into, expected)
+
+
+def test_pixels_that_are_not_dense(kernels: Any) -> None:
+    """A column of a map with more channels has rows that are no whole pixels apart."""
+    given = torch.randn(2, 12, 5, 1).contiguous(memory_format=torch.channels_last)[:, :8]
+    stage, into = Norm(4, 1e-6, torch.randn(8), torch.randn(8)), torch.zeros_like(given)
+    close(kernels.moments(given).of_groups(4), given, 4)
+    kernels.normalise(given, into, stage, kernels.moments(given).of_groups(4), silu=True)
+    expected = torch.empty_like(given)
+    Plain().normalise(given, expected, stage, Plain().moments(given).of_groups(4), silu=True)
+    torch.testing.assert_close(into, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frame", "row"), [(2**31, 48), (96, 2**31)])
+def test_more_than_32_bits(frame: int, row: int, kernels: Any) -> None:
+    """Frames and rows may be more than 2**31 values apart, as those of large clips are."""
+    lies = (2, 16, 2, 3), (frame, 1, row, 16)
+    source, into = (torch.empty(max(frame, row) + 4096, dtype=torch.float16).as_strided(*lies) for _ in range(2))
+    source.copy_(small := torch.randn(2, 16, 2, 3).half())
+    stage, of_groups = Norm(4, 1e-6, torch.randn(16), torch.randn(16)), kernels.moments(source).of_groups(4)
+    close(of_groups, small, 4)
+    kernels.normalise(source, into, stage, of_groups, silu=True)
+    Plain().normalise(small, expected := torch.empty_like(small), stage, of_groups, silu=True)
+    torch.testing.assert_close(into.clone(), expected, rtol=2e-3, atol=1e-5)
+    norm_triton.divide(source, into, None, 0.0, silu=True)
+    torch.testing.assert_close(into.clone(), torch.nn.functional.silu(small), rtol=2e-3, atol=1e-5)
+    kernels.add(source, into, None, measured=False)
+    torch.testing.assert_close(source.clone(), small + torch.nn.functional.silu(small), rtol=2e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

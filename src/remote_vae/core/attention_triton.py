@@ -9,10 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-TILE_SCORES: Final = 4096
+TILE_SCORES: Final = 4096  # for any number of columns, so that a new size compiles nothing
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["columns"])  # type: ignore[untyped-decorator]
 def _exponentials(  # type: ignore[no-untyped-def]
     source, into, totals, columns, scale,
     tile: tl.constexpr,
@@ -43,8 +43,8 @@ def attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     weights = torch.empty_like(scores, dtype=value.dtype)
     totals = torch.empty(len(scores), 1, dtype=torch.float32, device=scores.device)
     columns = scores.shape[1]
-    tile = min(TILE_SCORES, triton.next_power_of_2(columns))
-    _exponentials[(len(scores),)](scores, weights, totals, columns, query.shape[1] ** -0.5, tile=tile)
+    scale = query.shape[1] ** -0.5
+    _exponentials[(len(scores),)](scores, weights, totals, columns, scale, tile=TILE_SCORES)
     del scores
     torch.div(_product(weights, value), totals, out=query)
 

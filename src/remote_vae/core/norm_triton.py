@@ -8,7 +8,8 @@ or of more rows. Import this module only if Triton is installed.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from inspect import signature
+from typing import Any, Final
 
 import torch
 import triton
@@ -26,15 +27,28 @@ MOST_PARTS: Final = 512  # blocks for a map's pixels: enough for every multiproc
 LEAST_TILES: Final = 4  # that a block takes, if there are so many
 TILE_VALUES: Final = 4096  # of a tile with all channels
 
+# Numbers that differ between pictures. Triton would compile a kernel again if one is 1, or no multiple of 16.
+SIZES: Final = ("pixels", "area", "width", "steps", "parts")
+STRIDES: Final = ("source_frame", "source_row", "branch_frame", "branch_row", "into_frame", "into_row")
+
+
+def _compiled(function: Any) -> Any:
+    names = signature(function).parameters
+    return triton.jit(function, do_not_specialize=[name for name in (*SIZES, *STRIDES) if name in names])
+
 
 @triton.jit
-def _place(pixel, area, width, channels, frame_stride, row_stride):  # type: ignore[no-untyped-def]
-    """Where the channels of a pixel begin, counted in values."""
-    row = pixel % area // width
-    return (pixel // area).to(tl.int64) * frame_stride + row.to(tl.int64) * row_stride + pixel % width * channels
+def _place(pixel, area, width, channels, frame, row):  # type: ignore[no-untyped-def]
+    """Where the channels of a pixel begin, counted in values; frames and rows are so many pixels apart.
+
+    A map may have more than 2**31 values. That all numbers are multiples of the channels is how the compiler knows that
+    it may load many at once.
+    """
+    before = (pixel // area).to(tl.int64) * frame + (pixel % area // width).to(tl.int64) * row
+    return (before + pixel % width) * channels
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@_compiled
 def _tile_moments(  # type: ignore[no-untyped-def]
     source, branch, bias, into, pixels, area, width, channels,
     source_frame, source_row, branch_frame, branch_row, steps,
@@ -81,7 +95,7 @@ def _tile_moments(  # type: ignore[no-untyped-def]
         tl.store(row + 2 * channels, count)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@_compiled
 def _group_moments(  # type: ignore[no-untyped-def]
     source, offset, means, variances, parts, channels, width,
     shifted: tl.constexpr, tile_parts: tl.constexpr, tile_width: tl.constexpr,
@@ -118,7 +132,7 @@ def _group_moments(  # type: ignore[no-untyped-def]
     tl.store(variances + channel, tl.zeros((tile_width,), tl.float32) + spread / (count * width), mask=known)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@_compiled
 def _normalise(  # type: ignore[no-untyped-def]
     source, mean, variance, weight, bias, into, eps, pixels, area, width, channels,
     source_frame, source_row, into_frame, into_row,
@@ -143,7 +157,7 @@ def _normalise(  # type: ignore[no-untyped-def]
     tl.store(into + place[:, None] + channel[None, :], found.to(into.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@_compiled
 def _divide(  # type: ignore[no-untyped-def]
     source, weight, into, eps, least, pixels, area, width, channels, source_frame, source_row, into_frame, into_row,
     normed: tl.constexpr, weighted: tl.constexpr, silu: tl.constexpr,
@@ -257,15 +271,18 @@ def _tiles(
 
 
 def _sizes(strip: torch.Tensor) -> tuple[int, int, int, int, int, int]:
-    """Pixels of all frames and of one, the width, the channels, and how many values lie between frames and rows."""
+    """Pixels of all frames and of one, the width, the channels, and by how many pixels frames and rows are apart."""
     frames, channels, rows, width = strip.shape
-    return frames * rows * width, rows * width, width, channels, strip.stride(0), strip.stride(2)
+    apart = strip.stride(0) // channels, strip.stride(2) // channels
+    return frames * rows * width, rows * width, width, channels, *apart
 
 
 def _is_dense(strip: torch.Tensor) -> bool:
-    """Whether the pixels of a row are dense and channels last."""
-    channels, width = strip.shape[1], strip.shape[3]
-    return (channels == 1 or strip.stride(1) == 1) and (width == 1 or strip.stride(3) == channels)
+    """Whether the pixels of a row are dense and channels last, and rows and frames are whole pixels apart."""
+    frames, channels, rows, width = strip.shape
+    dense = (channels == 1 or strip.stride(1) == 1) and (width == 1 or strip.stride(3) == channels)
+    apart = (rows == 1 or strip.stride(2) % channels == 0) and (frames == 1 or strip.stride(0) % channels == 0)
+    return dense and apart
 
 
 def _dense(strip: torch.Tensor) -> torch.Tensor:

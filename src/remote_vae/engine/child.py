@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from remote_vae.core.decode import decode
 from remote_vae.core.encode import encode
 from remote_vae.core.executor import RunOptions, is_out_of_memory
+from remote_vae.core.has_triton import has_triton
 from remote_vae.core.layout import MatchedLayout, example_shape, fit_latent
 from remote_vae.core.progress import Progress
 from remote_vae.core.recipe import Recipe
@@ -126,26 +128,36 @@ class JobRunner:
     def warm_up(self) -> None:
         """Decodes once, so that the first caller does not wait for libraries to be set up.
 
-        *Raises* ModelLoadError when the weights cannot even do that.
+        If Triton compiles kernels for the device, every plan is tried both ways, because nothing is to be compiled
+        while somebody waits. *Raises* ModelLoadError when the weights cannot even do that.
         """
-        info = self._vae.info
+        try:
+            self._decode_zeros(None)
+        except RemoteVAEError as exc:
+            source = self._vae.info.source
+            raise ModelLoadError(
+                f"the weights of {source or 'this model'!r} do not decode a latent of zeros: {exc.message}",
+                place=source,
+            ) from exc
+        if has_triton(self._vae.device):
+            ways = ((self._decode_zeros, self._vae.decoders), (self._encode_zeros, self._vae.encoders))
+            for work, executors in ways:
+                for plan in dict.fromkeys(executor.name for executor in executors if executor.exact):
+                    with suppress(Exception):  # boundary: a plan may not take an input that is so small
+                        work(plan)
+
+    def _decode_zeros(self, plan: str | None) -> None:
+        info, options = self._vae.info, RunOptions(plan, self._budget.bytes_now)
         shape = example_shape(self._recipe, info, WARM_SIDE)
         fit = fit_latent(self._recipe, info, shape, model=info.source, height=None, width=None)
-        try:
-            decode(
-                self._vae,
-                self._recipe,
-                torch.zeros(shape),
-                fit=fit,
-                scaling=Scaling(ScalingMode.MODEL),
-                output=Output.UINT8,
-                options=RunOptions(budget=self._budget.bytes_now),
-            )
-        except RemoteVAEError as exc:
-            raise ModelLoadError(
-                f"the weights of {info.source or 'this model'!r} do not decode a latent of zeros: {exc.message}",
-                place=info.source,
-            ) from exc
+        scaling, output = Scaling(ScalingMode.MODEL), Output.UINT8
+        decode(self._vae, self._recipe, torch.zeros(shape), fit=fit, scaling=scaling, output=output, options=options)
+
+    def _encode_zeros(self, plan: str) -> None:
+        info, options = self._vae.info, RunOptions(plan, self._budget.bytes_now)
+        picture = torch.zeros(1, info.pixel_channels, *[WARM_SIDE * info.spatial_compression_ratio] * 2)
+        scaling, posterior = Scaling(ScalingMode.MODEL), Posterior.MODE
+        encode(self._vae, self._recipe, picture, scaling=scaling, posterior=posterior, options=options)
 
     def work(self, job: Message) -> Message:
         """The job's answer; its tensor is left in shared memory."""
