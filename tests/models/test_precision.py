@@ -48,10 +48,21 @@ OVERFLOWS = 1e5  # beyond float16's 65504, well within bfloat16's and float32's 
         ("flux1", "float32", False, torch.float32),
     ],
 )
-def test_policy_on_a_gpu(name: str, asked: str | None, force_upcast: bool, expected: torch.dtype) -> None:
+def test_policy_on_a_gpu(
+    name: str, asked: str | None, force_upcast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU a family runs in its own precision or the one asked for; SDXL's float16 weights in float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     spec = ModelSpec(name, dtype=asked)
     assert resolve_dtype(spec, find_model(name), torch.device("cuda"), force_upcast=force_upcast) is expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+def test_a_card_without_bfloat16(asked: str | None, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that does not multiply bfloat16 runs models in bfloat16 in float32, unless bfloat16 is asked for."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    spec, card = ModelSpec("flux1", dtype=asked), torch.device("cuda")
+    assert resolve_dtype(spec, find_model("flux1"), card, force_upcast=False) is expected
 
 
 @pytest.mark.parametrize("name", ["sd1", "flux1", "demo"])

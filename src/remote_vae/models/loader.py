@@ -97,9 +97,12 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(spec: ModelSpec, model: Model | None, device: torch.device, *, force_upcast: bool) -> torch.dtype:
     """The precision that was asked for, otherwise float32 on a CPU and the family's own elsewhere.
 
-    float16 becomes float32 if the family's pipelines do the same, because there the weights overflow.
+    float16 becomes float32 if the family's pipelines do the same, because there the weights overflow. bfloat16 does so
+    on cards that do not multiply it, unless it was asked for: PyTorch has slow stand-ins there, for some layers none.
     """
     name = spec.dtype or ("float32" if device.type == "cpu" else model.dtype if model else "float16")
+    if spec.dtype is None and name == "bfloat16" and device.type == "cuda":
+        name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if name == "float16" and model is not None and model.honours_force_upcast and force_upcast:
         name = "float32"
     dtype: torch.dtype = getattr(torch, name)
