@@ -2,6 +2,7 @@
 
     make gpu                                 # or: python benchmarks/gpu_run.py
     PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels make gpu   # without a network, from a folder of wheels
+    PYTHONPATH=src:wheels-unpacked python benchmarks/gpu_run.py   # with the PyTorch (2.8 or newer) that is there
     python benchmarks/gpu_run.py --rehearse      # everything once, tiny, on a CPU, in under a minute
 
 It runs `tests/gpu` and the tests of Triton's kernels, and measures decoding and encoding of pictures from 512 to 4096
@@ -55,6 +56,7 @@ def main(
     file = folder / f"gpu-{name}.json"
     report["tests"] = tests(plan.tests) if plan.tests else {"result": "left out of a rehearsal"}
     report["rows"], report["service"] = [], []
+    _write(file, report)
     rows: list[Row] = []
     for service in plan.services:
         report["service"] += served(service, device)
@@ -86,24 +88,37 @@ def tests(seconds: float) -> dict[str, str]:
 
 
 def measured(job: Job, device: torch.device, seconds: float) -> Iterator[Row]:
-    """The rows of a job, as its process writes them. What it did not come to is told."""
-    job = Job(job.model, job.items, seconds)
+    """The rows of a job, as soon as its process writes them. What it did not come to is told."""
+    job, known = Job(job.model, job.items, seconds), set()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows"
+        file, said = Path(folder) / "rows", Path(folder) / "said"
         command = [sys.executable, str(HERE / "gpu_measure.py"), json.dumps(job.to_json()), str(device), str(file)]
-        reason = "its process ended early"
+        with said.open("w") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         try:
-            ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 20)
-            reason = " ".join(ran.stderr.split())[-200:] or reason
-        except subprocess.TimeoutExpired:
-            reason = "no time was left"
-        lines = file.read_text().splitlines() if file.exists() else []
-    found = [Row(**json.loads(line)) for line in lines]
-    yield from found
-    known = {(row.variant, row.direction, row.size) for row in found}
+            for row in _as_they_come(process, file, seconds + 20):
+                known.add((row.variant, row.direction, row.size))
+                yield row
+            over = process.poll() is None
+        finally:
+            process.kill()
+            process.wait()
+        reason = "no time was left" if over else " ".join(said.read_text().split())[-200:] or "its process ended early"
     for row in unmeasured(job, reason):
         if (row.variant, row.direction, row.size) not in known:
             yield row
+
+
+def _as_they_come(process: subprocess.Popen[bytes], file: Path, seconds: float) -> Iterator[Row]:
+    """The rows in the file until the process ends or the time is over."""
+    deadline, told, last = time.monotonic() + seconds, 0, False
+    while not last:
+        last = process.poll() is not None or time.monotonic() > deadline
+        lines = file.read_text().split("\n")[:-1] if file.exists() else []  # a line that is being written has no end
+        yield from (Row(**json.loads(line)) for line in lines[told:])
+        told = len(lines)
+        if not last:
+            time.sleep(0.2)
 
 
 def unmeasured(job: Job, reason: str = "no time was left") -> Iterator[Row]:
@@ -152,8 +167,11 @@ def _told(row: Row) -> dict[str, Any]:
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
+    """Whole or not at all: whoever ends this run finds what it had."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(file)
 
 
 if __name__ == "__main__":

@@ -46,19 +46,37 @@ def test_the_server_is_loaded(report: tuple[dict[str, Any], Path]) -> None:
 def test_what_was_not_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a process ends early, each way that it did not come to has a row with the reason."""
     job = Job("demo", (Item("decode", 64, 64),), 5)
-    run = subprocess.run
+    start = subprocess.Popen
 
     def in_its_place(command: list[str], **options: Any) -> Any:
         row = {"variant": EAGER, "model": "demo", "direction": "decode", "size": 64, "dtype": "float32", "seconds": 1.0}
         program = f"import sys; open({command[-1]!r}, 'w').write({json.dumps(row)!r} + chr(10)); sys.exit('no room')"
-        return run([sys.executable, "-c", program], **options)
+        return start([sys.executable, "-c", program], **options)
 
-    monkeypatch.setattr(gpu_run.subprocess, "run", in_its_place)
+    monkeypatch.setattr(gpu_run.subprocess, "Popen", in_its_place)
     rows = list(gpu_run.measured(job, torch.device("cpu"), 5))
     assert [(row.variant, row.error) for row in rows if row.error] == [
         (way, "no room") for way in (OURS, *RIVALS) if way != EAGER
     ]
     assert [row.seconds for row in rows if row.variant == EAGER] == [1.0]
+
+
+def test_rows_come_while_a_job_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A row is there before its process has ended, so that a run that is killed leaves what it had; and it is ended."""
+    start, started = subprocess.Popen, []
+
+    def in_its_place(command: list[str], **options: Any) -> Any:
+        row = {"variant": EAGER, "model": "demo", "direction": "decode", "size": 64, "dtype": "float32", "seconds": 1.0}
+        program = f"import time; open({command[-1]!r}, 'w').write({json.dumps(row)!r} + chr(10)); time.sleep(600)"
+        started.append(start([sys.executable, "-c", program], **options))
+        return started[-1]
+
+    monkeypatch.setattr(gpu_run.subprocess, "Popen", in_its_place)
+    rows = gpu_run.measured(Job("demo", (Item("decode", 64, 64),), 600), torch.device("cpu"), 600)
+    assert next(rows).seconds == 1.0
+    assert started[0].poll() is None
+    rows.close()
+    assert started[0].poll() is not None
 
 
 def test_it_is_over_in_nine_minutes() -> None:
