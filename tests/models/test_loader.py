@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import reduce
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from remote_vae.errors import ModelLoadError
 from remote_vae.models.families import MODELS, family_of, find_recipe
+from remote_vae.models.families.flux2 import statistics
 from remote_vae.models.family import Model
 from remote_vae.models.fast_import import open_model
 from remote_vae.models.loader import load
@@ -416,6 +418,26 @@ def test_statistics_of_the_weights(flux2: AutoencoderKLFlux2, tmp_path: Path, dt
     assert vae.info.constants.latents_mean == tuple(flux2.bn.running_mean.tolist())
     expected = (flux2.bn.running_var.double() + flux2.config.batch_norm_eps).sqrt()
     assert vae.info.constants.latents_std == tuple(expected.tolist())
+
+
+def test_statistics_on_a_device_without_double_precision() -> None:
+    """Statistics that lie on Apple's GPU come to the CPU before they are widened."""
+
+    class Apples:
+        def __init__(self, values: list[float]) -> None:
+            self._values = values
+
+        def cpu(self) -> torch.Tensor:
+            return torch.tensor(self._values)
+
+        def tolist(self) -> list[float]:
+            return self._values
+
+        def double(self) -> torch.Tensor:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    norm = SimpleNamespace(running_var=Apples([3.0]), running_mean=Apples([2.0]), eps=1.0)
+    assert statistics(SimpleNamespace(bn=norm)) == ((2.0,), (2.0,))
 
 
 @pytest.mark.parametrize("recipe", ["sd3", "sdxl", "flux1", "taef1"])

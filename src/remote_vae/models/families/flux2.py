@@ -34,9 +34,12 @@ KLEIN: Final = Recipe("flux2-klein", (GRID, UNBATCHED), posterior="mode", patch=
 
 
 def statistics(module: Any) -> Statistics:
-    """Mean and deviation of the batch norm, in the precision in which the weights hold them."""
+    """Mean and deviation of the batch norm, in the precision in which the weights hold them.
+
+    Apple's GPUs have no double precision, so they are computed on the CPU.
+    """
     norm = module.bn
-    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    deviation = (norm.running_var.cpu().double() + norm.eps).sqrt()
     return tuple(norm.running_mean.tolist()), tuple(deviation.tolist())
 
 
