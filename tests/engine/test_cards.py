@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from remote_vae.core.executor import is_out_of_memory
+from remote_vae.engine import child
 from remote_vae.engine.child import JobRunner
 from remote_vae.engine.device import is_broken
 from remote_vae.engine.ledger import Entry, Ledger
 from remote_vae.engine.memory import SPARE, Budget
-from remote_vae.engine.replica import Replica
+from remote_vae.engine.replica import Replica, _enter_child
 from remote_vae.errors import ModelLoadError
 
 from .running import running
@@ -143,6 +145,20 @@ def test_a_broken_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def test_what_a_process_sets_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations that Apple's GPUs lack go to the CPU, unless the operator says otherwise."""
+    seen: list[str | None] = []
+    monkeypatch.setattr(child, "main", lambda *words: seen.append(os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK")))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    for before, after in ((None, "1"), ("0", "0")):
+        monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", before or "")
+        if before is None:
+            monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK")
+        _enter_child(None, {}, "", {}, 1)  # type: ignore[arg-type]
+        assert seen.pop() == after
 
 
 async def test_weights_that_do_not_fit_on_the_device() -> None:

@@ -257,9 +257,10 @@ class Replica:
 def _enter_child(pipe: Connection, shared: dict[str, Any], loader: str, spec: dict[str, object], cores: int) -> None:
     """Torch is imported here, in the child, and never in the server's own process."""
     # Between two regions OpenMP's threads would spin on cores that the server and the other replicas need, and wait for
-    # a whole time slice for a thread that does not run. Both variables are read when torch is imported.
+    # a whole time slice for a thread that does not run. All variables are read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPUs cannot do yet, the CPU does
     from remote_vae.engine.child import main
 
     main(pipe, shared, loader, spec)
