@@ -9,7 +9,8 @@ import torch
 from remote_vae.core.has_triton import why_no_triton
 from remote_vae.engine.device import DeviceQueue, is_broken
 from remote_vae.engine.memory import free_bytes, give_back, held_bytes
-from remote_vae.models.loader import resolve_device
+from remote_vae.models.loader import load, resolve_device
+from remote_vae.models.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -66,6 +67,25 @@ def test_the_queue() -> None:
         values.mul_(1)
         queue.wait()
     assert values.sum().item() == 1024
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_predictions(direction: str) -> None:
+    """What each plan holds, as the allocator counts it, is what the planner predicts, within 15 %."""
+    vae = load(ModelSpec("sd1", device="cuda", random_weights=True))
+    shape, executors = ((1, 4, 128, 128), vae.decoders) if direction == "decode" else ((1, 3, 1024, 1024), vae.encoders)
+    given = torch.randn(shape, device=vae.device, dtype=vae.dtype)
+    for executor in executors:
+        predicted = executor.peak_bytes(shape, vae.dtype, 0)
+        if not executor.exact or not executor.suits(shape, vae.dtype) or predicted is None:
+            continue
+        executor.run(given, lambda *block: None, lambda: None)  # the libraries set up what they keep
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated() - given.nbytes
+        torch.cuda.reset_peak_memory_stats()
+        executor.run(given, lambda *block: None, lambda: None)
+        assert torch.cuda.max_memory_allocated() - before == pytest.approx(predicted, rel=0.15), executor.name
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
