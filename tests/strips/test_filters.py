@@ -14,7 +14,7 @@ from remote_vae.core.executor import choose
 from remote_vae.core.filters import Direct, Recombined, arithmetic, filter_for, fold
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.own_code import OwnCode
-from remote_vae.core.stages import Convolution, Upsample
+from remote_vae.core.stages import Convolution, Downsample, Upsample
 from remote_vae.core.strips import predict, run
 from remote_vae.core.sweep import MapSize, StripPlan
 from remote_vae.models.families import MODELS, family_of
@@ -139,6 +139,19 @@ def test_rounding_is_small(kind: str) -> None:
     plain = one_by_one(stage, kind, window).view_as(exact)
     errors = [(result.double() - exact).square().mean().sqrt() for result in (found, plain)]
     assert errors[0] < 2 * errors[1]
+
+
+@pytest.mark.parametrize("kind", ["convolution", "upsampling", "downsampling"])
+def test_long_sums(kind: str) -> None:
+    """A direct convolution of many channels is several sums, so a value of one channel swallows few of the others."""
+    channels, large = 512, 2.0**24
+    stage = layer(kind, channels, 2) if kind != "downsampling" else Downsample(torch.empty(2, channels, 3, 3), None)
+    stage = replace(stage, weight=torch.ones(2, channels, 3, 3), bias=None)
+    window = torch.ones(1, channels, 7, 7).contiguous(memory_format=torch.channels_last)
+    window[:, 0] = large
+    found = Direct(stage)(window, 5, 7)[..., 1:-1]
+    others = 9 * (channels - 1)
+    assert float((found - 9 * large).min()) >= others * 3 / 4 - 16, "other sums are not rounded"
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import torch
 
-from remote_vae.core import winograd
+from remote_vae.core import partial_sums, winograd
 from remote_vae.core.filters import NO_MARGIN, Direct, Margin, Recombined, arithmetic, filter_for, form_of
 from remote_vae.core.stages import Downsample, Layer, Upsample
 from remote_vae.core.sweep import share_of
@@ -25,7 +25,8 @@ class Account:
         self._workers = workers
         self._layer, self._form = layer, None if lean else form_of(layer, height, width, 0, device)
         self._tiles = 0 if self._form is None else self._form.tiles(rows or height, width)
-        self._wide = arithmetic(layer.weight.dtype, device) is not layer.weight.dtype
+        dtype = arithmetic(layer.weight.dtype, device)
+        self._wide, self._parts = dtype is not layer.weight.dtype, partial_sums.parts_of(layer.weight, dtype, device)
         self._kernel = _bytes(kernel_bytes(layer, height, width, device, lean=lean))
 
     def margin(self, rows: int, width: int) -> Margin:
@@ -64,9 +65,10 @@ class Account:
         found = int(workers * frames * rows * width * larger * layer.channels)
         read = workers * frames * rows * width * channels
         doubled = 4 * read if isinstance(layer, Upsample) and not layer.folded else 0
+        sums = partial_sums.values_beside(self._parts, read + doubled, found)
         if not self._wide:
-            return given * (doubled + (0 if layer.taps == 1 else found))
-        return 4 * (read + doubled + found * min(layer.taps, 2))
+            return given * (doubled + sums + (0 if layer.taps == 1 else found))
+        return 4 * (read + doubled + sums + found * min(layer.taps, 2))
 
 
 def _bytes(count: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import torch
 from torch.nn import functional
 
-from remote_vae.core import winograd
+from remote_vae.core import partial_sums, winograd
 from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
 from remote_vae.core.winograd import Form
 
@@ -137,9 +137,9 @@ def _apply(layer: Layer, window: torch.Tensor, above: int = 0) -> torch.Tensor:
             rows = functional.linear(window.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias)
             return rows.permute(0, 3, 1, 2)
         case Convolution():
-            return functional.conv2d(window, layer.weight, layer.bias, padding=(above, beside))
+            return partial_sums.convolve(window, layer.weight, layer.bias, padding=(above, beside))
         case Downsample():
-            return functional.conv2d(window, layer.weight, layer.bias, stride=2)
+            return partial_sums.convolve(window, layer.weight, layer.bias, stride=2)
         case Upsample(folded=True):
             # Each halo row makes two rows of output. A padding of 3 instead of 1 cuts them off above and below.
             padding = (3 - 2 * above, 1)
@@ -147,7 +147,7 @@ def _apply(layer: Layer, window: torch.Tensor, above: int = 0) -> torch.Tensor:
         case Upsample():
             doubled = functional.interpolate(window, scale_factor=2.0)
             inner = doubled if above else doubled[:, :, 1:-1] if beside else doubled[:, :, 1:-1, 1:-1]
-            return functional.conv2d(inner, layer.weight, layer.bias, padding=(above, beside))
+            return partial_sums.convolve(inner, layer.weight, layer.bias, padding=(above, beside))
 
 
 def _apply_in_time(layer: Layer, window: torch.Tensor, lead: int, step: int) -> torch.Tensor:
@@ -252,11 +252,13 @@ def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int 
         uncropped = frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
         tiles = form.tiles(height, width)
         return winograd.scratch_bytes(form, channels, layer.channels, tiles, taps, read) + uncropped + beside
-    larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
-    found = int(frames * rows * width * larger * layer.channels)
-    if arithmetic(weight.dtype, weight.device) is weight.dtype:
-        return beside + (0 if taps == 1 else found * weight.element_size())
-    return beside + 4 * (weight.numel() + frames * rows * width * channels + found * min(taps, 2))
+    larger, dtype = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0), arithmetic(weight.dtype, weight.device)
+    found, given = int(frames * rows * width * larger * layer.channels), frames * rows * width * channels
+    parts = partial_sums.parts_of(weight, dtype, weight.device)
+    sums = partial_sums.values_beside(parts, given * (4 if isinstance(layer, Upsample) else 1), found)
+    if dtype is weight.dtype:
+        return beside + (sums + (0 if taps == 1 else found)) * weight.element_size()
+    return beside + 4 * (weight.numel() + given + sums + found * min(taps, 2))
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
