@@ -157,7 +157,8 @@ class _Residual:
         self._norm = NormedFrames(first, size, run) if isinstance(first, FrameNorm) else None
         self._main = Chain(main if self._norm is None else main[1:], size, run)
         self._shortcut = Chain(stage.shortcut, size, run)
-        frames = 1 if run.one_frame else size.frames
+        reach = max((part.frames.reach for part in main if isinstance(part, Layer)), default=0)
+        frames = 1 if run.one_frame else size.frames + reach  # as many rows as the main branch takes at a time
         self._run, self._most = run, run.rows(size, max(size.channels, stage.after(size).channels), frames)
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
