@@ -3,7 +3,9 @@ PyTorch's own convolution in float64.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier, local
 
 import pytest
 import torch
@@ -115,6 +117,25 @@ def test_taps_in_time(frames: int, lead: int, side: int, block_bytes: int, monke
     for filter_ in ways:
         found = filter_(with_margin(window, filter_.margin(rows, width)), rows, width, lead)
         assert apart(found.double(), expected) < 4e-6
+
+
+def test_two_cores_make_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls at a time make different rows of a new kernel, so neither waits for all that the other one makes."""
+    met, pack = Barrier(2), products.Matrices._packed
+    first = local()
+
+    def packed(kernel: products.Matrices, matrices: torch.Tensor, shape: tuple[int, ...]) -> list[torch.Tensor]:
+        if not hasattr(first, "made"):
+            first.made = met.wait(30)  # until the other one makes a row too
+        return pack(kernel, matrices, shape)
+
+    monkeypatch.setattr(products.Matrices, "_packed", packed)
+    stage, window = layer("convolution"), torch.randn(1, 24, 6, 8)
+    filter_ = recombined("convolution", stage, 4, 8)
+    given = with_margin(window, filter_.margin(4, 8))
+    with ThreadPoolExecutor(2) as pool:
+        found = [call.result() for call in [pool.submit(filter_, given, 4, 8) for _ in range(2)]]
+    assert torch.equal(*found)
 
 
 def one_by_one(stage: Convolution | Upsample, kind: str, window: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,9 @@ their rate. oneDNN, which torch uses for convolutions, uses all of their vectors
 `benchmarks/convolutions.py` measures both.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
+from itertools import count
 from threading import Lock
 from typing import Final
 
@@ -17,25 +18,31 @@ MOST_IN_A_SUM: Final = 256  # products that are added one after another; longer 
 
 
 class Matrices:
-    """Rows of matrices for each of several taps, which `made` gives once. *Shapes*: each [p,out,in,t]; float32."""
+    """Rows of matrices for each of several taps; `made` gives a row. *Shapes*: each [p,out,in,t]; float32."""
 
-    def __init__(self, made: Callable[[], Iterator[torch.Tensor]], taps: int, before: int, after: int) -> None:
+    def __init__(self, made: Callable[[int], torch.Tensor], rows: int, taps: int, before: int, after: int) -> None:
         self._made, self.taps, self.before, self.after = made, taps, before, after
         self.parts = -(-before // MOST_IN_A_SUM)
         if before % self.parts:
             self.parts = 1
-        self._kept: list[list[torch.Tensor]] = []
-        self._lock = Lock()
+        self._kept: list[list[torch.Tensor]] = [[] for _ in range(rows)]
+        self._locks = [Lock() for _ in range(rows)]
+        self._begun = count()
+
+    def order(self) -> list[int]:
+        """The numbers of all rows; every second caller begins in the middle, so that two cores make different rows."""
+        rows, half = len(self._kept), len(self._kept) // 2 * (next(self._begun) % 2)
+        return [*range(half, rows), *range(half)]
 
     def __call__(self, index: int, frames: torch.Tensor) -> torch.Tensor:
         """The products with a row of matrices. Each frame is a sum over `t` frames, and over `parts` of the channels.
 
-        The first call packs the matrices for as many frames and rows. More or fewer take more time.
+        A row's first call packs its matrices for as many frames and rows. More or fewer take more time.
         *Shapes*: [parts,t-1+f,rows,p,in/parts] -> [f,rows,p,out].
         """
-        with self._lock:
-            if not self._kept:
-                self._kept = [self._packed(matrices, frames.shape) for matrices in self._made()]
+        with self._locks[index]:
+            if not self._kept[index]:
+                self._kept[index] = self._packed(self._made(index), frames.shape)
         multiplied = _convolved if packs() else _multiplied
         found: torch.Tensor | None = None
         for part, matrices in zip(frames, self._kept[index], strict=True):

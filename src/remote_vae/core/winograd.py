@@ -96,14 +96,13 @@ def recombine(form: Form, weight: torch.Tensor) -> Matrices:
     """Recombines a kernel. *Shapes*: [out,in,k,k] or [out,in,t,k,k] -> p rows of matrices, [p,out,in,t]; float32."""
     weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
 
-    def recombined() -> Iterator[torch.Tensor]:
-        size = form.taps.shape[1]
-        for taps in form.taps:  # a copy of the weights is not held while a row is worked with
-            once = taps @ weight.permute(3, 4, 0, 1, 2).reshape(size, -1).float()
-            yield (form.taps @ once.view(size, -1)).view(-1, out, given, count)
+    def recombined(row: int) -> torch.Tensor:
+        size = form.taps.shape[1]  # a copy of the weights is not held while a row is worked with
+        once = form.taps[row] @ weight.permute(3, 4, 0, 1, 2).reshape(size, -1).float()
+        return (form.taps @ once.view(size, -1)).view(-1, out, given, count)
 
     out, given, count = weight.shape[:3]
-    return Matrices(recombined, taps=count, before=given, after=out)
+    return Matrices(recombined, form.products, taps=count, before=given, after=out)
 
 
 def convolve(
@@ -168,11 +167,12 @@ def _products(form: Form, values: list[torch.Tensor], kernel: Matrices) -> torch
     mixed = form.tile @ values.pop().flatten(1)
     made, (m, p) = (given - kernel.taps + 1) * tiles, form.found.shape
     halfway = mixed.new_empty(p, made, m, kernel.after)
-    for index, (row, into) in enumerate(zip(mixed.view(p, -1, n, channels), halfway, strict=True)):
-        several = torch.bmm(form.tile.expand(len(row), p, n), row)
+    rows = mixed.view(p, -1, n, channels)
+    for index in kernel.order():
+        several = torch.bmm(form.tile.expand(rows.shape[1], p, n), rows[index])
         product = kernel(index, several.view(parts, given, tiles, p, channels))
-        torch.bmm(form.found.expand(made, m, p), product.flatten(0, 1), out=into)
-    del mixed, row, into, several, product
+        torch.bmm(form.found.expand(made, m, p), product.flatten(0, 1), out=halfway[index])
+    del mixed, rows, several, product
     return (form.found @ halfway.view(p, -1)).view(m, -1, kernel.after)
 
 
