@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from remote_vae.core import filters, products, winograd
+from remote_vae.core import filters, pairs, products, winograd
 from remote_vae.core.executor import choose
 from remote_vae.core.filters import Direct, Recombined, arithmetic, filter_for, fold
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.own_code import OwnCode
+from remote_vae.core.pairs import Paired
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 from remote_vae.core.strips import predict, run
 from remote_vae.core.sweep import MapSize, StripPlan
@@ -105,15 +106,16 @@ def test_definition(kind: str, size: tuple[int, int], block_bytes: int, monkeypa
 def test_taps_in_time(frames: int, lead: int, side: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A causal convolution over the frames of a window, of which the first ones are only read; others are zero."""
     monkeypatch.setattr(winograd, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(pairs, "BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     stage = Convolution(torch.randn(16, 24, 3, side, side) / 24**0.5, torch.randn(16))
     rows, width = 5, 9
     window = torch.randn(lead + frames, 24, rows + 2 * stage.halo, width)
     padded = functional.pad(window.double().transpose(0, 1)[None], (stage.halo, stage.halo, 0, 0, 2 - lead, 0))
     expected = functional.conv3d(padded, stage.weight.double(), stage.bias.double())[0].transpose(0, 1)
-    ways: list[Direct | Recombined] = [Direct(stage)]
+    ways: list[Direct | Recombined | Paired] = [Direct(stage)]
     if side == 3:
-        ways.append(recombined("convolution", stage, rows, width))
+        ways += [recombined("convolution", stage, rows, width), Paired(stage, rows, width)]
     for filter_ in ways:
         found = filter_(with_margin(window, filter_.margin(rows, width)), rows, width, lead)
         assert apart(found.double(), expected) < 4e-6

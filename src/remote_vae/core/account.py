@@ -2,9 +2,10 @@
 
 import torch
 
-from remote_vae.core import partial_sums, winograd
+from remote_vae.core import pairs, partial_sums, winograd
 from remote_vae.core.filters import NO_MARGIN, Direct, Margin, Recombined, arithmetic, filter_for, form_of
-from remote_vae.core.stages import Downsample, Layer, Upsample
+from remote_vae.core.pairs import Paired
+from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
 from remote_vae.core.sweep import share_of
 
 
@@ -19,15 +20,19 @@ class Account:
         device: torch.device,
         workers: int,
         rows: int = 0,
+        frames: int = 0,
         *,
         lean: bool = False,
     ) -> None:
         self._workers = workers
-        self._layer, self._form = layer, None if lean else form_of(layer, height, width, 0, device)
+        self._layer = layer
+        self._pairs = not lean and pairs.pays(layer, frames, height, width, device)
+        self._form = None if lean or self._pairs else form_of(layer, height, width, 0, device)
+        self.step = 1 if self._form is None else self._form.step
         self._tiles = 0 if self._form is None else self._form.tiles(rows or height, width)
         dtype = arithmetic(layer.weight.dtype, device)
         self._wide, self._parts = dtype is not layer.weight.dtype, partial_sums.parts_of(layer.weight, dtype, device)
-        self._kernel = _bytes(kernel_bytes(layer, height, width, device, lean=lean))
+        self._kernel = _bytes(kernel_bytes(layer, height, width, device, frames, lean=lean))
 
     def margin(self, rows: int, width: int) -> Margin:
         if self._form is not None:
@@ -46,16 +51,18 @@ class Account:
         return found
 
     def write(self, window: torch.Tensor, into: torch.Tensor, rows: int, width: int, lead: int) -> None:
-        if self._form is None:
+        if self._form is None and not self._pairs:
             into.copy_(self(window, rows, width, lead))
         else:
             _bytes(self._beside(window, rows, width))
 
     def _beside(self, window: torch.Tensor, rows: int, width: int) -> int:
         layer, form, given = self._layer, self._form, window.element_size()
-        share = share_of(rows, self._workers)
+        share = share_of(rows, self._workers, self.step)
         workers, rows = -(-rows // share), min(rows, share)  # few rows leave some without work
         frames, channels = window.shape[:2]
+        if self._pairs:
+            return workers * pairs.scratch_bytes(layer, window[:, :, : rows + 2])
         if form is not None:
             tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
             whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
@@ -76,8 +83,12 @@ def _bytes(count: int) -> torch.Tensor:
     return torch.empty(count, dtype=torch.uint8, device="meta")
 
 
-def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device, *, lean: bool = False) -> int:
+def kernel_bytes(
+    layer: Layer, height: int, width: int, device: torch.device, frames: int = 0, *, lean: bool = False
+) -> int:
     """Bytes of the weights that a filter makes of those of the layer. *Units*: height and width of the whole input."""
+    if not lean and pairs.pays(layer, frames, height, width, device):
+        return pairs.kernel_bytes(layer)
     form, weight = None if lean else form_of(layer, height, width, 0, device), layer.weight
     if form is not None:
         return winograd.kernel_bytes(form, weight.shape[0], weight.shape[1], layer.taps)
@@ -85,17 +96,29 @@ def kernel_bytes(layer: Layer, height: int, width: int, device: torch.device, *,
 
 
 def filter_on(
-    layer: Layer, height: int, width: int, device: torch.device, workers: int, rows: int = 0, *, lean: bool = False
-) -> "Direct | Recombined | Account":
+    layer: Layer,
+    height: int,
+    width: int,
+    device: torch.device,
+    workers: int,
+    rows: int = 0,
+    frames: int = 0,
+    *,
+    lean: bool = False,
+) -> "Direct | Recombined | Paired | Account":
     """What computes a layer on a device, or stands for that if the layer is on meta.
 
-    *Units*: height and width of the whole input; `workers` are those that compute rows side by side, `rows` of each. A
-    `lean` filter recombines no kernel, which would be four times as large as the layer's.
+    *Units*: height and width of the whole input; `workers` are those that compute rows side by side, `rows` of each;
+    `frames` are computed at a time. A `lean` filter makes no kernel, which would be up to four times as large as the
+    layer's.
     """
     if layer.weight.is_meta and device.type != "meta":
-        return Account(layer, height, width, device, workers, rows, lean=lean)
+        return Account(layer, height, width, device, workers, rows, frames, lean=lean)
     if lean:
         return Direct(layer)
+    if pairs.pays(layer, frames, height, width, device):
+        assert isinstance(layer, Convolution)
+        return Paired(layer, rows, width)
     found = filter_for(layer, height, width, rows=rows)
     assert isinstance(found, Direct | Recombined)
     return found

@@ -57,10 +57,10 @@ class Run:
     predicts: bool = False
     checkpoint: Callable[[], None] = field(default=lambda: None)
 
-    def each(self, rows: int, work: Callable[[int, int], None]) -> None:
-        """Calls `work` for every part of some rows, one part for each core."""
+    def each(self, rows: int, work: Callable[[int, int], None], step: int = 1) -> None:
+        """Calls `work` for every part of some rows, one part for each core, of a multiple of `step` rows."""
         threads = 1 if self.predicts else self.workers
-        spans = windows(rows, share_of(rows, threads))
+        spans = windows(rows, share_of(rows, threads, step))
         workers(threads).each(spans, lambda span: work(*span), lambda span, nothing: None)
 
     def pieces(self, source: Iterator[Block], most: int) -> Iterator[Block]:

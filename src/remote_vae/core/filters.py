@@ -74,6 +74,8 @@ def _summed(taps: Sequence[torch.Tensor]) -> torch.Tensor:
 class Direct:
     """The convolution of torch's libraries, in the precision that the device multiplies in."""
 
+    step: Final = 1  # rows that are computed together
+
     def __init__(self, layer: Layer) -> None:
         self._dtype = arithmetic(layer.weight.dtype, layer.weight.device)
         bias = None if layer.bias is None else layer.bias.to(self._dtype)
@@ -91,6 +93,11 @@ class Direct:
         plain = layer.taps == 1 and not layer.repeats and not isinstance(layer, Downsample)
         return plain and layer.halo == 1 and not _is_cpu(layer.weight.device)
 
+    def reads_most(self, window: torch.Tensor) -> bool:
+        """Whether weights of several taps are more than what they multiply: then to read them takes the time."""
+        weight = self._layer.weight
+        return _is_cpu(weight.device) and self._layer.taps > 1 and weight.nbytes > window.nbytes
+
     def of_map(self, given: torch.Tensor) -> torch.Tensor:
         """The whole output, from the map without its halo: the library takes the rows around it as zero, too."""
         return _apply(self._layer, given.to(self._dtype), above=1).to(given.dtype)
@@ -100,7 +107,7 @@ class Direct:
         step = 2 if isinstance(layer, Downsample) and layer.in_time else 1
         if layer.taps == 1:
             return _apply(layer, given[lead::step]).to(window.dtype)
-        if self._dtype.itemsize < 4:  # one sum of all taps, because each sum of 16 bits would be rounded
+        if self._dtype.itemsize < 4 or self.reads_most(window):  # in 16 bits each sum would be rounded
             return _apply_in_time(layer, given, lead, step)
         found = _apply(replace(layer, weight=layer.weight[:, :, -1]), given[lead::step])
         for late in range(1, layer.taps):  # a tap reads frames that come this many before those that are computed
@@ -173,7 +180,7 @@ class Recombined:
         transposed = isinstance(layer, Upsample) and layer.folded
         self._kernel = winograd.recombine(form, layer.weight.transpose(0, 1) if transposed else layer.weight)
         self._bias = None if layer.bias is None else layer.bias.float()
-        self._form, self._tiles = form, tiles
+        self._form, self._tiles, self.step = form, tiles, form.step
 
     def margin(self, rows: int, width: int) -> Margin:
         return Margin(1, 1 + -width % self._form.step, -rows % self._form.step)

@@ -15,7 +15,7 @@ from remote_vae.core.block import Block, Moment, Run, Start, Streamed
 from remote_vae.core.local import Attention, Each, FrameNorm, Layer, Near, Plus, Residual, Stage, Sums, after
 from remote_vae.core.local_frames import Size
 from remote_vae.core.stream_frames import of_frames
-from remote_vae.core.stream_layer import Convolved
+from remote_vae.core.stream_layer import KERNELS, Convolved
 from remote_vae.core.stream_whole import Attended, NormedFrames, popped
 
 FEW: Final = 4  # a block is this many times as large as the rows of it that are copied
@@ -29,6 +29,7 @@ class Chain:
         for stage in stages:
             self._stages.append(_streamed(stage, size, run))
             size = stage.after(size)
+        self.kernel_bytes = sum(stage.kernel_bytes for stage in self._stages if isinstance(stage, Convolved))
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         for stage in self._stages:
@@ -149,7 +150,8 @@ class _Sums:
 class _Residual:
     """Keeps what the shortcut gives until the main branch, which reads ahead, has come to the same rows.
 
-    If the main branch begins with a norm that waits for all rows, the shortcut takes them as they leave the norm.
+    If the main branch begins with a norm that waits for all rows, the shortcut takes them as they leave the norm. If
+    the map is small beside the kernels of the main branch, all rows come first, so no other stages hold kernels then.
     """
 
     def __init__(self, stage: Residual, size: Size, run: Run) -> None:
@@ -159,6 +161,8 @@ class _Residual:
         self._shortcut = Chain(stage.shortcut, size, run)
         reach = max((part.frames.reach for part in main if isinstance(part, Layer)), default=0)
         frames = 1 if run.one_frame else size.frames + reach  # as many rows as the main branch takes at a time
+        map_bytes = size.frames * size.channels * size.height * size.width * run.item_bytes
+        self._waits = self._norm is None and map_bytes <= KERNELS * self._main.kernel_bytes
         self._run, self._most = run, run.rows(size, max(size.channels, stage.after(size).channels), frames)
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
@@ -166,6 +170,8 @@ class _Residual:
 
         def both() -> Iterator[Block]:
             measured = source if self._norm is None else self._norm.measured(source)
+            if self._waits:
+                measured = popped(deque(source))
             for block in self._run.pieces(measured, self._most):
                 waiting.extend(found.rows for found in self._shortcut.through(iter((block,)), moment))
                 left = [block]

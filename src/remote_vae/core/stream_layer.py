@@ -11,13 +11,14 @@ from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
 from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
 from remote_vae.core.local import Frames, Layer
 from remote_vae.core.local_frames import Size
+from remote_vae.core.pairs import Paired
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.stages import Convolution, Downsample, Upsample
 from remote_vae.core.sweep import share_of
 
 KERNELS: Final = 2  # a map as large as two recombined kernels: by blocks, the kernels of several layers would be held
 
-Filter = Direct | Recombined | Account
+Filter = Direct | Recombined | Paired | Account
 
 
 class Convolved:
@@ -35,8 +36,10 @@ class Convolved:
         self._above = 0 if isinstance(layer, Downsample) else layer.halo
         given = layer.channels * (4 if isinstance(layer, Upsample) else 1)
         channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
-        kernel = kernel_bytes(layer, size.height, size.width, run.device, lean=run.lean)
+        kernel = kernel_bytes(layer, size.height, size.width, run.device, size.frames, lean=run.lean)
+        self.kernel_bytes = kernel
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
+        self._whole = kernel > 0 and self._most == size.height
         self._made_again = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
         # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.
         self._flat = run.one_frame and stage.frames.repeats and arithmetic(layer.weight.dtype, run.device).itemsize == 4
@@ -49,10 +52,10 @@ class Convolved:
         held: torch.Tensor | None = None
         begun = False
         filters: list[Filter] = []
-        for piece in self._run.pieces(source, self._most):
+        for piece in self._run.pieces(_joined(source) if self._whole else source, self._most):
             last, before = piece.last, past.popleft() if past else None
             if not filters:
-                filters.append(self._filter(len(piece.rows) + (0 if before is None else len(before))))
+                filters.append(self._filter(len(piece.rows), 0 if before is None else len(before)))
             window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
             del piece, before
             rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
@@ -80,7 +83,7 @@ class Convolved:
         size, step = self._size, self._step
         times = 2 if isinstance(self._stage.layer, Upsample) else 1
         width = times * size.width // step
-        if self._run.workers == 1:
+        if self._run.workers == 1 or (isinstance(filter_, Direct) and filter_.reads_most(window)):
             return filter_(window, rows, size.width, lead)
         shape = (len(window) - lead, self._stage.layer.channels, times * rows, width)
         found = empty(shape, window)
@@ -93,12 +96,12 @@ class Convolved:
             part = window[:, :, start * step : (stop - 1) * step + self._kernel + below]
             filter_.write(part, found[:, :, times * start : times * stop], stop - start, size.width, lead)
 
-        self._run.each(rows, work)
+        self._run.each(rows, work, filter_.step)
         return found
 
-    def _filter(self, frames: int) -> Filter:
+    def _filter(self, count: int, before: int) -> Filter:
         """What computes the layer; taps in time for which there are no frames are left out."""
-        layer, time = self._stage.layer, self._frames
+        layer, time, frames = self._stage.layer, self._frames, before + count
         if self._flat:
             layer = replace(layer, weight=layer.weight.sum(2, dtype=torch.float32))
         elif isinstance(layer, Convolution) and frames < layer.taps and not (time.after or time.repeats):
@@ -106,7 +109,7 @@ class Convolved:
             layer = replace(layer, weight=weight)
         size, run = self._size, self._run
         rows = share_of(self._most, run.workers)
-        return filter_on(layer, size.height, size.width, run.device, run.workers, rows, lean=run.lean)
+        return filter_on(layer, size.height, size.width, run.device, run.workers, rows, count, lean=run.lean)
 
     def _window(
         self,
@@ -172,6 +175,15 @@ class Convolved:
             fresh[earlier:begin] = fresh[begin] if repeats else 0
         if end < len(window):
             fresh[end:] = fresh[end - 1] if repeats else 0
+
+
+def _joined(source: Iterator[Block]) -> Iterator[Block]:
+    """All rows as one block."""
+    parts = [block.rows for block in source]
+    if parts:
+        found = [parts.pop() if len(parts) == 1 else torch.cat(parts, 2)]
+        parts.clear()
+        yield Block(found.pop(), True)
 
 
 def _mirror(window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:

@@ -82,10 +82,10 @@ class StripPlan:
         return min(self.workers, -(-size.height // rows))
 
 
-def share_of(rows: int, workers: int) -> int:
-    """How many of some rows one worker takes: a multiple of four, which may leave no rows for the last workers."""
+def share_of(rows: int, workers: int, step: int = ROWS) -> int:
+    """How many of some rows one worker takes: a multiple of a step, which may leave no rows for the last workers."""
     share = -(-rows // workers)
-    return share + -share % ROWS
+    return share + -share % step
 
 
 class Sweep:
