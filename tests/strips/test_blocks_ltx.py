@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from numerics.cases.ltx2 import BLOCKS_23, tiny_ltx2
-from remote_vae.core import stream_layer
+from remote_vae.core import pairs, stream_layer
 from remote_vae.core.blocks import Blocks, block_executors
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
@@ -55,6 +55,26 @@ def test_equals_diffusers(module: Any, frames: int, batch: int) -> None:
             decoder, encoder = ways(module, order, block_bytes)
             assert apart(given_by(decoder, z), pixels) < CLOSE
             assert apart(given_by(encoder, x), parameters) < CLOSE
+
+
+@pytest.mark.parametrize("block_bytes", [2**14, ALL])
+@pytest.mark.parametrize("order", ORDERS)
+def test_pairs_of_frames(module: Any, order: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that compute two frames at a time give what diffusers gives, for mirrored borders and odd counts too."""
+    monkeypatch.setattr(pairs, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(pairs, "LEAST_POSITIONS", 1)
+    made, write = [], pairs.Paired.write
+
+    def noted(self: pairs.Paired, window: torch.Tensor, into: torch.Tensor, *rest: Any) -> None:
+        made.append(len(into))
+        write(self, window, into, *rest)
+
+    monkeypatch.setattr(pairs.Paired, "write", noted)
+    z, x = latent_of(3), pixels_of(3)
+    decoder, encoder = ways(module, order, block_bytes)
+    assert apart(given_by(decoder, z), decoded(module, z)) < CLOSE
+    assert apart(given_by(encoder, x), encoded(module, x)) < CLOSE
+    assert {frames % 2 for frames in made} == {0, 1}
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 5), (5, 2)])

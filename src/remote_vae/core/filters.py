@@ -226,8 +226,7 @@ class Doubled:
 
 def form_of(layer: Layer, height: int, width: int, frames: int = 1, device: torch.device | None = None) -> Form | None:
     """The algorithm for a layer if one is faster than the direct form, which is so only in float32 on some CPUs."""
-    weight = layer.weight
-    device = device or weight.device
+    weight, device = layer.weight, device or layer.weight.device
     if device.type != "cpu" or arithmetic(weight.dtype, device) is not torch.float32:
         return None
     match layer:
