@@ -48,12 +48,12 @@ def strip(
     return whole.contiguous(memory_format=torch.channels_last)[:, :, :rows, :width]
 
 
-SHAPES = [(8, 3, 5), (64, 8, 16), (96, 9, 31), (200, 2, 7), (24, 1, 1)]
+SHAPES = [(8, 3, 5), (64, 8, 16), (96, 9, 31), (200, 2, 7)]
 PARTS: list[dict[str, int]] = [{}, {"frames": 3, "right": 2, "below": 1}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (24, 1, 1)])
 @pytest.mark.parametrize("part", PARTS)
 def test_moments(part: dict[str, int], shape: tuple[int, int, int], dtype: torch.dtype, kernels: Any) -> None:
     """Statistics of the groups of any map, also of a part of a map, are those of the values in double precision."""
