@@ -30,6 +30,8 @@ from remote_vae.models.vae import DiffusersVAE
 
 # The shape of the input, for each direction.
 CASES: Final = {
+    "asymmetric-512": ("asymmetric", "decode", (1, 4, 64, 64)),
+    "asymmetric-512-encode": ("asymmetric", "encode", (1, 3, 512, 512)),
     "qwen-image-512": ("qwen-image", "decode", (1, 16, 1, 64, 64)),
     "qwen-image-512-encode": ("qwen-image", "encode", (1, 3, 1, 512, 512)),
     "qwen-image-1024": ("qwen-image", "decode", (1, 16, 1, 128, 128)),

@@ -1,7 +1,7 @@
 """Small seeded AutoencoderKLs whose norms and biases are far from neutral."""
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderKLFlux2
 
 
 def small(
@@ -34,6 +34,17 @@ def flux2() -> AutoencoderKLFlux2:
     model = AutoencoderKLFlux2(
         block_out_channels=(16, 16, 32, 32), decoder_block_out_channels=(8, 16, 16, 32), layers_per_block=1,
         latent_channels=4, norm_num_groups=8,
+    )  # fmt: skip
+    return shaken(model)
+
+
+def asymmetric() -> AsymmetricAutoencoderKL:
+    """Of the kind for inpainting, whose decoder is wider and deeper than its encoder."""
+    torch.manual_seed(7)
+    model = AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, down_block_out_channels=(8, 16, 16), layers_per_down_block=1,
+        up_block_types=("UpDecoderBlock2D",) * 3, up_block_out_channels=(16, 24, 32), layers_per_up_block=2,
+        norm_num_groups=8,
     )  # fmt: skip
     return shaken(model)
 

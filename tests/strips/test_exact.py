@@ -16,7 +16,7 @@ from remote_vae.core.strips import run
 from remote_vae.core.sweep import StripPlan
 from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
 
-from .models import flux2, small
+from .models import asymmetric, flux2, small
 
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "sd": small,
@@ -25,6 +25,7 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "all of one width": lambda: small((16, 16, 16), seed=4),
     "one level": lambda: small((16,), seed=5),
     "flux2": flux2,
+    "asymmetric": asymmetric,
 }
 FEW_ROWS = 6000  # bytes of a strip
 PLANS = {

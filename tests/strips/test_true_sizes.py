@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AsymmetricAutoencoderKL,
     AutoencoderKLHunyuanImage,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTX2Video,
@@ -16,6 +17,7 @@ from remote_vae.core.blocks import BLOCK_BYTES
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.strips import strip_executors
 from remote_vae.models.families import find_model
+from remote_vae.models.stages import autoencoder_kl as autoencoder_kl_stages
 from remote_vae.models.stages import causal, ltx
 from remote_vae.models.stages import hunyuan_image as hunyuan_image_stages
 from remote_vae.models.stages import hunyuan_video as hunyuan_video_stages
@@ -30,6 +32,10 @@ MODULES: dict[str, tuple[type, Any, tuple[tuple[int, ...], ...], tuple[tuple[int
     "hunyuanvideo": (
         AutoencoderKLHunyuanVideo, hunyuan_video_stages,
         ((1, 16, 5, 20, 32), (1, 16, 3, 30, 16)), ((1, 3, 17, 160, 256), (1, 3, 9, 240, 128)),
+    ),
+    "asymmetric": (
+        AsymmetricAutoencoderKL, autoencoder_kl_stages,
+        ((1, 4, 64, 64),), ((1, 3, 512, 512),),
     ),
     "hunyuan-image-2.1": (
         AutoencoderKLHunyuanImage, hunyuan_image_stages,

@@ -29,4 +29,4 @@ _MODELS: Final = (
     _asymmetric("asymmetric-x2", "cross-attention/asymmetric-autoencoder-kl-x-2", 5, (256, 512, 1024, 1024)),
 )
 
-FAMILIES: Final = (Family("AsymmetricAutoencoderKL", _MODELS),)
+FAMILIES: Final = (Family("AsymmetricAutoencoderKL", _MODELS, stages="autoencoder_kl"),)

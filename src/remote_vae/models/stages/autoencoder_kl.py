@@ -5,9 +5,9 @@ own code. *Source*: diffusers' Encoder, Decoder, ResnetBlock2D, Attention, Upsam
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.autoencoders.vae import Decoder, Encoder, MaskConditionDecoder
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
@@ -26,6 +26,8 @@ from remote_vae.models.stages.parts import (
     weight_of,
 )
 
+DECODERS: Final = (Decoder, MaskConditionDecoder)  # without picture and mask, these run the same layers
+
 
 def describe(module: nn.Module) -> tuple[Program, Program] | None:
     """The decoder and the encoder."""
@@ -34,17 +36,19 @@ def describe(module: nn.Module) -> tuple[Program, Program] | None:
 
 def describe_decoder(module: nn.Module) -> Program | None:
     """post_quant_conv and the decoder of an AutoencoderKL; None for other architectures."""
-    return _describe(module, "decoder", Decoder, before="post_quant_conv")
+    return _describe(module, "decoder", DECODERS, before="post_quant_conv")
 
 
 def describe_encoder(module: nn.Module) -> Program | None:
     """The encoder of an AutoencoderKL and quant_conv; None for other architectures."""
-    return _describe(module, "encoder", Encoder, after="quant_conv")
+    return _describe(module, "encoder", (Encoder,), after="quant_conv")
 
 
-def _describe(module: nn.Module, name: str, kind: type, *, before: str = "", after: str = "") -> Program | None:
+def _describe(
+    module: nn.Module, name: str, kinds: tuple[type, ...], *, before: str = "", after: str = ""
+) -> Program | None:
     body, first, last = (getattr(module, part, None) for part in (name, before, after))
-    if type(body) is not kind:
+    if type(body) not in kinds:
         return None
     try:
         stages = [
@@ -65,7 +69,7 @@ def _body(body: Any) -> Iterator[Stage]:
             yield from map(_residual, block.resnets)
             yield from map(_downsample, block.downsamplers or ())
     yield from _middle(body.mid_block)
-    if isinstance(body, Decoder):
+    if isinstance(body, DECODERS):
         for block in body.up_blocks:
             expect(type(block) is UpDecoderBlock2D)
             yield from map(_residual, block.resnets)
