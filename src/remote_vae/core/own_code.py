@@ -25,6 +25,7 @@ from remote_vae.core.strip_threads import cores, one_core
 from remote_vae.core.strips import is_light, is_small, predict_whole
 
 BESIDE_ONE_STRIP: Final = 1.25  # the most that own code takes, as a multiple of the same layers in one strip
+BESIDE_SCALED: Final = 1.7  # the same if norms are scaled by the input, for which own code makes whole maps
 _ON_META: Final[WeakKeyDictionary[nn.Module, dict[torch.dtype, nn.Module]]] = WeakKeyDictionary()
 
 Call = Callable[..., torch.Tensor]
@@ -79,7 +80,8 @@ class OwnCode(Rehearsed):
     def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int | None:
         """The peak grows with the batch, so it is predicted for one picture or video."""
         if self._program is not None and len(shape) == 4:  # a bound found in a fraction of the time of a small picture
-            return int(shape[0] * BESIDE_ONE_STRIP * predict_whole(self._program, shape, dtype)) + output
+            beside = BESIDE_SCALED if self._program.scaled else BESIDE_ONE_STRIP
+            return int(shape[0] * beside * predict_whole(self._program, shape, dtype)) + output
         each = self.peak_of_one(shape, dtype)
         return None if each is None else shape[0] * each + output
 

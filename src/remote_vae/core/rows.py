@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
+from torch.nn import functional
 
+from remote_vae.core.attention import linear
 from remote_vae.core.filters import NO_MARGIN, Direct, Margin, filter_for, lead_of
 from remote_vae.core.has_triton import has_triton
 from remote_vae.core.norm import Cpu, Kernels, Moments, Plain
@@ -89,16 +91,17 @@ class Stored:
 class Normalised:
     """Windows of another map's rows for a convolution: norm and SiLU inside the map, zeros outside.
 
+    `guide` is the program's input, by which some norms are scaled.
     If it `repeats` edges, the nearest values of the map stand outside instead; windows then begin with `lead` frames
     that are copies of the first.
     """
 
     def __init__(
-        self, source: Rows, kernels: Kernels, norm: Norm | None, moments: Moments | None, *,
+        self, source: Rows, kernels: Kernels, norm: Norm | None, moments: Moments | None, guide: torch.Tensor, *,
         repeats: bool = False, lead: int = 0,
     ) -> None:  # fmt: skip
         self._source, self._kernels, self._norm = source, kernels, norm
-        self._repeats, self._lead = repeats, lead
+        self._guide, self._repeats, self._lead = guide, repeats, lead
         self._of_groups = None if norm is None or moments is None else moments.of_groups(norm.groups, norm.offset)
 
     def window(self, start: int, stop: int, *, margin: Margin = NO_MARGIN, silu: bool = True) -> torch.Tensor:
@@ -123,7 +126,7 @@ class Normalised:
                 outside.zero_()
         for piece in pieces:
             into = found[:, :, row : row + piece.shape[2], left:right]
-            self._fill(piece, into, silu)
+            self._fill(piece, into, start + row, silu)
             row += piece.shape[2]
         if self._repeats:
             found[..., :left] = found[..., left : left + 1]
@@ -133,11 +136,29 @@ class Normalised:
             window[: self._lead] = found[0]
         return window
 
-    def _fill(self, piece: torch.Tensor, into: torch.Tensor, silu: bool) -> None:
-        if self._norm is None or self._of_groups is None:
+    def _fill(self, piece: torch.Tensor, into: torch.Tensor, row: int, silu: bool) -> None:
+        """`row` is the number of the piece's first row."""
+        norm = self._norm
+        if norm is None or self._of_groups is None:
             into.copy_(piece)
-        else:
-            self._kernels.normalise(piece, into, self._norm, self._of_groups, silu=silu)
+            return
+        self._kernels.normalise(piece, into, norm, self._of_groups, silu=silu and norm.scaled is None)
+        if norm.scaled is not None:
+            _scale(into, row, norm.scaled, self._guide, self._source.height // self._guide.shape[2])
+            if silu:
+                functional.silu(into, inplace=True)
+
+
+def _scale(
+    rows: torch.Tensor, first: int, parts: tuple[Convolution, Convolution], guide: torch.Tensor, times: int
+) -> None:
+    """Scales rows in place by what is made of the guide; the first one has this number. One frame, channels last."""
+    above, count = first // times, rows.shape[2]
+    near = guide[:, :, above : -(-(first + count) // times)].repeat_interleave(times, 2)
+    near = near[:, :, first - above * times :][:, :, :count].permute(0, 2, 3, 1)
+    factor, shift = (linear(near, part).unsqueeze(3) for part in parts)
+    values = rows.permute(0, 2, 3, 1).view(1, count, near.shape[2], times, -1)
+    torch.addcmul(shift, values, factor, out=values)
 
 
 def _rows_outside(window: torch.Tensor, first: int, stop: int) -> tuple[torch.Tensor, ...]:
@@ -150,7 +171,9 @@ def _rows_outside(window: torch.Tensor, first: int, stop: int) -> tuple[torch.Te
 class Computed:
     """Rows of a layer's output, computed from another map whenever they are read."""
 
-    def __init__(self, source: Rows, layer: Layer, kernels: Kernels, moments: Moments | None = None) -> None:
+    def __init__(
+        self, source: Rows, layer: Layer, kernels: Kernels, moments: Moments | None, guide: torch.Tensor
+    ) -> None:
         self._up, self._down = 1 + isinstance(layer, Upsample), 1 + isinstance(layer, Downsample)
         self._above = self._below = layer.halo
         if isinstance(layer, Downsample):
@@ -163,7 +186,7 @@ class Computed:
             norm, self.widest = layer.norm, max(source.channels, layer.channels)
         self._source = source
         self._lead = lead_of(layer, source.frames)
-        self._input = Normalised(source, kernels, norm, moments, repeats=layer.repeats, lead=self._lead)
+        self._input = Normalised(source, kernels, norm, moments, guide, repeats=layer.repeats, lead=self._lead)
         self._filter = filter_for(layer, source.height, source.width, source.frames)
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:

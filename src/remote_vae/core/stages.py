@@ -15,7 +15,8 @@ from remote_vae.core.kept import Kept
 class Norm:
     """GroupNorm; `weight` and `bias` in float32.
 
-    `offset`, in float32, is what every value of a channel lacks in the map that the norm reads.
+    `offset`, in float32, is what every value of a channel lacks in the map that the norm reads. The norm is multiplied
+    by what the first of `scaled` makes of the nearest position of the program's input, and the second is added.
     """
 
     groups: int
@@ -23,6 +24,7 @@ class Norm:
     weight: torch.Tensor
     bias: torch.Tensor
     offset: torch.Tensor | None = None
+    scaled: "tuple[Convolution, Convolution] | None" = None
 
 
 class _Kernel:
@@ -196,6 +198,13 @@ class Program:
     stages: tuple[Stage, ...]
     windows: Windows | None = None
     peaks: Kept[int] = field(default_factory=Kept, repr=False, compare=False)  # of one picture, by its shape
+
+    @property
+    def scaled(self) -> bool:
+        """Whether norms are scaled by the input."""
+        layers = (layer for stage in self.stages for layer in layers_of(stage))
+        norms = (layer.norm for layer in layers if isinstance(layer, Convolution))
+        return any(norm is not None and norm.scaled is not None for norm in norms)
 
 
 def frames_after(stage: Stage, frames: int) -> int:

@@ -237,7 +237,8 @@ class Attend:
 
     def run(self, sweep: Sweep, source: Rows) -> Rows:
         base, part = _stored(source), self.attention
-        tokens = Normalised(base, sweep.kernels, part.norm, sweep.moments(base)).window(0, base.height, silu=False)
+        normalised = Normalised(base, sweep.kernels, part.norm, sweep.moments(base), sweep.image)
+        tokens = normalised.window(0, base.height, silu=False)
         rows = tokens.permute(0, 2, 3, 1).reshape(-1, base.channels)
         del tokens
         query, key, value = (linear(rows, layer) for layer in (part.query, part.key, part.value))

@@ -92,7 +92,7 @@ class Sweep:
     """What all steps of one run share: the plan, the device's kernels, the workers, the sink and the checkpoint."""
 
     def __init__(self, plan: StripPlan, image: torch.Tensor, sink: RowSink, checkpoint: Callable[[], None]) -> None:
-        self.plan, self.sink = plan, sink
+        self.plan, self.image, self.sink = plan, image, sink
         self.kernels = kernels_for(image.device)
         self._item_bytes, self._checkpoint = image.element_size(), checkpoint
         self._workers = workers(plan.workers)
@@ -117,7 +117,7 @@ class Sweep:
         if isinstance(layer, Shuffle):
             return Shuffled(source, self.layer(source, layer.convolution), layer)
         moments = self.moments(source) if isinstance(layer, Convolution) and layer.norm else None
-        return Computed(source, layer, self.kernels, moments)
+        return Computed(source, layer, self.kernels, moments, self.image)
 
     def moments(self, source: Rows) -> Moments:
         """Statistics of a map: those that were gathered when it was stored, or by computing the map once."""

@@ -1,7 +1,8 @@
 """A diffusers encoder or decoder, described as the stages that `core.strips` runs.
 
 Every part is checked, not only the class. An architecture that is not recognised gives None; the model then runs by its
-own code. *Source*: diffusers' Encoder, Decoder, ResnetBlock2D, Attention, Upsample2D and Downsample2D.
+own code. *Source*: diffusers' Encoder, Decoder, ResnetBlock2D, Attention, Upsample2D and Downsample2D, and
+of MoVQ ResnetBlockCondNorm2D and SpatialNorm.
 """
 
 from collections.abc import Iterator
@@ -9,8 +10,14 @@ from typing import Any, Final
 
 from diffusers.models.autoencoders.vae import Decoder, Encoder, MaskConditionDecoder
 from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
+from diffusers.models.unets.unet_2d_blocks import (
+    AttnDownEncoderBlock2D,
+    AttnUpDecoderBlock2D,
+    DownEncoderBlock2D,
+    UNetMidBlock2D,
+    UpDecoderBlock2D,
+)
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
@@ -65,17 +72,25 @@ def _body(body: Any) -> Iterator[Stage]:
     yield convolution_of(body.conv_in)
     if isinstance(body, Encoder):
         for block in body.down_blocks:
-            expect(type(block) is DownEncoderBlock2D)
-            yield from map(_residual, block.resnets)
+            expect(type(block) in (DownEncoderBlock2D, AttnDownEncoderBlock2D))
+            yield from _blocks(block)
             yield from map(_downsample, block.downsamplers or ())
     yield from _middle(body.mid_block)
     if isinstance(body, DECODERS):
         for block in body.up_blocks:
-            expect(type(block) is UpDecoderBlock2D)
-            yield from map(_residual, block.resnets)
+            expect(type(block) in (UpDecoderBlock2D, AttnUpDecoderBlock2D))
+            yield from _blocks(block)
             yield from map(_upsample, block.upsamplers or ())
     expect(type(body.conv_act) is nn.SiLU)
     yield convolution_of(body.conv_out, body.conv_norm_out)
+
+
+def _blocks(block: Any) -> Iterator[Stage]:
+    """Residual blocks, each followed by attention if the level has it."""
+    attentions = getattr(block, "attentions", ())
+    for index, resnet in enumerate(block.resnets):
+        yield _residual(resnet)
+        yield from map(attention_of, attentions[index : index + 1])
 
 
 def _middle(block: Any) -> Iterator[Stage]:
@@ -90,8 +105,9 @@ def _middle(block: Any) -> Iterator[Stage]:
 
 
 def _residual(block: Any) -> Residual:
-    expect(type(block) is ResnetBlock2D)
-    plain = block.time_emb_proj is None and block.upsample is None and block.downsample is None
+    conditioned = type(block) is ResnetBlockCondNorm2D and block.time_embedding_norm == "spatial"
+    expect(conditioned or (type(block) is ResnetBlock2D and block.time_emb_proj is None))
+    plain = block.upsample is None and block.downsample is None
     expect(plain and block.output_scale_factor == 1 and type(block.nonlinearity) is nn.SiLU)
     return Residual(
         convolution_of(block.conv1, block.norm1),

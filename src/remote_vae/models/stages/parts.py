@@ -1,9 +1,11 @@
 """Parts of a module of diffusers that many families share, as parts of stages; each part is checked."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention as DiffusersAttention
+from diffusers.models.attention_processor import SpatialNorm
 from torch import nn
 
 from remote_vae.core.filters import fold, laid_for
@@ -33,11 +35,12 @@ def upsample_of(conv: Any) -> Upsample:
 
 def attention_of(block: Any) -> Attention:
     expect(type(block) is DiffusersAttention)
-    unusual = (block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
+    unusual = (block.norm_q, block.norm_k, block.norm_cross)
     expect(block.heads == 1 and block.residual_connection and block.rescale_output_factor == 1)
-    expect(all(not part for part in unusual) and block.group_norm is not None)
+    expect(all(not part for part in unusual) and (block.spatial_norm is None) != (block.group_norm is None))
     query, key, value, out = map(linear_of, (block.to_q, block.to_k, block.to_v, block.to_out[0]))
-    return Attention(norm_of(block.group_norm), query, key, value, out)
+    norm = block.group_norm if block.spatial_norm is None else block.spatial_norm
+    return Attention(norm_of(norm), query, key, value, out)
 
 
 def linear_of(part: Any) -> Convolution:
@@ -46,6 +49,8 @@ def linear_of(part: Any) -> Convolution:
 
 
 def norm_of(norm: Any) -> Norm:
+    if type(norm) is SpatialNorm:
+        return replace(norm_of(norm.norm_layer), scaled=(convolution_of(norm.conv_y), convolution_of(norm.conv_b)))
     expect(type(norm) is nn.GroupNorm and norm.affine)
     return Norm(norm.num_groups, norm.eps, norm.weight.data.float(), norm.bias.data.float())
 
