@@ -31,6 +31,8 @@ from remote_vae.models.vae import DiffusersVAE
 
 # The shape of the input, for each direction.
 CASES: Final = {
+    "stable-cascade-512": ("stable-cascade", "decode", (1, 4, 128, 128)),
+    "stable-cascade-512-encode": ("stable-cascade", "encode", (1, 3, 512, 512)),
     "movq-512": ("movq", "decode", (1, 4, 64, 64)),
     "movq-512-encode": ("movq", "encode", (1, 3, 512, 512)),
     "asymmetric-512": ("asymmetric", "decode", (1, 4, 64, 64)),
@@ -118,6 +120,7 @@ def _ways(model: str, direction: str, device: torch.device, dtype: torch.dtype) 
     torch.manual_seed(WEIGHTS_SEED)
     with device:
         module = family.load_class()(**(MODELS[model].config or {})).eval().to(dtype)
+    family.prepare(module)
     vae = DiffusersVAE(module, source="seeded", revision="", family=family)
     return [way for way in (vae.decoders if direction == "decode" else vae.encoders) if way.exact]
 

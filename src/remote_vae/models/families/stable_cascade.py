@@ -49,6 +49,7 @@ FAMILIES: Final = (
         "PaellaVQModel",
         _MODELS,
         module="diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model",
+        stages="paella",
         deterministic=True,
         prepare=prepare,
         decode=decode,
