@@ -31,6 +31,8 @@ from remote_vae.models.vae import DiffusersVAE
 
 # The shape of the input, for each direction.
 CASES: Final = {
+    "kvae-2d-512": ("kvae-2d", "decode", (1, 16, 64, 64)),
+    "kvae-2d-512-encode": ("kvae-2d", "encode", (1, 3, 512, 512)),
     "stable-cascade-512": ("stable-cascade", "decode", (1, 4, 128, 128)),
     "stable-cascade-512-encode": ("stable-cascade", "encode", (1, 3, 512, 512)),
     "movq-512": ("movq", "decode", (1, 4, 64, 64)),

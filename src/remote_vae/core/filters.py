@@ -148,8 +148,8 @@ def _apply(layer: Layer, window: torch.Tensor, above: int = 0) -> torch.Tensor:
         case Downsample():
             return partial_sums.convolve(window, layer.weight, layer.bias, stride=2)
         case Upsample(folded=True):
-            # Each halo row makes two rows of output. A padding of 3 instead of 1 cuts them off above and below.
-            padding = (3 - 2 * above, 1)
+            # Each row or column of the halo makes two of output. A padding of 3 instead of 1 cuts them off.
+            padding = (3 - 2 * above, 1 if beside else 3)
             return functional.conv_transpose2d(window, layer.weight, layer.bias, stride=2, padding=padding)
         case Upsample():
             doubled = functional.interpolate(window, scale_factor=2.0)

@@ -25,7 +25,7 @@ from remote_vae.core.strip_threads import cores, one_core
 from remote_vae.core.strips import is_light, is_small, predict_whole
 
 BESIDE_ONE_STRIP: Final = 1.25  # the most that own code takes, as a multiple of the same layers in one strip
-BESIDE_SCALED: Final = 1.7  # the same if norms are scaled by the input, for which own code makes whole maps
+BESIDE_SCALED: Final = 2.1  # the same if norms are scaled by the input, for which own code makes whole maps
 _ON_META: Final[WeakKeyDictionary[nn.Module, dict[torch.dtype, nn.Module]]] = WeakKeyDictionary()
 
 Call = Callable[..., torch.Tensor]

@@ -92,16 +92,16 @@ class Normalised:
     """Windows of another map's rows for a convolution: norm and SiLU inside the map, zeros outside.
 
     `guide` is the program's input, by which some norms are scaled.
-    If it `repeats` edges, the nearest values of the map stand outside instead; windows then begin with `lead` frames
-    that are copies of the first.
+    If it `repeats` edges, the nearest values of the map stand outside instead, or, above and to the left, those next to
+    them if it `mirrors`; windows then begin with `lead` frames that are copies of the first.
     """
 
     def __init__(
         self, source: Rows, kernels: Kernels, norm: Norm | None, moments: Moments | None, guide: torch.Tensor, *,
-        repeats: bool = False, lead: int = 0,
+        repeats: bool = False, mirrors: bool = False, lead: int = 0,
     ) -> None:  # fmt: skip
         self._source, self._kernels, self._norm = source, kernels, norm
-        self._guide, self._repeats, self._lead = guide, repeats, lead
+        self._guide, self._repeats, self._beside, self._lead = guide, repeats, int(mirrors), lead
         self._of_groups = None if norm is None or moments is None else moments.of_groups(norm.groups, norm.offset)
 
     def window(self, start: int, stop: int, *, margin: Margin = NO_MARGIN, silu: bool = True) -> torch.Tensor:
@@ -129,9 +129,10 @@ class Normalised:
             self._fill(piece, into, start + row, silu)
             row += piece.shape[2]
         if self._repeats:
-            found[..., :left] = found[..., left : left + 1]
+            beside = left + self._beside, above + self._beside
+            found[..., :left] = found[..., beside[0] : beside[0] + 1]
             found[..., right:] = found[..., right - 1 : right]
-            found[:, :, :above] = found[:, :, above : above + 1]
+            found[:, :, :above] = found[:, :, beside[1] : beside[1] + 1]
             found[:, :, row:] = found[:, :, row - 1 : row]
             window[: self._lead] = found[0]
         return window
@@ -181,12 +182,14 @@ class Computed:
         self.frames = frames_after(layer, source.frames)
         self.height, self.width = sides_after(layer, source.height, source.width)
         self.channels = self.widest = layer.channels
-        norm = None
+        norm, mirrors = None, isinstance(layer, Downsample) and layer.mirrors
         if isinstance(layer, Convolution):
             norm, self.widest = layer.norm, max(source.channels, layer.channels)
         self._source = source
         self._lead = lead_of(layer, source.frames)
-        self._input = Normalised(source, kernels, norm, moments, guide, repeats=layer.repeats, lead=self._lead)
+        self._input = Normalised(
+            source, kernels, norm, moments, guide, repeats=layer.repeats, mirrors=mirrors, lead=self._lead
+        )
         self._filter = filter_for(layer, source.height, source.width, source.frames)
 
     def read(self, start: int, stop: int) -> list[torch.Tensor]:

@@ -128,13 +128,15 @@ class Upsample(_Kernel):
 class Downsample(_Kernel):
     """A 3x3 convolution of stride 2, after a row of zeros below and a column to the right.
 
-    If it `repeats` the edges, it does so on every side. If it works `in_time`, it keeps every second frame.
+    If it `repeats` the edges, it does so on every side; if it `mirrors` them too, the row above is the second one, and
+    the column to the left likewise, of a map with even sides. If it works `in_time`, it keeps every second frame.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     repeats: bool = False
     in_time: bool = False
+    mirrors: bool = False
     halo: ClassVar[int] = 1
 
     @property

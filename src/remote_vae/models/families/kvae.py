@@ -66,6 +66,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLKVAE",
         (Model("kvae-2d", _KVAE_2D, "kandinskylab/KVAE-2D-1.0", "bfloat16", subfolder="diffusers"),),
+        stages="kvae",
     ),
     Family(
         "AutoencoderKLKVAEVideo",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import SpatialNorm
+from diffusers.models.autoencoders.autoencoder_kl_kvae import KVAEDecoderSpatialNorm2D
 from torch import nn
 
 from remote_vae.core.filters import fold, laid_for
@@ -19,18 +20,24 @@ class Unknown(Exception):
 def convolution_of(conv: Any, normed: Any = None) -> Convolution:
     expect(type(conv) is nn.Conv2d)
     size = conv.kernel_size[0]
-    usual = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    usual = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
     expect(usual and size in (1, 3) and conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2))
-    return Convolution(weight_of(conv.weight), bias_of(conv), None if normed is None else norm_of(normed))
+    expect(conv.padding_mode in ("zeros", "replicate"))
+    norm, repeats = None if normed is None else norm_of(normed), size == 3 and conv.padding_mode == "replicate"
+    return Convolution(weight_of(conv.weight), bias_of(conv), norm, repeats)
 
 
 def upsample_of(conv: Any) -> Upsample:
     """Nearest-neighbour upsampling by 2, and the 3x3 convolution that follows it."""
-    found = convolution_of(conv)
-    expect(found.halo == 1)
-    if found.weight.dtype is torch.float16:  # folded taps round more than float16's own noise
-        return Upsample(found.weight, found.bias, folded=False)
-    return Upsample(fold(found.weight), found.bias)
+    return upsampled(convolution_of(conv))
+
+
+def upsampled(after: Convolution) -> Upsample:
+    """The same of a convolution that is described."""
+    expect(after.halo == 1)
+    if after.weight.dtype is torch.float16:  # folded taps round more than float16's own noise
+        return Upsample(after.weight, after.bias, folded=False, repeats=after.repeats)
+    return Upsample(fold(after.weight), after.bias, repeats=after.repeats)
 
 
 def attention_of(block: Any) -> Attention:
@@ -49,7 +56,8 @@ def linear_of(part: Any) -> Convolution:
 
 
 def norm_of(norm: Any) -> Norm:
-    if type(norm) is SpatialNorm:
+    if type(norm) in (SpatialNorm, KVAEDecoderSpatialNorm2D):
+        expect(not getattr(norm, "add_conv", False))
         return replace(norm_of(norm.norm_layer), scaled=(convolution_of(norm.conv_y), convolution_of(norm.conv_b)))
     expect(type(norm) is nn.GroupNorm and norm.affine)
     return Norm(norm.num_groups, norm.eps, norm.weight.data.float(), norm.bias.data.float())
