@@ -55,7 +55,7 @@ def products_bytes(queries: int, positions: int, channels: int) -> int:
 
 
 def linear(rows: torch.Tensor, part: Convolution) -> torch.Tensor:
-    """A 1x1 convolution of positions. *Shapes*: [...,C] -> [...,K]."""
+    """A 1x1 convolution of positions. *Shapes*: [N,C] -> [N,K]."""
     dtype = arithmetic(rows.dtype, rows.device)
     bias = None if part.bias is None else part.bias.to(dtype)
     return functional.linear(rows.to(dtype), part.weight.flatten(1).to(dtype), bias).to(rows.dtype)

@@ -156,9 +156,9 @@ def _scale(
     """Scales rows in place by what is made of the guide; the first one has this number. One frame, channels last."""
     above, count = first // times, rows.shape[2]
     near = guide[:, :, above : -(-(first + count) // times)].repeat_interleave(times, 2)
-    near = near[:, :, first - above * times :][:, :, :count].permute(0, 2, 3, 1)
-    factor, shift = (linear(near, part).unsqueeze(3) for part in parts)
-    values = rows.permute(0, 2, 3, 1).view(1, count, near.shape[2], times, -1)
+    tokens = near[0, :, first - above * times :][:, :count].permute(1, 2, 0).reshape(-1, guide.shape[1])
+    factor, shift = (linear(tokens, part).view(count, len(tokens) // count, 1, -1) for part in parts)
+    values = rows.permute(0, 2, 3, 1).view(1, count, len(tokens) // count, times, -1)
     torch.addcmul(shift, values, factor, out=values)
 
 
