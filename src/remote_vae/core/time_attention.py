@@ -18,7 +18,7 @@ POSITIONS: Final = 2**15  # at a time; CUDA's kernels take no more than 2**16 se
 class TimeAttention:
     """x + out(softmax(q k' / sqrt(c)) v) after GroupNorm. At each position a frame attends to itself and those before.
 
-    Each head has c channels, and its queries and keys are divided by their length, which is at least `eps`.
+    Each head has c channels. With `eps`, its queries and keys are divided by their length, which is at least that.
     *Shapes*: weights [C,C,1,1].
     """
 
@@ -27,8 +27,8 @@ class TimeAttention:
     key: Convolution
     value: Convolution
     out: Convolution
-    heads: int
-    eps: float
+    heads: int = 1
+    eps: float = 0.0
 
 
 def attend_in_time(
@@ -69,7 +69,8 @@ def _attended(
         linear(tokens, part).view(shape).transpose(1, 2) for part in (stage.query, stage.key, stage.value)
     )
     del tokens
-    query, key = (functional.normalize(part, dim=-1, eps=stage.eps) for part in (query, key))
+    if stage.eps:
+        query, key = (functional.normalize(part, dim=-1, eps=stage.eps) for part in (query, key))
     # On meta, the kernel that makes no matrix of scores is stood for by its result.
     found = query if query.is_meta else functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     del query, key, value

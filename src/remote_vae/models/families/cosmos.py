@@ -47,4 +47,6 @@ _MODELS: Final = (
     Model("cosmos", _RECIPE, "nvidia/Cosmos-1.0-Diffusion-7B-Text2World", "bfloat16", aliases=("cosmos-1.0",)),
 )
 
-FAMILIES: Final = (Family("AutoencoderKLCosmos", _MODELS, deterministic=True, statistics=statistics, frames=_frames),)
+FAMILIES: Final = (
+    Family("AutoencoderKLCosmos", _MODELS, stages="cosmos", deterministic=True, statistics=statistics, frames=_frames),
+)

@@ -7,14 +7,13 @@ together. Every part is checked, not only the class. *Source*: diffusers' autoen
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders import autoencoder_kl_magvit as source
 from torch import nn
 
 from remote_vae.core.local import Each, FrameNorm, Frames, Layer, Local, Residual, Stage
 from remote_vae.core.local_frames import ThreeFrames
 from remote_vae.core.stages import Convolution, Downsample, Upsample
-from remote_vae.models.stages.local_parts import DOUBLE
+from remote_vae.models.stages.local_parts import DOUBLE, later_doubled
 from remote_vae.models.stages.parts import Unknown, bias_of, expect, norm_of, weight_of
 
 
@@ -50,7 +49,7 @@ def _ups(blocks: Any) -> Iterator[Stage]:
             yield Layer(Upsample(weight_of(conv.weight), bias_of(conv), folded=False), frames=Frames(2, repeats=True))
             if part.temporal_upsample:
                 expect(part.spatial_group_norm)  # otherwise frames are mixed
-                yield Each(_doubled, conv.out_channels, frames=DOUBLE)
+                yield Each(later_doubled, conv.out_channels, frames=DOUBLE)
 
 
 def _downs(blocks: Any) -> Iterator[Stage]:
@@ -104,8 +103,3 @@ def _causal(conv: Any, stride: tuple[int, ...], padding: int) -> Any:
 def _pointwise(conv: Any) -> Convolution:
     expect(type(conv) is nn.Conv3d and conv.kernel_size == (1, 1, 1) and conv.stride == (1, 1, 1) and conv.groups == 1)
     return Convolution(weight_of(conv.weight)[:, :, 0], bias_of(conv))
-
-
-def _doubled(rows: torch.Tensor, new: bool) -> torch.Tensor:
-    """Two frames of each, apart from the first one of the clip."""
-    return rows if new else rows.repeat_interleave(2, 0)

@@ -1,6 +1,6 @@
 """Parts of a module of diffusers that several local networks share, as stages of `core.local`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
@@ -10,8 +10,9 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
-from remote_vae.core.local import ONE, Each, Frames, Layer, Near, Norm
+from remote_vae.core.local import ONE, Each, Frames, Layer, Local, Near, Norm, Stage
 from remote_vae.core.stages import Convolution, Upsample
+from remote_vae.core.time_attention import TimeAttention
 from remote_vae.models.stages.parts import convolution_of, expect, upsample_of
 
 HALF: Final = Fraction(1, 2)
@@ -19,6 +20,7 @@ DOUBLE: Final = Fraction(2)
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 Function = Callable[[torch.Tensor, bool], torch.Tensor]
+Cut = Callable[[torch.Tensor], Iterator[list[torch.Tensor]]]
 
 
 def each_of(function: Rows, channels: int, sides: Fraction = ONE) -> Each:
@@ -84,3 +86,42 @@ def norm_of(norm: Any) -> Norm:
     """The root mean square of the channels of a position, by the classes of Wan and of HunyuanVideo 1.5."""
     expect(norm.channel_first and not isinstance(norm.bias, nn.Parameter) and norm.scale == len(norm.gamma) ** 0.5)
     return Norm(norm.gamma.data.flatten().float())
+
+
+def divided(stages: Iterator[Stage | TimeAttention], group: int = 1, cut: Cut | None = None) -> Local:
+    """Sections between which attention runs."""
+    sections: list[list[Stage]] = [[]]
+    between = []
+    for stage in stages:
+        if isinstance(stage, TimeAttention):
+            between.append(stage)
+            sections.append([])
+        else:
+            sections[-1].append(stage)
+    return Local(tuple(map(tuple, sections)), group, between=tuple(between), cut=cut)
+
+
+def folded(frames: int, side: int) -> Function:
+    """Frames and pixels of a patch become channels. The first frame is there as often as a patch has frames."""
+
+    def found(rows: torch.Tensor, new: bool) -> torch.Tensor:
+        given = rows.repeat_interleave(frames, 0) if new else rows
+        wide = rearrange(given, "(f t) c (h p) (w q) -> f h w (c t p q)", t=frames, p=side, q=side)
+        return wide.permute(0, 3, 1, 2)
+
+    return found
+
+
+def unfolded(frames: int, side: int) -> Function:
+    """The inverse of `folded`."""
+
+    def found(rows: torch.Tensor, new: bool) -> torch.Tensor:
+        wide = rearrange(rows, "f (c t p q) h w -> (f t) (h p) (w q) c", t=frames, p=side, q=side)
+        return wide.permute(0, 3, 1, 2)
+
+    return found
+
+
+def later_doubled(rows: torch.Tensor, new: bool) -> torch.Tensor:
+    """Two frames of each, apart from the first one of the clip."""
+    return rows if new else rows.repeat_interleave(2, 0)

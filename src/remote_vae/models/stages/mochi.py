@@ -9,18 +9,16 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
-import torch
 from diffusers.models.attention_processor import Attention, MochiVaeAttnProcessor2_0
 from diffusers.models.autoencoders import autoencoder_kl_mochi as source
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from diffusers.models.normalization import LpNorm
-from einops import rearrange
 from torch import nn
 
 from remote_vae.core.local import Each, FrameNorm, Frames, Layer, Local, Residual, Stage
 from remote_vae.core.stages import Convolution
 from remote_vae.core.time_attention import TimeAttention
-from remote_vae.models.stages.local_parts import Function, each_of
+from remote_vae.models.stages.local_parts import divided, each_of, folded, unfolded
 from remote_vae.models.stages.parts import Unknown, bias_of, expect, linear_of, norm_of, weight_of
 
 
@@ -31,7 +29,7 @@ def describe(module: Any) -> tuple[Local, Local] | None:
         ratio = module.temporal_compression_ratio
         dropped = ratio - 1 if module.drop_last_temporal_frames else 0
         decoder = Local((tuple(_decoder(module.decoder, dropped)),), grows=True)
-        return decoder, _divided(_encoder(module.encoder), ratio)
+        return decoder, divided(_encoder(module.encoder), ratio)
     except Unknown:
         return None
 
@@ -49,19 +47,6 @@ def _decoder(body: Any, dropped: int) -> Iterator[Stage]:
     yield Layer(last, silu=True)
     if dropped:
         yield Each(lambda rows, new: rows[dropped:] if new else rows, last.channels)
-
-
-def _divided(stages: Iterator[Stage | TimeAttention], group: int) -> Local:
-    """Sections between which attention runs."""
-    sections: list[list[Stage]] = [[]]
-    between = []
-    for stage in stages:
-        if isinstance(stage, TimeAttention):
-            between.append(stage)
-            sections.append([])
-        else:
-            sections[-1].append(stage)
-    return Local(tuple(map(tuple, sections)), group, between=tuple(between))
 
 
 def _encoder(body: Any) -> Iterator[Stage | TimeAttention]:
@@ -89,17 +74,8 @@ def _down(part: Any) -> Iterator[Stage]:
     expect(conv.stride == conv.kernel_size and side == width and conv.dilation == (1, 1, 1) and conv.groups == 1)
     expect(conv.padding == (0, 0, 0) and tuple(part.time_causal_padding) == (0, 0, 0, 0, frames - 1, 0))
     channels = conv.in_channels * prod(conv.kernel_size)
-    yield Each(_folded(frames, side), channels, Fraction(1, side), Fraction(1, frames))
+    yield Each(folded(frames, side), channels, Fraction(1, side), Fraction(1, frames))
     yield Layer(Convolution(conv.weight.data.flatten(1)[:, :, None, None], bias_of(conv)))
-
-
-def _folded(frames: int, side: int) -> Function:
-    def found(rows: torch.Tensor, new: bool) -> torch.Tensor:
-        given = rows.repeat_interleave(frames, 0) if new else rows
-        wide = rearrange(given, "(f t) c (h p) (w q) -> f h w (c t p q)", t=frames, p=side, q=side)
-        return wide.permute(0, 3, 1, 2)
-
-    return found
 
 
 def _attending(block: Any) -> Iterator[Stage | TimeAttention]:
@@ -131,15 +107,7 @@ def _up(block: Any) -> Iterator[Stage]:
     layer, frames, side = linear_of(block.proj), block.temporal_expansion, block.spatial_expansion
     yield Layer(layer)
     channels = layer.channels // (frames * side**2)
-    yield Each(_unfolded(frames, side), channels, Fraction(side), Fraction(frames))
-
-
-def _unfolded(frames: int, side: int) -> Function:
-    def found(rows: torch.Tensor, new: bool) -> torch.Tensor:
-        wide = rearrange(rows, "f (c t p q) h w -> (f t) (h p) (w q) c", t=frames, p=side, q=side)
-        return wide.permute(0, 3, 1, 2)
-
-    return found
+    yield Each(unfolded(frames, side), channels, Fraction(side), Fraction(frames))
 
 
 def _residual(block: Any) -> Residual:
