@@ -84,6 +84,8 @@ class Plus:
 class Each:
     """Any function of a block that treats rows alike. `sides` and `frames` are the factors by which these grow.
 
+    If it looks `ahead`, frames depend on later ones.
+
     *Shapes*: the function takes [f,C,rows,W] and whether the block begins with the first frame.
     """
 
@@ -91,6 +93,7 @@ class Each:
     channels: int
     sides: Fraction = ONE
     frames: Fraction = ONE
+    ahead: bool = False
 
     def after(self, size: Size) -> Size:
         height, width = (int(side * self.sides) for side in (size.height, size.width))
@@ -162,10 +165,11 @@ class Residual:
 class Attention:
     """x + out(softmax(q k' / sqrt(C)) v) over the positions of each frame, one head. *Shapes*: weights [C,C,1,1].
 
-    If it is `causal`, a frame attends to the frames before it too, so their keys and values are kept.
+    The norm may be any function of a frame. If it is `causal`, a frame attends to the frames before it too, so their
+    keys and values are kept.
     """
 
-    norm: Norm | of_maps.Norm
+    norm: Norm | of_maps.Norm | Each
     query: Convolution
     key: Convolution
     value: Convolution
@@ -241,8 +245,7 @@ class Local:
         Each layer would add to the frames that wait, so that few at a time would save nothing. Rows save memory but no
         time, so that the module's own code comes first.
         """
-        ahead = any(isinstance(stage, Layer) and stage.frames.after > 0 for stage in parts_of(self.stages))
-        return self.pictures or ahead
+        return self.pictures or any(map(_looks_ahead, parts_of(self.stages)))
 
 
 def after(stages: tuple[Stage, ...], size: Size) -> Size:
@@ -250,6 +253,10 @@ def after(stages: tuple[Stage, ...], size: Size) -> Size:
     for stage in stages:
         size = stage.after(size)
     return size
+
+
+def _looks_ahead(stage: Stage) -> bool:
+    return (isinstance(stage, Layer) and stage.frames.after > 0) or (isinstance(stage, Each) and stage.ahead)
 
 
 def parts_of(stages: tuple[Stage, ...]) -> Iterator[Stage]:

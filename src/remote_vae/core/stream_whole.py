@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from remote_vae.core.attention import attend, linear
 from remote_vae.core.block import Block, Moment, Run
-from remote_vae.core.local import Attention, FrameNorm
+from remote_vae.core.local import Attention, Each, FrameNorm
 from remote_vae.core.local_frames import Size
 from remote_vae.core.norm import Groups, Moments, merged
 from remote_vae.core.root_mean_square import normalise
@@ -136,7 +136,10 @@ class Attended:
         return found
 
     def _normalised(self, frame: torch.Tensor) -> torch.Tensor:
-        found, norm = torch.empty_like(frame), self._stage.norm
+        norm = self._stage.norm
+        if isinstance(norm, Each):
+            return norm.function(frame, False)
+        found = torch.empty_like(frame)
         if not isinstance(norm, GroupNorm):
             normalise(frame, found, norm)
         elif not frame.is_meta:  # where there are no values

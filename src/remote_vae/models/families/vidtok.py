@@ -59,6 +59,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderVidTok",
         _MODELS,
+        stages="vidtok",
         whole_groups=True,
         decode=decode,
         encode=encode,
