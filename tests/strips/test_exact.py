@@ -137,7 +137,7 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 def test_upsampling_as_it_is(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Upsampling whose kernel is not folded, as in float16, gives the same pixels."""
     monkeypatch.setattr(
-        "remote_vae.models.stages.parts.Upsample", lambda weight, bias: Upsample(kept.pop(0), bias, folded=False)
+        "remote_vae.models.stages.parts.Upsample", lambda weight, bias, **_: Upsample(kept.pop(0), bias, folded=False)
     )
     model, z = small(), torch.randn(1, 4, 7, 5)
     kept = [block.upsamplers[0].conv.weight for block in model.decoder.up_blocks if block.upsamplers]
@@ -155,7 +155,8 @@ def test_whole_maps(folded: bool, family: str, monkeypatch: pytest.MonkeyPatch) 
     model, kept = FAMILIES[family](), []
     if not folded:
         monkeypatch.setattr(
-            "remote_vae.models.stages.parts.Upsample", lambda weight, bias: Upsample(kept.pop(0), bias, folded=False)
+            "remote_vae.models.stages.parts.Upsample",
+            lambda weight, bias, **_: Upsample(kept.pop(0), bias, folded=False),
         )
         kept += [block.upsamplers[0].conv.weight for block in model.decoder.up_blocks if block.upsamplers]
     z = torch.randn(1, model.config.latent_channels, 7, 5)
