@@ -121,6 +121,17 @@ def test_taps_in_time(frames: int, lead: int, side: int, block_bytes: int, monke
         assert apart(found.double(), expected) < 4e-6
 
 
+@pytest.mark.parametrize("side", [1, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_precision_is_that_of_the_window(dtype: torch.dtype, side: int) -> None:
+    """Whatever a filter multiplies in, and whether its weights are larger than the window or not."""
+    stage = Convolution(torch.randn(16, 24, 3, 3, 3).to(dtype) / 24, torch.randn(16).to(dtype))
+    window = torch.randn(3, 24, side + 2, side).to(dtype)
+    for filter_ in (Direct(stage), Paired(stage, side, side)):
+        found = filter_(with_margin(window, filter_.margin(side, side)), side, side, 2)
+        assert found.dtype is dtype and found.shape == (1, 16, side, side)
+
+
 def test_two_cores_make_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two calls at a time make different rows of a new kernel, so neither waits for all that the other one makes."""
     met, pack = Barrier(2), products.Matrices._packed

@@ -108,7 +108,7 @@ class Direct:
         if layer.taps == 1:
             return _apply(layer, given[lead::step]).to(window.dtype)
         if self._dtype.itemsize < 4 or self.reads_most(window):  # in 16 bits each sum would be rounded
-            return _apply_in_time(layer, given, lead, step)
+            return _apply_in_time(layer, given, lead, step).to(window.dtype)
         found = _apply(replace(layer, weight=layer.weight[:, :, -1]), given[lead::step])
         for late in range(1, layer.taps):  # a tap reads frames that come this many before those that are computed
             first, missing = max(0, lead - late), max(0, late - lead)
