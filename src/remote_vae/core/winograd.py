@@ -97,9 +97,11 @@ def recombine(form: Form, weight: torch.Tensor) -> Matrices:
     weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
 
     def recombined(row: int) -> torch.Tensor:
-        size = form.taps.shape[1]  # a copy of the weights is not held while a row is worked with
-        once = form.taps[row] @ weight.permute(3, 4, 0, 1, 2).reshape(size, -1).float()
-        return (form.taps @ once.view(size, -1)).view(-1, out, given, count)
+        once = torch.zeros(form.taps.shape[1], out, given, count, device=weight.device)
+        for tap, part in zip(form.taps[row].tolist(), weight.unbind(3), strict=True):
+            if tap:  # added one after another, so that no copy of all weights is held
+                once.add_(part.permute(3, 0, 1, 2), alpha=tap)
+        return (form.taps @ once.flatten(1)).view(-1, out, given, count)
 
     out, given, count = weight.shape[:3]
     return Matrices(recombined, form.products, taps=count, before=given, after=out)
