@@ -120,9 +120,11 @@ def test_steps_rise_and_end_where_they_said(server: Any) -> None:
 def test_a_failure_is_an_event(server: Any) -> None:
     """The last event of a job that fails has the code of the error that the reply has."""
     raises = b"\0\0\x10\x41" + bytes(764)
-    with sent(server), sent(server, raises) as (request_id, reply):
-        found = watched(server, request_id)
-        assert reply.result().json()["error_type"] == found[-1]["error_type"] == "internal_error"
+    with sent(server) as (first, _):
+        assert any(event["state"] == "running" for event in events(opened(server, first)))
+        with sent(server, raises) as (request_id, reply):  # which waits, so that it can be watched
+            found = watched(server, request_id)
+            assert reply.result().json()["error_type"] == found[-1]["error_type"] == "internal_error"
     assert found[-1]["state"] == "failed"
 
 

@@ -129,7 +129,8 @@ def test_precision_is_that_of_the_window(dtype: torch.dtype, side: int) -> None:
     window = torch.randn(3, 24, side + 2, side).to(dtype)
     for filter_ in (Direct(stage), Paired(stage, side, side)):
         found = filter_(with_margin(window, filter_.margin(side, side)), side, side, 2)
-        assert found.dtype is dtype and found.shape == (1, 16, side, side)
+        assert found.dtype is dtype
+        assert found.shape == (1, 16, side, side)
 
 
 def test_two_cores_make_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,9 +190,10 @@ class Local:
     A section with attention always runs a few frames at a time. Attention along time `between` two sections changes the
     map that the first one made, which is stored. `group` is the number of frames after the first one that are run
     together; if it `joins`, those beyond whole groups run with the first group, otherwise the first frame runs by
-    itself. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `told` makes of a batch and
-    of a request's arguments the batch that the stages take, and the stages for them. `cut` makes of the frames of a
-    video the clips that go through the stages one after another, each as tensors whose frames follow on each other.
+    itself. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `slow`: the module's own
+    code takes less time, as that of pictures does. `told` makes of a batch and of a request's arguments the batch that
+    the stages take, and the stages for them. `cut` makes of the frames of a video the clips that go through the stages
+    one after another, each as tensors whose frames follow on each other.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
@@ -201,6 +202,7 @@ class Local:
     joins: bool = False
     pictures: bool = False
     grows: bool = False
+    slow: bool = False
     told: "Callable[[torch.Tensor, Arguments], tuple[torch.Tensor, Local]] | None" = None
     cut: Callable[[torch.Tensor], Iterator[list[torch.Tensor]]] | None = None
 
@@ -242,8 +244,7 @@ class Local:
     def only_rows(self) -> bool:
         """Whether all frames are run together: there are none, or frames depend on later ones.
 
-        Each layer would add to the frames that wait, so that few at a time would save nothing. Rows save memory but no
-        time, so that the module's own code comes first.
+        Each layer would add to the frames that wait, so that few at a time would save nothing.
         """
         return self.pictures or any(map(_looks_ahead, parts_of(self.stages)))
 

@@ -9,6 +9,7 @@ import torch
 
 from remote_vae.core.blocks import block_executors
 from remote_vae.core.executor import Executor
+from remote_vae.core.filters import arithmetic
 from remote_vae.core.kept import Kept
 from remote_vae.core.late_biases import pays, with_late_biases
 from remote_vae.core.local import Local
@@ -73,8 +74,14 @@ class DiffusersVAE:
                 return (*strip_executors(program, self.device.type, cores(self.device)), *own)
             case Local() as local:
                 blocks = block_executors(local, partial(self._on_meta, direction), self.device, self._peaks[direction])
-                return (*own, *blocks) if local.only_rows else (*blocks, *own)
+                return (*own, *blocks) if self._is_faster(local) else (*blocks, *own)
         return own
+
+    def _is_faster(self, local: Local) -> bool:
+        """Whether the module's own code takes less time. Rows of all frames take less on CPUs in float32 alone."""
+        multiplies = arithmetic(self.dtype, self.device)
+        saves = not local.only_rows or (self.device.type == "cpu" and multiplies is torch.float32)
+        return local.pictures or local.slow or not saves
 
     def _on_meta(self, direction: int) -> Local:
         """The stages with tensors that have no values."""

@@ -5,6 +5,7 @@ them, are products with a matrix. Every part is checked, not only the class. *So
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -28,7 +29,8 @@ def describe(module: Any) -> tuple[Local, Local] | None:
     try:
         decoder = divided(_decoder(module.decoder, module.post_quant_conv))
         group, patch = module.config.temporal_compression_ratio, module.config.patch_size
-        return decoder, divided(_encoder(module.encoder, module.quant_conv), group, _cut(group, patch))
+        encoder = divided(_encoder(module.encoder, module.quant_conv), group, _cut(group, patch))
+        return replace(decoder, slow=True), replace(encoder, slow=True)
     except Unknown:
         return None
 

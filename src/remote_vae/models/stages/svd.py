@@ -47,7 +47,7 @@ def describe(module: Any) -> tuple[Local, None] | None:
             Layer(convolution_of(body.conv_out)),
             _in_time(body.time_conv_out),
         ]
-        return Local((*sections, tuple(stages))), None
+        return Local((*sections, tuple(stages)), slow=True), None
     except Unknown:
         return None
 
