@@ -63,7 +63,8 @@ def test_decode(family: tuple[Case, Any, DiffusersVAE, Recipe]) -> None:
             expected = expected[:, :, 0]
         assert (fit.height, fit.width) == tuple(expected.shape[-2:])
         assert fit.frames == (expected.shape[2] if expected.ndim == 5 else 1)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        scale = max(1.0, float(expected.abs().max()))  # LTX-2 clamps nothing
+        torch.testing.assert_close(found, expected, atol=1e-5 * scale, rtol=1e-5)
         assert reply_bytes(vae, recipe, z, height=height, width=width) == found.nbytes
 
 
