@@ -127,8 +127,8 @@ def test_json_bodies(body: bytes) -> None:
     except MalformedRequest:
         return
     text = json.loads(body, strict=False)["inputs"].rstrip("\r\n").removeprefix("data:;base64,")
-    text = text.replace("-", "+").replace("_", "/")
-    assert base64.b64encode(inputs).decode().rstrip("=") == text.rstrip("=")
+    text = text.replace("-", "+").replace("_", "/").rstrip("=")
+    assert base64.b64decode(text + "=" * (-len(text) % 4)) == inputs  # the last bits of a text need not be zero
 
 
 @given(
