@@ -167,7 +167,7 @@ def _told(row: Row) -> dict[str, Any]:
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all: whoever ends this run finds what it had."""
+    """The file is replaced as a whole, so a run that is killed leaves the rows that it had."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(report, indent=1) + "\n")

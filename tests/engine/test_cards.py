@@ -162,7 +162,7 @@ def test_what_a_process_sets_before_torch_is_imported(monkeypatch: pytest.Monkey
 
 
 async def test_weights_that_do_not_fit_on_the_device() -> None:
-    """Whoever starts the server reads what the device said."""
+    """The error of a server that does not start has the words of the device."""
     async with running("find no room", wait=False) as engine:
         with pytest.raises(ModelLoadError, match="OutOfMemoryError: CUDA out of memory"):
             await engine.start()
