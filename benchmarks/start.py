@@ -16,6 +16,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
+# A program that is told to end ends the servers that it started; by default it would just stop, and leave them.
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
 
 @contextmanager
 def server(
