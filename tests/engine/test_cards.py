@@ -15,7 +15,7 @@ from remote_vae.engine import child
 from remote_vae.engine.child import JobRunner
 from remote_vae.engine.device import is_broken
 from remote_vae.engine.ledger import Entry, Ledger
-from remote_vae.engine.memory import SPARE, Budget
+from remote_vae.engine.memory import SPARE, Budget, place_of
 from remote_vae.engine.replica import Replica, _enter_child
 from remote_vae.errors import ModelLoadError
 
@@ -145,6 +145,22 @@ def test_a_broken_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "total"), [("cuda", "RTX 4090", 1000), ("xpu", "Arc B580", 2000), ("mps", "Apple GPU", 3000)]
+)
+def test_a_card_has_its_own_name(
+    kind: str, title: str, total: int, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The banner and `/models` tell the name and the memory of the card that is there, and not of another kind."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 4090")
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda device: "Arc B580")
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: SimpleNamespace(total_memory=2000))
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 3000)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 0)
+    found = place_of(torch.device(kind, 0))
+    assert (found.device, found.title, found.total_bytes) == (f"{kind}:0", title, total)
 
 
 def test_what_a_process_sets_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,8 @@ def total_bytes(device: torch.device) -> int:
     """The bytes that the device has; for a CPU, those of the machine or of its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
+    if device.type == "xpu":
+        return torch.xpu.get_device_properties(device).total_memory
     return torch.mps.recommended_max_memory() if device.type == "mps" else machine_bytes()
 
 
@@ -192,9 +194,14 @@ def place_of(device: torch.device) -> Place:
 
 
 def _title(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
+    match device.type:
+        case "cuda":
+            return torch.cuda.get_device_name(device)
+        case "xpu":
+            return torch.xpu.get_device_name(device)
+        case "cpu":
+            return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return "Apple GPU" if device.type == "mps" else device.type
 
 
 def held_bytes(device: torch.device) -> int | None:
