@@ -49,6 +49,15 @@ CASES: Final = {
     "hunyuanvideo-encode": ("hunyuanvideo", "encode", (1, 3, 17, 160, 256)),
     "ltx2": ("ltx2", "decode", (1, 128, 7, 8, 12)),
     "ltx2-encode": ("ltx2", "encode", (1, 3, 49, 256, 384)),
+    "ltx2-small": ("ltx2", "decode", (1, 128, 3, 4, 6)),
+    "ltx": ("ltx", "decode", (1, 128, 5, 8, 12)),
+    "ltx-encode": ("ltx", "encode", (1, 3, 33, 256, 384)),
+    "mochi": ("mochi", "decode", (1, 12, 3, 20, 32)),
+    "mochi-encode": ("mochi", "encode", (1, 3, 13, 160, 256)),
+    "vidtok": ("vidtok", "decode", (1, 4, 3, 16, 24)),
+    "vidtok-encode": ("vidtok", "encode", (1, 3, 9, 128, 192)),
+    "cosmos": ("cosmos", "decode", (1, 16, 5, 30, 52)),
+    "cosmos-encode": ("cosmos", "encode", (1, 3, 17, 240, 416)),
 }
 # Those that are only predicted, and in which format of numbers.
 PREDICTED: Final = {
