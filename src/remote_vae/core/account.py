@@ -3,7 +3,9 @@
 import torch
 
 from remote_vae.core import pairs, partial_sums, winograd
+from remote_vae.core.block import Run
 from remote_vae.core.filters import NO_MARGIN, Direct, Margin, Recombined, arithmetic, filter_for, form_of
+from remote_vae.core.local_frames import Size
 from remote_vae.core.pairs import Paired
 from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
 from remote_vae.core.sweep import share_of
@@ -12,27 +14,16 @@ from remote_vae.core.sweep import share_of
 class Account:
     """Stands for the filter of a layer on another device, and allocates as many bytes as all its workers."""
 
-    def __init__(
-        self,
-        layer: Layer,
-        height: int,
-        width: int,
-        device: torch.device,
-        workers: int,
-        rows: int = 0,
-        frames: int = 0,
-        *,
-        lean: bool = False,
-    ) -> None:
-        self._workers = workers
+    def __init__(self, layer: Layer, size: Size, run: Run, rows: int = 0) -> None:
+        self._workers = run.workers
         self._layer = layer
-        self._pairs = not lean and pairs.pays(layer, frames, height, width, device)
-        self._form = None if lean or self._pairs else form_of(layer, height, width, 0, device)
+        self._pairs, self._form = _is_paired(layer, size, run), _form_of(layer, size, run)
         self.step = 1 if self._form is None else self._form.step
-        self._tiles = 0 if self._form is None else self._form.tiles(rows or height, width)
-        dtype = arithmetic(layer.weight.dtype, device)
-        self._wide, self._parts = dtype is not layer.weight.dtype, partial_sums.parts_of(layer.weight, dtype, device)
-        self._kernel = _bytes(kernel_bytes(layer, height, width, device, frames, lean=lean))
+        self._tiles = 0 if self._form is None else self._form.tiles(rows or size.height, size.width)
+        dtype = arithmetic(layer.weight.dtype, run.device)
+        self._wide = dtype is not layer.weight.dtype
+        self._parts = partial_sums.parts_of(layer.weight, dtype, run.device)
+        self._kernel = _bytes(kernel_bytes(layer, size, run))
 
     def margin(self, rows: int, width: int) -> Margin:
         if self._form is not None:
@@ -83,42 +74,39 @@ def _bytes(count: int) -> torch.Tensor:
     return torch.empty(count, dtype=torch.uint8, device="meta")
 
 
-def kernel_bytes(
-    layer: Layer, height: int, width: int, device: torch.device, frames: int = 0, *, lean: bool = False
-) -> int:
-    """Bytes of the weights that a filter makes of those of the layer. *Units*: height and width of the whole input."""
-    if not lean and pairs.pays(layer, frames, height, width, device):
+def kernel_bytes(layer: Layer, size: Size, run: Run) -> int:
+    """Bytes of the weights that a filter makes of those of the layer."""
+    if _is_paired(layer, size, run):
         return pairs.kernel_bytes(layer)
-    form, weight = None if lean else form_of(layer, height, width, 0, device), layer.weight
+    form, weight = _form_of(layer, size, run), layer.weight
     if form is not None:
         return winograd.kernel_bytes(form, weight.shape[0], weight.shape[1], layer.taps)
-    return 4 * weight.numel() if arithmetic(weight.dtype, device) is not weight.dtype else 0
+    return 4 * weight.numel() if arithmetic(weight.dtype, run.device) is not weight.dtype else 0
 
 
-def filter_on(
-    layer: Layer,
-    height: int,
-    width: int,
-    device: torch.device,
-    workers: int,
-    rows: int = 0,
-    frames: int = 0,
-    *,
-    lean: bool = False,
-) -> "Direct | Recombined | Paired | Account":
-    """What computes a layer on a device, or stands for that if the layer is on meta.
+def _is_paired(layer: Layer, size: Size, run: Run) -> bool:
+    return not run.lean and pairs.pays(layer, size.frames, size.height, size.width, run.device)
 
-    *Units*: height and width of the whole input; `workers` are those that compute rows side by side, `rows` of each;
-    `frames` are computed at a time. A `lean` filter makes no kernel, which would be up to four times as large as the
-    layer's.
+
+def _form_of(layer: Layer, size: Size, run: Run) -> winograd.Form | None:
+    if run.lean or _is_paired(layer, size, run):
+        return None
+    return form_of(layer, size.height, size.width, 0, run.device)
+
+
+def filter_on(layer: Layer, size: Size, run: Run, rows: int = 0) -> "Direct | Recombined | Paired | Account":
+    """What computes a layer on the device of a run, or stands for that if the layer is on meta.
+
+    The size is that of the whole input and of the frames that are computed at a time. *Units*: `rows` of each worker. A
+    `lean` run makes no kernel, which would be up to four times as large as the layer's.
     """
-    if layer.weight.is_meta and device.type != "meta":
-        return Account(layer, height, width, device, workers, rows, frames, lean=lean)
-    if lean:
+    if layer.weight.is_meta and run.device.type != "meta":
+        return Account(layer, size, run, rows)
+    if run.lean:
         return Direct(layer)
-    if pairs.pays(layer, frames, height, width, device):
+    if _is_paired(layer, size, run):
         assert isinstance(layer, Convolution)
-        return Paired(layer, rows, width)
-    found = filter_for(layer, height, width, rows=rows)
+        return Paired(layer, rows, size.width)
+    found = filter_for(layer, size.height, size.width, rows=rows)
     assert isinstance(found, Direct | Recombined)
     return found

@@ -20,8 +20,7 @@ class DoubledFrames:
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         past, keep = self._past.begin(moment)
-        size, run = self._size, self._run
-        filter_ = filter_on(self._layer, size.height, size.width, run.device, run.workers, lean=run.lean)
+        filter_ = filter_on(self._layer, self._size, self._run)
         for piece in self._run.pieces(source, self._most):
             stays = int(self._starts(moment))
             if len(piece.rows) == stays:

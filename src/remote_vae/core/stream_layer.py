@@ -36,8 +36,7 @@ class Convolved:
         self._above = 0 if isinstance(layer, Downsample) else layer.halo
         given = layer.channels * (4 if isinstance(layer, Upsample) else 1)
         channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
-        kernel = kernel_bytes(layer, size.height, size.width, run.device, size.frames, lean=run.lean)
-        self.kernel_bytes = kernel
+        self.kernel_bytes = kernel = kernel_bytes(layer, size, run)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
         self._whole = kernel > 0 and self._most == size.height
         self._made_again = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
@@ -107,9 +106,8 @@ class Convolved:
         elif isinstance(layer, Convolution) and frames < layer.taps and not (time.after or time.repeats):
             weight = layer.weight[:, :, -1] if frames == 1 else layer.weight[:, :, -frames:]
             layer = replace(layer, weight=weight)
-        size, run = self._size, self._run
-        rows = share_of(self._most, run.workers)
-        return filter_on(layer, size.height, size.width, run.device, run.workers, rows, count, lean=run.lean)
+        rows = share_of(self._most, self._run.workers)
+        return filter_on(layer, replace(self._size, frames=count), self._run, rows)
 
     def _window(
         self,
