@@ -14,8 +14,7 @@ from remote_vae.core.executor import RunOptions, choose
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Each, Local, Near, Residual, Stage, Sums
-from remote_vae.core.pixels import pictures_of
-from remote_vae.errors import DeadlineExceeded, TooLarge
+from remote_vae.errors import TooLarge
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages.deep_compression import describe
 from remote_vae.models.vae import DiffusersVAE
@@ -181,26 +180,6 @@ def test_when_memory_is_short(vae: DiffusersVAE, monkeypatch: pytest.MonkeyPatch
     assert error(found.tensor, run(2**40).tensor) < 1e-5
     with pytest.raises(TooLarge, match=r"needs \d+ MB of memory with plan rows; 0 MB are free"):
         run(10**4)
-
-
-@torch.inference_mode()
-def test_cancelled(vae: DiffusersVAE) -> None:
-    """A job that is cancelled between blocks gives its memory back, and the next one is done as ever."""
-    z = torch.randn(LATENTS[2])
-    expected = vae.decode(z)
-    executor = replace(rows_of(vae, decoding=True), block_bytes=2000)
-    calls = 0
-
-    def cancel() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 40:
-            raise DeadlineExceeded("nobody waits")
-
-    with LiveBytes() as live, pytest.raises(DeadlineExceeded):
-        executor.run(z, lambda *block: None, cancel)
-    assert live.current == 0
-    assert torch.equal(pictures_of(vae.decode(z)), expected)
 
 
 @pytest.mark.parametrize("part", ["decoder.conv_act", "decoder.up_blocks.0.0.conv", "encoder.down_blocks.2.0.attn"])
