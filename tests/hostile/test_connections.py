@@ -122,6 +122,9 @@ TAKEN = {
     "one chunk": head(CHUNKED) + chunked(LATENT) + b"0\r\n\r\n",
     "a chunk for each byte": head(CHUNKED) + chunked(*(LATENT[i : i + 1] for i in range(1024))) + b"0\r\n\r\n",
     "trailers": head(CHUNKED) + chunked(LATENT) + b"0\r\nx-checksum: 1\r\n\r\n",
+    "trailers that would be refused as headers": head(CHUNKED)
+    + chunked(LATENT)
+    + b"0\r\ncontent-digest: x\r\norigin: http://b\r\n\r\n",
     "HTTP/1.0": head("content-length: 1024", version="1.0", host="") + LATENT,
     "the whole URL": head("content-length: 1024", target="http://a" + TARGET) + LATENT,
     "a host that looks like a path": head("content-length: 1024", host="host: a/health?x\r\n") + LATENT,

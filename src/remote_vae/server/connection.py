@@ -171,8 +171,9 @@ class Connection(HttpToolsProtocol):
         self._extra_bytes = self._chunks = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        if self._part is Part.HEAD and len(self.headers) > self.settings.max_headers:
+        if self._part is Part.HEAD:  # a trailer must not pass for the header that a proxy took out or set
+            super().on_header(name, value)
+        if len(self.headers) > self.settings.max_headers:
             raise self._too_large()  # before the others are taken apart
 
     def on_headers_complete(self) -> None:
@@ -204,8 +205,7 @@ class Connection(HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Called by uvicorn if a request asks for another protocol, in which case the parser does not read its body.
 
-        A server may ignore that wish and must then serve the request, so it is parsed again without the wish.
-        *Source*: RFC 9110, 7.8.
+        A server may ignore that wish and must then serve the request (RFC 9110, 7.8), so it is parsed again without.
         """
         stopped = sys.exception()
         rest = self._fed[stopped.args[0] :] if isinstance(stopped, httptools.HttpParserUpgrade) else b""
