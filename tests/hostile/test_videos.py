@@ -104,6 +104,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], type[RequestError], str]] = {
     "a ZIP of zeros": (lambda: archive({"a.png": bytes(2**24)}, zipfile.ZIP_DEFLATED), TooLarge, "16777216 bytes"),
     "a ZIP of LZMA": (lambda: archive({"a.png": b"a"}, zipfile.ZIP_LZMA), InvalidImage, "than deflate"),
     "a ZIP that lies": (zip_that_lies, InvalidImage, "broken"),
+    "a ZIP of many entries": (lambda: archive({f"{n}/": b"" for n in range(10_001)}), InvalidImage, "than 10000"),
     "pictures of two sizes": (
         lambda: archive({"1.png": picture(moving()[0]), "2.png": picture(moving(1, 64, 48)[0])}),
         InvalidImage,

@@ -167,4 +167,4 @@ def test_millions_of_chunks(name: bytes) -> None:
     with pytest.raises(InvalidImage, match="broken"):
         read(with_chunk(chunk(name, b"") * 4_000_000))
     if name == b"abCd":
-        assert np.array_equal(read(with_chunk(chunk(name, b"") * 50_000)), PIXELS)
+        assert np.array_equal(read(with_chunk(chunk(name, b"") * 9_000)), PIXELS)

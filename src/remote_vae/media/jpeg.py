@@ -8,7 +8,7 @@ from remote_vae.values import Buffer
 
 MOST_SCANS: Final = 200  # progressive encoders write about ten
 MOST_MARKERS: Final = 5_000  # 64 MiB of metadata in the longest segments have 1,024
-MARKER: Final = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # in a scan, neither a byte of it nor a restart
+MARKER: Final = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # in a scan, neither a byte of it nor a restart
 SCAN: Final = 0xDA
 ALONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers that no length follows
 END: Final = 0xD9

@@ -26,6 +26,8 @@ UNENDED: Final = "the GIF has no end, so it may be cut short"
 MOST_BYTES_OF_A_PIXEL: Final = 10  # of a picture's file, as for a body that is a picture
 STORED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DIGITS: Final = re.compile(r"(\d{1,18})")
+ENTRY: Final = b"PK\1\2"  # of the list of what is in a ZIP
+MOST_ENTRIES: Final = 10_000  # the library makes an object of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,11 @@ def _bounded(limits: Limits) -> Iterator[None]:
 
 def frames_of_zip(data: Buffer, limits: Limits) -> Iterator[Frame]:
     """The pictures of a ZIP by their names, numbers in names as numbers. They have no times: one is a second."""
-    with zipfile.ZipFile(BytesIO(data)) as archive:
+    file = bytes(data)
+    if file.count(ENTRY) > MOST_ENTRIES:
+        text = f"the ZIP file has more than {MOST_ENTRIES} entries; send the pictures that are wanted alone"
+        raise InvalidImage(text, limit=MOST_ENTRIES)
+    with zipfile.ZipFile(BytesIO(file)) as archive:
         entries = [entry for entry in archive.infolist() if _is_picture(entry)]
         for number, entry in enumerate(sorted(entries, key=lambda entry: _order(entry.filename))):
             name = clip(entry.filename.encode("ascii", "replace").decode())
@@ -120,7 +126,7 @@ def _is_picture(entry: zipfile.ZipInfo) -> bool:
 
 
 def _order(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in DIGITS.split(name)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in DIGITS.split(name)]
 
 
 def _check_entry(entry: zipfile.ZipInfo, name: str, most: int) -> None:

@@ -16,9 +16,11 @@ SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 SUB: Final = 1  # the filter: each byte less the same channel's byte to its left
 LEVEL: Final = 1
 PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-METADATA: Final = (b"eXIf", b"iTXt", b"zTXt", b"iCCP")
+METADATA: Final = (b"eXIf", b"iTXt", b"zTXt")
 LONGEST_METADATA: Final = 4 << 20
-MOST_CHUNKS: Final = 100_000  # the largest picture that is read has 20,000 in the smallest chunks that writers make
+LONGEST_TEXT: Final = 1 << 18  # of EXIF as hexadecimal text; a JPEG, from which it mostly comes, holds 64 KiB of EXIF
+MOST_CHUNKS: Final = 10_000  # some writers make one for each line
+CHUNK_BYTES: Final = 1024  # for so many more bytes there may be one more; other writers make chunks of 8 KiB
 MOST_DESCRIBED: Final = 16  # chunks of metadata that are looked at
 COLOUR: Final = {RGB: 2, RGBA: 6}  # the type by the number of channels
 
@@ -60,11 +62,12 @@ def read_parts(data: memoryview) -> PngParts:
     Other chunks are dropped, whatever they hold: the imaging library refuses pictures over them.
     """
     kept = bytearray(SIGNATURE)  # bytes, because millions of views of empty chunks would take gigabytes
-    described: list[tuple[bytes, bytes]] = []
-    broken, frames = "there is no IEND", 1
+    described: list[bytes] = []
+    profile: bytes | None = None
+    broken, frames, most = "there is no IEND", 1, MOST_CHUNKS + len(data) // CHUNK_BYTES
     for count, (name, chunk, checksum) in enumerate(_chunks(data[len(SIGNATURE) :])):
-        if count == MOST_CHUNKS:
-            broken = f"it has more than {MOST_CHUNKS} chunks"
+        if count == most:
+            broken = f"it has more than {most} chunks"
             break
         if name in PIXELS:
             kept += chunk
@@ -77,11 +80,13 @@ def read_parts(data: memoryview) -> PngParts:
                 break
         elif name == b"acTL":
             frames = int.from_bytes(chunk[8:12])
-        elif name in METADATA and len(described) < MOST_DESCRIBED and len(chunk) <= LONGEST_METADATA:
-            described.append((name, _readable(bytes(chunk[8:]), name)))
-    profile = next((body for name, body in described if name == b"iCCP"), b"")
-    metadata = b"".join(body for name, body in described if name != b"iCCP")
-    return PngParts(kept, metadata, profile, broken, frames)
+        elif len(chunk) > LONGEST_METADATA:
+            continue
+        elif name == b"iCCP" and profile is None:
+            profile = _unpacked(bytes(chunk[8:]).partition(b"\0\0")[2], LONGEST_METADATA)
+        elif name in METADATA and len(described) < MOST_DESCRIBED:
+            described.append(_readable(bytes(chunk[8:]), name))
+    return PngParts(kept, b"".join(described), profile or b"", broken, frames)
 
 
 def _chunks(rest: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:
@@ -93,17 +98,22 @@ def _chunks(rest: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:
 
 
 def _readable(body: bytes, name: bytes) -> bytes:
-    """A chunk's EXIF, XMP or profile. ImageMagick writes EXIF as hexadecimal text, which it compresses."""
-    if name not in (b"zTXt", b"iCCP"):
+    """A chunk's EXIF or XMP. ImageMagick writes EXIF as hexadecimal text, which it compresses."""
+    if name != b"zTXt":
         return body
     title, _, packed = body.partition(b"\0\0")
-    if name == b"zTXt" and title != b"Raw profile type exif":
+    if title != b"Raw profile type exif":
         return b""
     try:
-        text = zlib.decompressobj().decompress(packed, LONGEST_METADATA)
-        if name == b"iCCP":
-            return text
         # The name and the length come first. Splitting all of it could make an object of every two bytes.
-        return bytes.fromhex(text.split(None, 2)[2].decode("latin-1"))
-    except (zlib.error, ValueError, IndexError):
+        return bytes.fromhex(_unpacked(packed, LONGEST_TEXT).split(None, 2)[2].decode("latin-1"))
+    except (ValueError, IndexError):
+        return b""
+
+
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """What was compressed, up to so many bytes of it; empty if it is broken."""
+    try:
+        return zlib.decompressobj().decompress(packed, most)
+    except zlib.error:
         return b""
