@@ -2,17 +2,23 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from remote_vae.core import blocks, stream_frames, stream_layer, stream_whole, time_attention
 from remote_vae.core.block import Past
-from remote_vae.core.blocks import Blocks
+from remote_vae.core.blocks import Blocks, Maps
+from remote_vae.core.executor import NO_ARGUMENTS, Arguments
 from remote_vae.core.kept import Kept
+from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.local import Near
 from remote_vae.core.norm import ChannelMoments
 from remote_vae.core.own_code import meta_copy
 from remote_vae.core.stream_layer import Convolved
+from remote_vae.models.stages import local_parts, vidtok
 
 CPU = torch.device("cpu")
 
@@ -40,6 +46,23 @@ def encoded(module: Any, x: torch.Tensor) -> torch.Tensor:
     return parameters
 
 
+def off(way: Blocks, given: torch.Tensor, arguments: Arguments = NO_ARGUMENTS) -> float:
+    """By how much a prediction differs from the live bytes of a run, relative to these; nothing stays alive."""
+    with torch.inference_mode(), LiveBytes() as live:
+        way.run(given.clone(), lambda first, row, block: None, lambda: None, arguments)
+    assert live.current == 0
+    return way.peak_bytes(tuple(given.shape), given.dtype, 0) / live.peak - 1
+
+
+def lost_decibels(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor) -> float:
+    """How much more our rounding differs from what is exact than theirs does."""
+    noise, least = ((found.float() - exact).square().mean() for found in (ours, theirs))
+    return float(10 * torch.log10(noise / least))
+
+
+# --- faults that a comparison must see ---
+
+
 def drops_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Past.begin
 
@@ -48,6 +71,17 @@ def drops_frames(monkeypatch: pytest.MonkeyPatch) -> None:
         return deque(map(torch.zeros_like, before)), keep
 
     monkeypatch.setattr(Past, "begin", forgetful)
+
+
+def forgets_the_row_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stride reads no row above those that it makes."""
+    honest = local_parts.strided_of
+
+    def forgetful(conv: Any) -> Near:
+        near = honest(conv)
+        return replace(near, function=lambda window, top, bottom: near.function(window[:, :, 1 - top :], 1, bottom))
+
+    monkeypatch.setattr(local_parts, "strided_of", forgetful)
 
 
 def forgets_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +95,51 @@ def forgets_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def knows_the_first_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChannelMoments, "merge", lambda self, other: self)
+
+
+def reads_zeros_beyond_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_layer, "_repeat", lambda *window, **borders: None)
+
+
+def repeats_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(rows: torch.Tensor, new: bool) -> torch.Tensor:
+        return torch.cat([rows[:1], rows[1:].repeat_interleave(2, 0)])
+
+    monkeypatch.setattr(vidtok, "_interpolated", twice)
+
+
+def forgets_the_frame_before_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = stream_frames.ThreeOfFrames._of
+    monkeypatch.setattr(stream_frames.ThreeOfFrames, "_of", lambda self, taps: honest(self, [taps[1], *taps[1:]]))
+
+
+def sees_frames_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_whole.NormedFrames, "_apart", lambda self, rows: (rows,))
+
+
+def sees_each_frame_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_whole.NormedFrames, "_apart", lambda self, rows: torch.split(rows, 1))
+
+
+def scales_by_the_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = stream_whole._Scales.scale
+    monkeypatch.setattr(stream_whole._Scales, "scale", lambda self, rows, first: honest(self, rows, 0))
+
+
+def attends_to_the_last_part_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in time does not see the parts of a clip that came before."""
+    honest = time_attention.attend_in_time
+    monkeypatch.setattr(blocks, "attend_in_time", lambda parts, *rest: [honest([part], *rest) for part in parts])
+
+
+def normalises_by_the_first_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = time_attention._attended
+    monkeypatch.setattr(
+        time_attention,
+        "_attended",
+        lambda given, stage, scale, shift: honest(given, stage, scale[:1].expand_as(scale), shift[:1].expand_as(shift)),
+    )
+
+
+def forgets_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Maps, "attend", lambda self, attention, run: None)

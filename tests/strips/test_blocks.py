@@ -11,15 +11,13 @@ from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21, Autoenco
 from remote_vae.core.block import Block, Past, Run
 from remote_vae.core.blocks import Blocks, Maps
 from remote_vae.core.executor import NO_ARGUMENTS, Arguments
-from remote_vae.core.kept import Kept
-from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Local
-from remote_vae.core.own_code import meta_copy
 from remote_vae.core.stream_layer import Convolved
 from remote_vae.models.families import MODELS, family_of
 from remote_vae.models.stages.causal import describe
 from remote_vae.models.vae import DiffusersVAE
 
+from .local_networks import lost_decibels, off, ways_of
 from .models import shaken
 
 CPU = torch.device("cpu")
@@ -85,15 +83,9 @@ def module(request: pytest.FixtureRequest) -> torch.nn.Module:
     return KINDS[request.param]()
 
 
-def ways(module: torch.nn.Module, order: str, block_bytes: int) -> tuple[Blocks, Blocks]:
+def ways(module: torch.nn.Module, order: str, block_bytes: int) -> tuple[Blocks, ...]:
     """The decoder and the encoder."""
-    found, meta = describe(module), describe(meta_copy(module))
-    assert found is not None
-    assert meta is not None
-    return tuple(
-        Blocks(order, order == "rows", program, lambda told=told: told, CPU, block_bytes, Kept())
-        for program, told in zip(found, meta, strict=True)
-    )
+    return ways_of(describe, module, order, block_bytes)
 
 
 def given_by(way: Blocks, batch: torch.Tensor, arguments: Arguments = NO_ARGUMENTS) -> torch.Tensor:
@@ -159,13 +151,8 @@ def test_sixteen_bits(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         exact = model.decode(z).sample
         model.to(dtype)
-        theirs = model.decode(z.to(dtype)).sample.float()
-        ours = given_by(ways(model, "frames", 2**14)[0], z.to(dtype)).float()
-
-    def noise(found: torch.Tensor) -> torch.Tensor:
-        return (found - exact).square().mean()
-
-    assert 10 * torch.log10(noise(ours) / noise(theirs)) < 0.5
+        theirs = model.decode(z.to(dtype)).sample
+    assert lost_decibels(given_by(ways(model, "frames", 2**14)[0], z.to(dtype)), theirs, exact) < 0.5
 
 
 # --- faults that the comparison must see ---
@@ -237,10 +224,7 @@ def test_prediction(order: str) -> None:
     for frames, height, width in ((3, 12, 8), (6, 8, 20)):
         z, x = latent_of(model, frames, height, width), pixels_of(model, frames, height, width)
         for way, batch in zip(ways(model, order, 2**20), (z, x), strict=True):
-            with torch.inference_mode(), LiveBytes() as live:
-                way.run(batch.clone(), lambda first, row, block: None, lambda: None)
-            predicted = way.peak_bytes(tuple(batch.shape), torch.float32, 0)
-            assert abs(predicted / live.peak - 1) < 0.15, (predicted, live.peak)
+            assert abs(off(way, batch)) < 0.15
 
 
 def test_orders_save_memory() -> None:

@@ -15,10 +15,18 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Near
 from remote_vae.core.local_frames import LeaveOut
 from remote_vae.models.families import MODELS, family_of
-from remote_vae.models.stages import local_parts, taehv
+from remote_vae.models.stages import taehv
 from remote_vae.models.vae import DiffusersVAE
 
-from .local_networks import CPU, drops_frames, forgets_rows, ways_of
+from .local_networks import (
+    CPU,
+    drops_frames,
+    forgets_rows,
+    forgets_the_row_of_a_step,
+    lost_decibels,
+    off,
+    ways_of,
+)
 from .models import shaken
 from .test_blocks import ALL, CLOSE, FEW, ORDERS, apart, given_by
 
@@ -97,13 +105,9 @@ def test_sixteen_bits(kind: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
         exact = model.decode(z)
         model.to(dtype)
-        theirs = model.decode(z.to(dtype)).float()
-    ours = given_by(ways(model, "frames", 2**13)[0], z.to(dtype)).float()
-
-    def noise(found: torch.Tensor) -> torch.Tensor:
-        return (found - exact).square().mean()
-
-    assert 10 * torch.log10(noise(ours) / noise(theirs)) < 0.5
+        theirs = model.decode(z.to(dtype))
+    ours = given_by(ways(model, "frames", 2**13)[0], z.to(dtype))
+    assert lost_decibels(ours, theirs, exact) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -116,11 +120,7 @@ def test_prediction(kind: str, dtype: torch.dtype) -> None:
     for order in ORDERS:
         for way, given in ((0, latent_of(model, 6, 8, 5)), (1, pixels_of(model, 6 * group, 8, 5))):
             executor = ways(model, order, 2**18)[way]
-            with torch.inference_mode(), LiveBytes() as live:
-                executor.run(given.to(dtype, copy=True), lambda first, row, block: None, lambda: None)
-            assert live.current == 0
-            predicted = executor.peak_bytes(tuple(given.shape), dtype, 0)
-            assert abs(predicted / live.peak - 1) < 0.15, (order, way, predicted, live.peak)
+            assert abs(off(executor, given.to(dtype))) < 0.15, (order, way)
 
 
 @pytest.mark.parametrize(
@@ -177,16 +177,6 @@ def test_other_architectures_run_by_their_own_code() -> None:
 
 
 # --- faults that the comparison must see ---
-
-
-def forgets_the_row_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = local_parts.strided_of
-
-    def forgetful(conv: Any) -> Near:
-        near = honest(conv)
-        return replace(near, function=lambda window, top, bottom: near.function(window[:, :, 1 - top :], 1, bottom))
-
-    monkeypatch.setattr(local_parts, "strided_of", forgetful)
 
 
 def forgets_rows_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
