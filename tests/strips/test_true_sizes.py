@@ -63,14 +63,17 @@ def test_prediction(name: str, dtype: torch.dtype) -> None:
 
 
 def test_frames_of_a_long_clip() -> None:
-    """The prediction for a few frames holds for a clip of any length, and what is not a cache of frames is little."""
+    """The prediction for a few frames holds for a clip of any length, and is less than half of what diffusers holds.
+
+    For that, small maps are kept and not those that an upsampling makes of them, and each block makes its kernels.
+    """
     with torch.device("meta"):
         model = AutoencoderKLWan().eval().requires_grad_(False)
     way = ways_of(causal.describe, model, "frames", BLOCK_BYTES["cpu"])[0]
     shape = (1, 16, 7, 30, 52)
     predicted = way.peak_bytes(shape, torch.float32, 0)
     assert abs(predicted / way._rehearsed(shape, torch.float32) - 1) < 0.02
-    assert predicted < 0.55 * WAN_BY_DIFFUSERS
+    assert predicted < 0.49 * WAN_BY_DIFFUSERS
 
 
 @pytest.mark.parametrize("order", ["frames", "rows"])

@@ -17,7 +17,7 @@ class Account:
     def __init__(self, layer: Layer, size: Size, run: Run, rows: int = 0) -> None:
         self._workers = run.workers
         self._layer = layer
-        self._pairs, self._form = _is_paired(layer, size, run), _form_of(layer, size, run)
+        self._pairs, self._form = is_paired(layer, size, run), _form_of(layer, size, run)
         self.step = 1 if self._form is None else self._form.step
         self._tiles = 0 if self._form is None else self._form.tiles(rows or size.height, size.width)
         dtype = arithmetic(layer.weight.dtype, run.device)
@@ -76,7 +76,7 @@ def _bytes(count: int) -> torch.Tensor:
 
 def kernel_bytes(layer: Layer, size: Size, run: Run) -> int:
     """Bytes of the weights that a filter makes of those of the layer."""
-    if _is_paired(layer, size, run):
+    if is_paired(layer, size, run):
         return pairs.kernel_bytes(layer)
     form, weight = _form_of(layer, size, run), layer.weight
     if form is not None:
@@ -84,12 +84,12 @@ def kernel_bytes(layer: Layer, size: Size, run: Run) -> int:
     return 4 * weight.numel() if arithmetic(weight.dtype, run.device) is not weight.dtype else 0
 
 
-def _is_paired(layer: Layer, size: Size, run: Run) -> bool:
+def is_paired(layer: Layer, size: Size, run: Run) -> bool:
     return not run.lean and pairs.pays(layer, size.frames, size.height, size.width, run.device)
 
 
 def _form_of(layer: Layer, size: Size, run: Run) -> winograd.Form | None:
-    if run.lean or _is_paired(layer, size, run):
+    if run.lean or is_paired(layer, size, run):
         return None
     return form_of(layer, size.height, size.width, 0, run.device)
 
@@ -104,7 +104,7 @@ def filter_on(layer: Layer, size: Size, run: Run, rows: int = 0) -> "Direct | Re
         return Account(layer, size, run, rows)
     if run.lean:
         return Direct(layer)
-    if _is_paired(layer, size, run):
+    if is_paired(layer, size, run):
         assert isinstance(layer, Convolution)
         return Paired(layer, rows, size.width)
     found = filter_for(layer, size.height, size.width, rows=rows)

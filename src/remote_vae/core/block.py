@@ -18,10 +18,14 @@ Keep = Callable[[torch.Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of some frames; `last` if they are the last rows of these frames. *Shapes*: [f,C,rows,W], channels last."""
+    """Rows of some frames; `last` if they are the last rows of these frames. *Shapes*: [f,C,rows,W], channels last.
+
+    The first `lead` frames were given before, and are only read by the frames after them.
+    """
 
     rows: torch.Tensor
     last: bool
+    lead: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,13 +70,13 @@ class Run:
     def pieces(self, source: Iterator[Block], most: int) -> Iterator[Block]:
         """Blocks of about so many rows, of which nothing is held here while they are worked on."""
         for block in source:
-            count, last = block.rows.shape[2], block.last
+            count, last, lead = block.rows.shape[2], block.last, block.lead
             waiting = deque(torch.split(block.rows, _shares(count, most), 2))
             del block
             while waiting:
                 self.checkpoint()
                 count -= waiting[0].shape[2]
-                yield Block(waiting.popleft(), last and count == 0)
+                yield Block(waiting.popleft(), last and count == 0, lead)
 
     def rows(self, size: Size, channels: int, frames: int, whole: int = 0) -> int:
         """How many rows of a map a stage takes at a time: a power of two, so that blocks are shared out without a rest.

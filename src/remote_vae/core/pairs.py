@@ -8,6 +8,7 @@ four times as large, and it rounds about as a plain sum does. *Source*: Winograd
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Final
 
 import torch
@@ -22,6 +23,7 @@ COPIES: Final = 3  # of what is computed at a time: a sum of frames, and two pro
 BLOCK_BYTES: Final = 2 * 2**20  # of the frames that are summed at a time
 LEAST_CHANNELS: Final = 32  # with fewer, sums of frames take as much time as they save
 LEAST_POSITIONS: Final = 4096  # with fewer, making the kernel does
+MANY_POSITIONS: Final = 8192  # with so many, making the kernel takes at most a twentieth of the time
 
 
 class Paired:
@@ -50,9 +52,10 @@ class Paired:
         """Writes what a call gives into a part of a larger tensor."""
         if lead < TAPS - 1:
             window = functional.pad(window, (0, 0, 0, 0, 0, 0, TAPS - 1 - lead, 0))
-        many = 2 * pairs_of(window)
-        for start in range(0, len(into), many):
+        some, many = rows_of(window), 2 * pairs_of(window)
+        for row, start in product(range(0, rows, some), range(0, len(into), many)):
             given, target = window[start : start + many + 2], into[start : start + many]
+            given, target = given[:, :, row : row + some + 2], target[:, :, row : row + some]
             if into.dtype is torch.float32:
                 self._compute(given, target)
             else:
@@ -119,9 +122,16 @@ def pairs_of(window: torch.Tensor) -> int:
     return max(1, BLOCK_BYTES // (4 * window[0].numel()))
 
 
+def rows_of(window: torch.Tensor) -> int:
+    """How many rows of a frame are computed at a time."""
+    rows = window.shape[2]
+    shares = -(-4 * window[0].numel() // BLOCK_BYTES)
+    return -(-(rows - 2) // shares)
+
+
 def scratch_bytes(layer: Layer, window: torch.Tensor) -> int:
     """Bytes beside the window and the result. *Shapes*: a window of what one core computes."""
     pairs = min(pairs_of(window), (len(window) - 1) // 2)
     channels = window.shape[1] + 2 * layer.channels
     copies = 1 if window.dtype is torch.float32 else 3
-    return 4 * pairs * channels * copies * window.shape[2] * window.shape[3]
+    return 4 * pairs * channels * copies * (rows_of(window) + 2) * window.shape[3]

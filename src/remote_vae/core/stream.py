@@ -7,6 +7,7 @@ exists as a whole, apart from what attention reads. All that is kept belongs to 
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Final
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from remote_vae.core.block import Block, Moment, Run, Start, Streamed
 from remote_vae.core.local import Attention, Each, FrameNorm, Layer, Near, Plus, Residual, Stage, Sums, after
 from remote_vae.core.local_frames import Size
+from remote_vae.core.stages import Upsample
 from remote_vae.core.stream_frames import of_frames
 from remote_vae.core.stream_layer import KERNELS, Convolved
 from remote_vae.core.stream_whole import Attended, NormedFrames, popped
@@ -24,11 +26,12 @@ FEW: Final = 4  # a block is this many times as large as the rows of it that are
 class Chain:
     """Stages one after another."""
 
-    def __init__(self, stages: tuple[Stage, ...], size: Size, run: Run) -> None:
+    def __init__(self, stages: tuple[Stage, ...], size: Size, run: Run, *, given: bool = False) -> None:
         self._stages: list[Streamed] = []
-        for stage in stages:
-            self._stages.append(_streamed(stage, size, run))
-            size = stage.after(size)
+        for stage, following in zip_longest(stages, stages[1:]):
+            again = _made_again(stage, following, size)
+            self._stages.append(_streamed(stage, size, run, again, given=given))
+            size, given = stage.after(size), again > 0
         self.kernel_bytes = sum(stage.kernel_bytes for stage in self._stages if isinstance(stage, Convolved))
 
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
@@ -37,11 +40,27 @@ class Chain:
         return source
 
 
-def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
+def _made_again(stage: Stage, following: Stage | None, size: Size) -> int:
+    """How many frames before those that it is given an upsampling makes again for the residual block that follows.
+
+    The map before the upsampling is smaller, so less is kept for later frames.
+    """
+    if not isinstance(stage, Layer) or not isinstance(stage.layer, Upsample) or size.frames == 1:
+        return 0
+    if not isinstance(following, Residual) or following.shortcut or size.channels >= 4 * stage.layer.channels:
+        return 0
+    reader = following.main[0]
+    if stage.frames.reach or not isinstance(reader, Layer) or reader.frames.after or reader.frames.repeats:
+        return 0
+    return reader.frames.before
+
+
+def _streamed(stage: Stage, size: Size, run: Run, again: int = 0, *, given: bool = False) -> Streamed:
+    """A stage at work; it makes some frames `again`, or is `given` those that it reads."""
     found: Streamed
     match stage:
         case Layer():
-            found = Convolved(stage, size, run)
+            found = Convolved(stage, size, run, again, given=given)
         case Plus():
             found = _Plus(stage)
         case Each():
@@ -53,7 +72,7 @@ def _streamed(stage: Stage, size: Size, run: Run) -> Streamed:
         case FrameNorm():
             found = NormedFrames(stage, size, run)
         case Residual():
-            found = _Residual(stage, size, run)
+            found = _Residual(stage, size, run, given=given)
         case Attention():
             found = Attended(stage)
         case _:
@@ -154,10 +173,10 @@ class _Residual:
     the map is small beside the kernels of the main branch, all rows come first, so no other stages hold kernels then.
     """
 
-    def __init__(self, stage: Residual, size: Size, run: Run) -> None:
+    def __init__(self, stage: Residual, size: Size, run: Run, *, given: bool) -> None:
         first, main = stage.main[0], stage.main
         self._norm = NormedFrames(first, size, run) if isinstance(first, FrameNorm) else None
-        self._main = Chain(main if self._norm is None else main[1:], size, run)
+        self._main = Chain(main if self._norm is None else main[1:], size, run, given=given)
         self._shortcut = Chain(stage.shortcut, size, run)
         reach = max((part.frames.reach for part in main if isinstance(part, Layer)), default=0)
         frames = 1 if run.one_frame else size.frames + reach  # as many rows as the main branch takes at a time
@@ -173,7 +192,9 @@ class _Residual:
             if self._waits:
                 measured = popped(deque(source))
             for block in self._run.pieces(measured, self._most):
-                waiting.extend(found.rows for found in self._shortcut.through(iter((block,)), moment))
+                given = Block(block.rows[block.lead :], block.last)
+                waiting.extend(found.rows for found in self._shortcut.through(iter((given,)), moment))
+                del given
                 left = [block]
                 del block
                 yield left.pop()

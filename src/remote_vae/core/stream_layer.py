@@ -6,7 +6,8 @@ from typing import Final
 
 import torch
 
-from remote_vae.core.account import Account, filter_on, kernel_bytes
+from remote_vae.core import pairs
+from remote_vae.core.account import Account, filter_on, is_paired, kernel_bytes
 from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
 from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
 from remote_vae.core.local import Frames, Layer
@@ -24,22 +25,29 @@ Filter = Direct | Recombined | Paired | Account
 class Convolved:
     """A convolution. It keeps rows and frames after the norm, so that each value is normalised once.
 
-    A recombined kernel about as large as a block is made again for each block, because several of them would otherwise
-    be held while later stages work. That takes little of the block's time; for a larger kernel it would take too much.
+    A kernel that takes little of a block's time, or a recombined one about as large as a block, is made again for each
+    block, because several of them would otherwise be held while later stages work.
+
+    With the frames that come it makes as many frames before them `again`, for the next layer, which is `given` these
+    frames with every block instead of keeping them.
     """
 
-    def __init__(self, stage: Layer, size: Size, run: Run) -> None:
+    def __init__(self, stage: Layer, size: Size, run: Run, again: int = 0, *, given: bool = False) -> None:
         self._stage, self._size, self._run = stage, size, run
+        self._again, self._keeps = again, again or (0 if given else stage.frames.reach)
         layer = stage.layer
         self._step = 2 if isinstance(layer, Downsample) else 1
         self._kernel, self._below = 2 * layer.halo + 1, layer.halo
         self._above = 0 if isinstance(layer, Downsample) else layer.halo
-        given = layer.channels * (4 if isinstance(layer, Upsample) else 1)
-        channels, frames = max(size.channels, given), 1 if run.one_frame else size.frames + stage.frames.reach
+        made = layer.channels * (4 if isinstance(layer, Upsample) else 1)
+        reach = max(again, stage.frames.reach)
+        channels, frames = max(size.channels, made), 1 if run.one_frame else size.frames + reach
         self.kernel_bytes = kernel = kernel_bytes(layer, size, run)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
         self._whole = kernel > 0 and self._most == size.height
-        self._made_again = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
+        self._remade = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
+        if is_paired(layer, size, run):
+            self._remade = size.frames * self._most * size.width >= pairs.MANY_POSITIONS
         # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.
         self._flat = run.one_frame and stage.frames.repeats and arithmetic(layer.weight.dtype, run.device).itemsize == 4
         self._frames = Frames() if self._flat else stage.frames
@@ -53,8 +61,9 @@ class Convolved:
         filters: list[Filter] = []
         for piece in self._run.pieces(_joined(source) if self._whole else source, self._most):
             last, before = piece.last, past.popleft() if past else None
+            earlier = piece.lead if before is None else len(before)
             if not filters:
-                filters.append(self._filter(len(piece.rows), 0 if before is None else len(before)))
+                filters.append(self._filter(len(piece.rows) - piece.lead, earlier))
             window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
             del piece, before
             rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
@@ -66,10 +75,10 @@ class Convolved:
             held = None if last else moment.copied(window[:, :, rows * step : kept, columns])
             given = [self._filtered(window, rows, lead, filters[0], moment)]
             del window
-            if last or self._made_again:
+            if last or self._remade:
                 filters.clear()  # before stages that come later hold theirs
             begun = True
-            yield Block(given.pop(), last)
+            yield Block(given.pop(), last, earlier if self._again else 0)
 
     def _write_borders(self, window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:
         if self._stage.mirrors:
@@ -125,7 +134,7 @@ class Convolved:
         width = self._size.width
         time, frames, rows = self._frames, len(piece.rows), piece.rows.shape[2]
         earlier = 0 if past is None else len(past)
-        front, back, lead = 0, 0, earlier
+        front, back, lead = 0, 0, 0 if self._again else earlier + piece.lead
         if time.after or time.repeats:
             front, back, lead = time.before if self._starts(moment) else 0, time.after if moment.last else 0, time.reach
         top = self._above if held is None else held.shape[2]
@@ -136,8 +145,8 @@ class Convolved:
         columns, end = slice(margin.left, margin.left + width), earlier + front + frames
         if not moment.predicts:
             self._write(window, columns, top, held, past, piece, front)
-        if time.reach:
-            keep(window[max(0, end - time.reach) : end, :, top : top + rows, columns])
+        if self._keeps:
+            keep(window[max(0, end - self._keeps) : end, :, top : top + rows, columns])
         return window, lead, kept, margin
 
     def _write(
@@ -177,11 +186,15 @@ class Convolved:
 
 def _joined(source: Iterator[Block]) -> Iterator[Block]:
     """All rows as one block."""
-    parts = [block.rows for block in source]
+    lead, parts = 0, []
+    for block in source:
+        lead = block.lead
+        parts.append(block.rows)
+        del block
     if parts:
         found = [parts.pop() if len(parts) == 1 else torch.cat(parts, 2)]
         parts.clear()
-        yield Block(found.pop(), True)
+        yield Block(found.pop(), True, lead)
 
 
 def _mirror(window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:
