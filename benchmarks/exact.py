@@ -3,8 +3,9 @@
 True architectures with seeded random weights, on this machine's CPU in float32. The plans of a case run one after the
 other in one process, several times; a time is the least of these. Idle threads sleep and the process keeps freed
 memory, as in replicas. Memory is the most bytes of tensors that are alive, weights and input not counted. `apart` is
-the largest difference from diffusers' output, relative to its largest value. Cases that are too large for that are
-only predicted, on weights without values.
+the largest difference from diffusers' output, relative to its largest value. With `--float64`, diffusers' code runs in
+float64 too, and the largest difference from that is told for every plan and for diffusers' code in float32: how much of
+`apart` is whose rounding. Cases that are too large are only predicted, on weights without values.
 """
 
 import json
@@ -70,6 +71,7 @@ WEIGHTS_SEED, INPUT_SEED = 0, 1
 def main(
     cases: Annotated[str, typer.Option(help="names of cases, comma-separated")] = ",".join((*CASES, *PREDICTED)),
     rounds: Annotated[int, typer.Option(help="how often each plan runs")] = 2,
+    float64: Annotated[bool, typer.Option("--float64", help="also compare with diffusers' code in float64")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="where rows are written")] = None,
 ) -> None:
     """Prints a row for each plan of each case, and writes them as JSON if asked."""
@@ -78,19 +80,20 @@ def main(
     for name in cases.split(","):
         if name not in CASES and name not in PREDICTED:
             raise InvalidValue(f"case {name!r} is not one of {', '.join((*CASES, *PREDICTED))}", name="cases")
-        rows += measure(name, rounds) if name in CASES else predict(name)
+        rows += measure(name, rounds, float64=float64) if name in CASES else predict(name)
         if json_file is not None:
             json_file.write_text(json.dumps({"about": about(torch.device("cpu")), "rows": rows}, indent=1) + "\n")
 
 
 @torch.inference_mode()
-def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, rounds: int, *, float64: bool) -> list[dict[str, Any]]:
     model, direction, shape = CASES[name]
     given = torch.randn(shape, generator=torch.Generator().manual_seed(INPUT_SEED))
     ways: dict[str, Executor] = {}
     for way in _ways(model, direction, torch.device("cpu"), torch.float32):
         if way.name != WHOLE or isinstance(way, OwnCode):
             ways.setdefault(way.name, way)  # of two of a name, the one that needs less memory is for little of it
+    exact = _in_float64(model, direction, given) if float64 else None
     runs: dict[str, list[Timed]] = {plan: [] for plan in ways}
     for _ in range(rounds):
         for plan, way in ways.items():
@@ -109,9 +112,11 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
                 "first_block_seconds": fastest.first_block_seconds,
                 "live_bytes": live.peak,
                 "predicted_bytes": (way.peak_bytes(shape, torch.float32, 0) or 0) - given.nbytes,  # which counts it
-                "apart": float((fastest.output - reference).abs().max() / reference.abs().max()),
+                "apart": _apart(fastest.output, reference),
             }
         )
+        if exact is not None:
+            rows[-1]["apart_from_float64"] = _apart(fastest.output, exact)
     _show(rows)
     return rows
 
@@ -136,6 +141,16 @@ def _ways(model: str, direction: str, device: torch.device, dtype: torch.dtype) 
     return [way for way in (vae.decoders if direction == "decode" else vae.encoders) if way.exact]
 
 
+def _in_float64(model: str, direction: str, given: torch.Tensor) -> torch.Tensor:
+    ways = _ways(model, direction, torch.device("cpu"), torch.float64)
+    return _timed(next(way for way in ways if isinstance(way, OwnCode)), given.double()).output
+
+
+def _apart(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((found - reference).abs().max() / reference.abs().max())
+
+
 class Timed(NamedTuple):
     """A run: its seconds, those until its first block, and its output."""
 
@@ -157,7 +172,7 @@ def _timed(way: Executor, given: torch.Tensor) -> Timed:
     seconds = time.perf_counter() - started
     frames = max(first + len(block) for first, _, block in blocks)
     height = max(row + block.shape[2] for _, row, block in blocks)
-    found = torch.empty(frames, blocks[0][2].shape[1], height, blocks[0][2].shape[3])
+    found = blocks[0][2].new_empty(frames, blocks[0][2].shape[1], height, blocks[0][2].shape[3])
     for first, row, block in blocks:
         found[first : first + len(block), :, row : row + block.shape[2]] = block
     return Timed(seconds, times[0] - started, found)
@@ -171,6 +186,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
             f"diffusers' speed), first block {row['first_block_seconds']:.2f} s, {row['live_bytes'] / 1e6:6.0f} MB "
             f"({row['live_bytes'] / own['live_bytes']:.2f}), predicted {(row['predicted_bytes'] or 0) / 1e6:.0f} MB, "
             f"apart {row['apart']:.1e}"
+            + (f", from float64 {row['apart_from_float64']:.1e}" if "apart_from_float64" in row else "")
         )
 
 
