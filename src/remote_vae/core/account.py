@@ -23,7 +23,8 @@ class Account:
         dtype = arithmetic(layer.weight.dtype, run.device)
         self._wide = dtype is not layer.weight.dtype
         self._parts = partial_sums.parts_of(layer.weight, dtype, run.device)
-        self._kernel = _bytes(kernel_bytes(layer, size, run))
+        kernel = kernel_bytes(layer, size, run)
+        self._kernel, self._making = _bytes(kernel), 0 if self._form is None else kernel // self._form.products
 
     def margin(self, rows: int, width: int) -> Margin:
         if self._form is not None:
@@ -58,7 +59,8 @@ class Account:
             tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
             whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
             block = winograd.block_bytes(form, channels, layer.channels, self._tiles, frames)
-            return workers * (block + whole)
+            making, self._making = self._making, 0  # by the first call alone
+            return making + workers * (block + whole)
         larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
         found = int(workers * frames * rows * width * larger * layer.channels)
         read = workers * frames * rows * width * channels

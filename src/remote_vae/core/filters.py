@@ -240,31 +240,30 @@ def form_of(layer: Layer, height: int, width: int, frames: int = 1, device: torc
     return form if winograd.pays(form, weight.shape[0], weight.shape[1], pixels, taps) else None
 
 
-def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1) -> int:
-    """Bytes that are alive while `rows` of a layer are computed, beside the window and the result.
-
-    *Units*: height, width, rows and frames of the input.
-    """
+def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1, strips: int = 1) -> int:
+    """Bytes beside the windows and results of strips at a time, which share a kernel. *Units*: all of the input."""
     form, weight = form_of(layer, height, width, frames), layer.weight
     channels = weight.shape[0 if isinstance(layer, Upsample) and layer.folded else 1]
     taps = 1 if _is_flat(layer, frames) else layer.taps
-    beside = 0 if taps == layer.taps else weight.nbytes // layer.taps  # of the sum of the taps
+    kernel = 0 if taps == layer.taps else weight.nbytes // layer.taps  # the sum of the taps
+    result = 0
     if isinstance(layer, Upsample) and layer.in_time and frames > 1:  # two kernels of two taps, and half of the result
-        taps, beside = 4, 4 * weight.nbytes // 3 + 4 * frames * rows * width * layer.channels * weight.element_size()
+        taps, kernel = 4, 4 * weight.nbytes // 3
+        result = 4 * frames * rows * width * layer.channels * weight.element_size()
     read = frames + (layer.taps - 1 if taps == layer.taps else lead_of(layer, frames))
     frames += lead_of(layer, frames)
     if form is not None:
         tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
-        uncropped = frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
-        tiles = form.tiles(height, width)
-        return winograd.scratch_bytes(form, channels, layer.channels, tiles, taps, read) + uncropped + beside
+        result += frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
+        block = winograd.block_bytes(form, channels, layer.channels, form.tiles(height, width), read)
+        return kernel + winograd.made_bytes(form, layer.channels, channels, taps) + strips * (block + result)
     larger, dtype = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0), arithmetic(weight.dtype, weight.device)
     found, given = int(frames * rows * width * larger * layer.channels), frames * rows * width * channels
     parts = partial_sums.parts_of(weight, dtype, weight.device)
     sums = partial_sums.values_beside(parts, given * (4 if isinstance(layer, Upsample) else 1), found)
     if dtype is weight.dtype:
-        return beside + (sums + (0 if taps == 1 else found)) * weight.element_size()
-    return beside + 4 * (weight.numel() + given + sums + found * min(taps, 2))
+        return kernel + strips * (result + (sums + (0 if taps == 1 else found)) * weight.element_size())
+    return kernel + 4 * weight.numel() + strips * (result + 4 * (given + sums + found * min(taps, 2)))
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -43,14 +43,16 @@ class Store:
         layer = self.layer.convolution if isinstance(self.layer, Shuffle) else self.layer
         window = (read + 2 * layer.halo) * self.before.row_bytes
         window += window * lead_of(layer, self.before.frames) // self.before.frames
-        held = window + scratch_bytes(layer, self.before.height, self.before.width, read, self.before.frames)
         if isinstance(layer, Upsample) and not layer.folded:
-            held += 4 * window
+            window += 4 * window
+        before = self.before
+        held = at_a_time * window + scratch_bytes(layer, before.height, before.width, read, before.frames, at_a_time)
         if isinstance(self.layer, Shuffle):
-            held = max(held, shortcut_bytes(read * self.before.row_bytes, rows * self.after.row_bytes))
+            shortcut = shortcut_bytes(read * before.row_bytes, rows * self.after.row_bytes)
+            held = max(held, at_a_time * shortcut)
         start = self.before.map_bytes + at_a_time * rows * self.after.row_bytes
         end = self.after.map_bytes + at_a_time * read * self.before.row_bytes
-        return max(start, end) + at_a_time * held
+        return max(start, end) + held
 
 
 @dataclass(frozen=True, slots=True)

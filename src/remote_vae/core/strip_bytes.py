@@ -46,4 +46,5 @@ def scratches(block: Residual, before: MapSize, after: MapSize, plan: StripPlan)
 def scratch(layer: Layer, given: MapSize, plan: StripPlan) -> int:
     """What a layer holds beside the windows and the results of the strips at work."""
     rows = plan.rows(given.widened(layer.channels))
-    return plan.at_a_time(given, rows) * scratch_bytes(layer, given.height, given.width, rows, given.frames)
+    at_a_time = plan.at_a_time(given, rows)
+    return scratch_bytes(layer, given.height, given.width, rows, given.frames, at_a_time)

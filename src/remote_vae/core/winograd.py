@@ -214,14 +214,14 @@ def pays(form: Form, channels: int, after: int, pixels: int, taps: int = 1) -> b
     return min(channels, after) >= wide * form.least_channels and pixels >= enough
 
 
-def scratch_bytes(form: Form, channels: int, after: int, tiles: int, taps: int = 1, frames: int = 1) -> int:
-    """Bytes beside the window and the result. *Units*: tiles of the whole map, and frames that are read."""
-    return kernel_bytes(form, after, channels, taps) + block_bytes(form, channels, after, tiles, frames)
-
-
 def kernel_bytes(form: Form, after: int, channels: int, taps: int = 1) -> int:
     """Bytes of a recombined kernel."""
     return 4 * taps * form.products**2 * channels * after
+
+
+def made_bytes(form: Form, after: int, channels: int, taps: int = 1) -> int:
+    """Bytes of a recombined kernel while it is made: its last row of matrices lies beside the packed one then."""
+    return kernel_bytes(form, after, channels, taps) * (form.products + 1) // form.products
 
 
 def block_bytes(form: Form, channels: int, after: int, tiles: int, frames: int = 1) -> int:
