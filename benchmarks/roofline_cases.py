@@ -120,7 +120,7 @@ def _given(vae: DiffusersVAE, case: Case) -> torch.Tensor:
 
 @cache
 def _module(name: str, dtype: str) -> tuple[torch.nn.Module, Family]:
-    """diffusers' module without values; only its buffers, which are small, have some."""
+    """diffusers' module without values."""
     model = find_model(name)
     if model is None or model.config is None:
         raise SystemExit(f"{name!r} is no model of the registry")
@@ -129,10 +129,6 @@ def _module(name: str, dtype: str) -> tuple[torch.nn.Module, Family]:
         module = family.load_class()(**model.config)
     family.prepare(module)
     torch.nn.Module.to(module.eval().requires_grad_(False), getattr(torch, dtype))
-    for part in module.modules():
-        for key, buffer in part._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                part._buffers[key] = torch.ones(buffer.shape, dtype=buffer.dtype)
     return module, family
 
 
@@ -140,4 +136,14 @@ def _module(name: str, dtype: str) -> tuple[torch.nn.Module, Family]:
 def model_without_values(name: str, dtype: str) -> DiffusersVAE:
     """Ours on a module of its own, because it changes the layout of weights."""
     module, family = _module.__wrapped__(name, dtype)
-    return DiffusersVAE(module, source="", revision="", family=family)
+    _put_buffers(module, "cpu")  # some are read
+    found = DiffusersVAE(module, source="", revision="", family=family)
+    _put_buffers(module, "meta")  # and some run beside weights
+    return found
+
+
+def _put_buffers(module: torch.nn.Module, device: str) -> None:
+    for part in module.modules():
+        for key, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[key] = torch.ones(buffer.shape, dtype=buffer.dtype, device=device)

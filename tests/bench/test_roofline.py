@@ -144,6 +144,15 @@ def test_other_families_run_too(model: str, direction: str) -> None:
         assert launched["normalise"] + launched["divide"] > 0
 
 
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_norms_with_statistics_of_their_own(direction: str) -> None:
+    """Stage A of Stable Cascade, whose encoder has one, is counted both ways; rows hold less than its own code."""
+    case = Case("stable-cascade", 256, 256, direction=direction)
+    own, rows = (count(case, way) for way in ("diffusers", "rows"))
+    assert own.account.kernels
+    assert rows.peak_bytes < own.peak_bytes
+
+
 def test_a_decode_waits_at_its_end() -> None:
     """The host waits for the device when all is launched: once to see that the pixels are finite, and once for them."""
     vae, recipe = model_without_values("sd1", "bfloat16"), ModelSpec("sd1").resolve_recipe()
