@@ -2,8 +2,11 @@
 
 The planner predicts what a plan needs by a run on tensors without values, so no weights are made and nothing is
 decoded. For each plan, in the order in which the planner asks, a row has the seconds of a first prediction in a process
-that has made one for a small latent, as a server does at its start, the operators that ran, and the predicted bytes.
-A request that names no plan waits for the first plan that fits, and at most for all of them.
+that has made one for a small latent, as a server does at its start, those of the cores, which other work on the machine
+changes less, the operators that ran, and the predicted bytes. A request that names no plan waits for the first plan
+that fits, and at most for all of them.
+
+    python benchmarks/planning.py --models vidtok,movq --add --json benchmarks/results/planning.json
 """
 
 import json
@@ -18,7 +21,8 @@ from typing import Annotated, Any, Final
 import torch
 import typer
 from command import run
-from decode_measure import about
+from start import conditions
+from table import rows_in
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from remote_vae.cli.terminal import console
@@ -54,17 +58,19 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 def main(
     size: Annotated[str, typer.Option(help=f"one of {', '.join(SIZES)}")] = "readme",
     models: Annotated[str, typer.Option(help="names, comma-separated; all without it")] = "",
+    add: Annotated[bool, typer.Option("--add", help="keep rows of other models and sizes in the file")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="where rows are written")] = None,
 ) -> None:
     """Prints a row for each plan of each architecture, and writes them as JSON if asked."""
     wanted = set(models.split(",")) - {""}
-    rows: list[dict[str, Any]] = []
+    rows = rows_in(json_file) if add else []
     for group in served.groups():
-        names = {model.name for model in group.models}
-        if not wanted or wanted & names:
-            rows += measure(group, size)
+        names = [model.name for model in group.models]
+        if wanted and wanted.isdisjoint(names):
+            continue
+        rows = [row for row in rows if row["model"] not in names or row["size"] != size] + measure(group, size)
         if json_file is not None:
-            json_file.write_text(json.dumps({"about": about(torch.device("cpu")), "rows": rows}, indent=1) + "\n")
+            json_file.write_text(json.dumps({"conditions": conditions("diffusers"), "rows": rows}, indent=1) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +92,11 @@ class Watched:
         return self.inner.suits(shape, dtype)
 
     def peak_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, output: int) -> int | None:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         with Operators() as seen:
             peak = self.inner.peak_bytes(shape, dtype, output)
-        seconds = time.perf_counter() - started
-        self.asked.append({"plan": self.name, "seconds": seconds, "operators": seen.count, "bytes": peak})
+        seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+        self.asked.append({"plan": self.name, **seconds, "operators": seen.count, "bytes": peak})
         return peak
 
 
@@ -107,7 +113,8 @@ def measure(group: served.Group, size: str) -> list[dict[str, Any]]:
     served.predicted(watched, model, shape, 0)
     for row in rows:
         console.print(
-            f"{model.name:24} {output:18} {row['plan']:16} {row['seconds']:7.2f} s {row['operators']:8} operators, "
+            f"{model.name:24} {output:18} {row['plan']:16} {row['seconds']:7.2f} s, "
+            f"{row['cpu_seconds']:7.2f} of the cores, {row['operators']:8} operators, "
             f"{(row['bytes'] or 0) / 2**30:.2f} GiB"
         )
     return [{"model": model.name, "size": size, "output": output, **row} for row in rows]
