@@ -41,7 +41,7 @@ def _one_of_each_class() -> list[str]:
 CLASSES = (*_one_of_each_class(),)
 NAMES = (*CLASSES, *KINDS)
 FRAMES = 3  # of a latent
-MORE_FRAMES = {"cogvideox": 5}  # whose first three run together
+MORE_FRAMES = {"cogvideox": 5, "kvae-3d": 7}  # whose first three and five run together
 
 
 def served(name: str, dtype: torch.dtype = torch.float32) -> DiffusersVAE:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from remote_vae.core.blocks import Blocks
+from remote_vae.models.families import kandinsky6_sr as kandinsky6_sr_family
 from remote_vae.models.families import vidtok as vidtok_family
-from remote_vae.models.stages import cogvideox, cosmos, easyanimate, mochi, vidtok
+from remote_vae.models.stages import cogvideox, cosmos, easyanimate, kandinsky6_sr, kvae_video, mochi, vidtok
 
 from . import local_networks as faults
 from .local_networks import decoded, encoded, ways_of
@@ -27,11 +28,12 @@ class Family:
     """A row. What there is of both directions comes in their order: to decode, to encode.
 
     `tiny` and `wide` are configs of a module: for comparisons, and for predictions, where maps must be larger than all
-    else. `clips` are latent frames and batches; `predicted` are latent frames, rows and columns; `channels` are the
-    latent's. `frames` gives the frames to encode for so many latent frames. `plans` are the names of ways to run, the
-    preferred one first. `own` is the name of the model's own code, beside which the plan `saves` holds less than these
-    `shares` for clips of the shapes `true`. A fault that is planted, with so many latent frames, must be `seen` as so
-    many times the difference that is allowed.
+    else. `clips` are latent frames and batches, `smallest` rows and columns; `predicted` are latent frames, rows and
+    columns; `channels` are the latent's, and `ratio` is the number of pixels to a side of its cells. `frames` gives the
+    frames to encode for so many latent frames. `plans` are the names of ways to run, the preferred one first. `own` is
+    the name of the model's own code, beside which the plan `saves` holds less than these `shares` for clips of the
+    shapes `true`. A fault that is planted, with so many latent frames, must be `seen` as so many times the difference
+    that is allowed.
     """
 
     model: str
@@ -50,7 +52,9 @@ class Family:
     saves: str = "frames"
     clips: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (3, 2), (4, 1), (9, 1))
     predicted: tuple[tuple[int, int, int], ...] = ((1, 6, 4), (2, 6, 4), (3, 6, 4), (7, 6, 4))
+    smallest: tuple[tuple[int, int], ...] = ((1, 1), (1, 5), (9, 1))
     runs: tuple[Run, Run] = (decoded, encoded)
+    ratio: int = 8
     planted: int = 3
     seen: tuple[float, float] = (100, 100)
 
@@ -67,7 +71,7 @@ class Family:
 
     def pixels(self, frames: int, height: int = 3, width: int = 2, batch: int = 1) -> torch.Tensor:
         """What becomes so many latent frames."""
-        return torch.rand(batch, 3, self.frames(frames), 8 * height, 8 * width) * 2 - 1
+        return torch.rand(batch, 3, self.frames(frames), self.ratio * height, self.ratio * width) * 2 - 1
 
     def both(self, frames: int, height: int = 3, width: int = 2, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         return self.latent(frames, height, width, batch), self.pixels(frames, height, width, batch)
@@ -206,4 +210,68 @@ MOCHI = Family(
     ),
 )
 
-FAMILIES = (COSMOS, VIDTOK, EASYANIMATE, COGVIDEOX, MOCHI)
+KVAE = Family(
+    model="kvae-3d",
+    cls=diffusers.AutoencoderKLKVAEVideo,
+    stages=kvae_video,
+    tiny={"ch": 32, "ch_mult": (1, 1, 1, 2), "num_res_blocks": 1},  # its norms have 32 groups
+    wide={"ch_mult": (1, 2, 2, 2)},
+    channels=16,
+    frames=lambda latents: 4 * latents - 3,
+    plans=(("pieces", "whole", "frames"),) * 2,
+    own="pieces",
+    true=((1, 16, 5, 30, 40), (1, 3, 17, 240, 320)),
+    shares=(0.45, 0.45),
+    clips=((1, 2), (2, 1), (6, 2), (8, 1), (9, 1)),  # a last segment of one frame, of three, and a whole one
+    predicted=((1, 4, 6), (4, 4, 6), (13, 4, 6)),
+    smallest=((1, 2), (1, 5), (9, 1)),  # groups of one channel and one cell have no variance
+    planted=6,
+    plants=(
+        *(
+            (direction, plant)
+            for direction in (DECODE, ENCODE)
+            for plant in (
+                faults.drops_frames,
+                faults.forgets_rows,
+                faults.knows_the_first_block_only,
+                faults.sees_each_frame_alone,
+                faults.begins_with_one_frame,
+            )
+        ),
+        (DECODE, faults.scales_by_the_first_rows),
+        (ENCODE, faults.repeats_edges),
+        (ENCODE, faults.forgets_the_frame_before_a_pair),
+    ),
+)
+
+KANDINSKY6_SR = Family(
+    model="kandinsky6-sr",
+    cls=diffusers.Kandinsky6SRVAE,
+    stages=kandinsky6_sr,
+    tiny={
+        "encoder_block_out_channels": (4, 8, 8, 8, 16),
+        "decoder_block_out_channels": (4, 8, 8, 8, 16),
+        "layers_per_block": 1,
+        "latent_channels": 8,
+    },
+    wide={
+        "encoder_block_out_channels": (16, 32, 32, 32, 64),
+        "decoder_block_out_channels": (16, 32, 32, 32, 64),
+    },
+    channels=8,
+    ratio=16,
+    frames=lambda latents: 4 * latents - 3,
+    plans=(("whole", "frames", "rows"),) * 2,
+    orders=("frames", "rows"),
+    true=((1, 64, 9, 20, 20), (1, 3, 33, 320, 320)),
+    shares=(0.33, 0.33),
+    predicted=((5, 4, 6), (3, 6, 8)),
+    plants=(
+        *((direction, plant) for direction in (DECODE, ENCODE) for plant in (faults.drops_frames, faults.forgets_rows)),
+        (DECODE, faults.scales_by_the_first_rows),
+        (ENCODE, faults.forgets_the_frame_before_a_pair),
+    ),
+    runs=(kandinsky6_sr_family.decode, kandinsky6_sr_family.encode),
+)
+
+FAMILIES = (COSMOS, VIDTOK, EASYANIMATE, COGVIDEOX, MOCHI, KVAE, KANDINSKY6_SR)

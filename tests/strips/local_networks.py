@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from remote_vae.core import blocks, stream_frames, stream_layer, stream_whole, time_attention
 from remote_vae.core.block import Past
@@ -18,7 +19,8 @@ from remote_vae.core.local import Near
 from remote_vae.core.norm import ChannelMoments
 from remote_vae.core.own_code import meta_copy
 from remote_vae.core.stream_layer import Convolved
-from remote_vae.models.stages import local_parts, vidtok
+from remote_vae.core.stream_scaled import Scales
+from remote_vae.models.stages import kvae_video, local_parts, vidtok
 
 CPU = torch.device("cpu")
 
@@ -122,8 +124,24 @@ def sees_each_frame_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scales_by_the_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = stream_whole._Scales.scale
-    monkeypatch.setattr(stream_whole._Scales, "scale", lambda self, rows, first: honest(self, rows, 0))
+    honest = Scales.scale
+    monkeypatch.setattr(Scales, "scale", lambda self, rows, first: honest(self, rows, 0))
+
+
+def begins_with_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs together is not what the class runs together, so that norms see other frames."""
+    honest = kvae_video.Local
+    monkeypatch.setattr(kvae_video, "Local", lambda *given, first, **others: honest(*given, first=1, **others))
+
+
+def repeats_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of convolutions that mirror them."""
+    honest = functional.pad
+
+    def repeated(given: torch.Tensor, sides: tuple[int, ...], mode: str = "constant", value: Any = None) -> Any:
+        return honest(given, sides, mode="replicate" if mode == "reflect" else mode, value=value)
+
+    monkeypatch.setattr(functional, "pad", repeated)
 
 
 def attends_to_the_last_part_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,9 @@ def test_equals_diffusers(family: Family, order_and_clip: tuple[str, tuple[int, 
     check(family, order, (FEW, 2**14, ALL) if frames < 9 else (2**14,), family.both(frames, batch=batch))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (9, 1)])
-@every("order", lambda family: family.orders)
-def test_smallest_sides(family: Family, order: str, size: tuple[int, int]) -> None:
+@every("order_and_size", lambda family: product(family.orders, family.smallest))
+def test_smallest_sides(family: Family, order_and_size: tuple[str, tuple[int, int]]) -> None:
+    order, size = order_and_size
     check(family, order, (FEW, ALL), family.both(2, *size))
 
 

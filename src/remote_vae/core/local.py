@@ -151,6 +151,17 @@ class FrameNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """A norm of positions, scaled as a `FrameNorm` is, and SiLU."""
+
+    norm: Norm
+    scaled: tuple[Convolution, Convolution]
+
+    def after(self, size: Size) -> Size:
+        return size
+
+
+@dataclass(frozen=True, slots=True)
 class Residual:
     """The sum of what `main` and `shortcut` give. Each stage of the shortcut gives a block for a block."""
 
@@ -180,7 +191,7 @@ class Attention:
         return size
 
 
-Stage = Layer | FrameStage | Plus | Each | Near | Sums | FrameNorm | Residual | Attention
+Stage = Layer | FrameStage | Plus | Each | Near | Sums | FrameNorm | Scaled | Residual | Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +199,17 @@ class Local:
     """What an encoder or decoder does. A section is a part of its stages.
 
     A section with attention always runs a few frames at a time. Attention along time `between` two sections changes the
-    map that the first one made, which is stored. `group` is the number of frames after the first one that are run
-    together; if it `joins`, those beyond whole groups run with the first group, otherwise the first frame runs by
-    itself. `pictures`: it has no frames. `grows`: it makes several frames of the first one. `slow`: the module's own
-    code takes less time, as that of pictures does. `told` makes of a batch and of a request's arguments the batch that
-    the stages take, and the stages for them. `cut` makes of the frames of a video the clips that go through the stages
-    one after another, each as tensors whose frames follow on each other.
+    map that the first one made, which is stored. The `first` frames run together, and then `group` frames at a time; if
+    it `joins`, a group and the frames beyond whole groups come first. `pictures`: it has no frames. `grows`: it makes
+    several frames of the first one. `slow`: the module's own code takes less time, as that of pictures does. `told`
+    makes of a batch and of a request's arguments the batch that the stages take, and the stages for them. `cut` makes
+    of the frames of a video the clips that go through the stages one after another, each as tensors whose frames follow
+    on each other.
     """
 
     sections: tuple[tuple[Stage, ...], ...]
     group: int = 1
+    first: int = 1
     between: tuple[TimeAttention, ...] = ()
     joins: bool = False
     pictures: bool = False
@@ -219,7 +231,7 @@ class Local:
 
     def runs(self, frames: int) -> list[tuple[int, int]]:
         """The frames that are run together."""
-        first = 1
+        first = min(self.first, frames)
         if self.joins:
             first = self.group + frames % self.group if frames >= self.group else frames
         later = ((start, min(start + self.group, frames)) for start in range(first, frames, self.group))

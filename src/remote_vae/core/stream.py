@@ -13,11 +13,12 @@ from typing import Final
 import torch
 
 from remote_vae.core.block import Block, Moment, Run, Start, Streamed
-from remote_vae.core.local import Attention, Each, FrameNorm, Layer, Near, Plus, Residual, Stage, Sums, after
+from remote_vae.core.local import Attention, Each, FrameNorm, Layer, Near, Plus, Residual, Scaled, Stage, Sums, after
 from remote_vae.core.local_frames import Size
 from remote_vae.core.stages import Upsample
 from remote_vae.core.stream_frames import of_frames
 from remote_vae.core.stream_layer import KERNELS, Convolved
+from remote_vae.core.stream_scaled import ScaledRows
 from remote_vae.core.stream_whole import Attended, NormedFrames, popped
 
 FEW: Final = 4  # a block is this many times as large as the rows of it that are copied
@@ -71,6 +72,8 @@ def _streamed(stage: Stage, size: Size, run: Run, again: int = 0, *, given: bool
             found = _Sums(stage, size, run)
         case FrameNorm():
             found = NormedFrames(stage, size, run)
+        case Scaled():
+            found = ScaledRows(stage, size)
         case Residual():
             found = _Residual(stage, size, run, given=given)
         case Attention():

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterator
 
 import torch
-from torch.nn import functional
 
 from remote_vae.core.attention import attend, linear
 from remote_vae.core.block import Block, Moment, Run
@@ -13,8 +12,8 @@ from remote_vae.core.local_frames import Size
 from remote_vae.core.norm import Groups, Moments, merged
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.rows import kernels_for
-from remote_vae.core.stages import Convolution
 from remote_vae.core.stages import Norm as GroupNorm
+from remote_vae.core.stream_scaled import Scales
 
 
 class NormedFrames:
@@ -42,10 +41,9 @@ class NormedFrames:
 
     def applied(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         """The blocks after the norm, by the statistics of those that were measured."""
-        scales, row = None, 0
+        scaled, row = self._stage.scaled, 0
+        scales = None if scaled is None else Scales(scaled, moment, self._height)
         for block in source:
-            if row == 0 and self._stage.scaled is not None:
-                scales = _Scales(self._stage.scaled, moment.given, self._height)
             given = [Block(self._normalised(block.rows, silu=self._stage.silu and scales is None), block.last)]
             del block
             if scales is not None:
@@ -65,37 +63,6 @@ class NormedFrames:
     def _apart(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The frames that have statistics of their own."""
         return (rows,) if self._stage.together else torch.split(rows, 1)
-
-
-class _Scales:
-    """Factors and shifts of each position of a small map, for the nearest positions of a larger one."""
-
-    def __init__(self, parts: tuple[Convolution, Convolution], small: torch.Tensor, height: int) -> None:
-        frames, channels, self._height, width = small.shape
-        self._times = height // self._height
-        tokens = small.permute(0, 2, 3, 1).reshape(-1, channels)
-        self._maps = [linear(tokens, part).view(frames, self._height, width, -1) for part in parts]
-
-    def scale(self, rows: torch.Tensor, first: int) -> None:
-        """Scales rows in place, of which the first one has this number, and applies SiLU."""
-        made, given = len(rows), len(self._maps[0])
-        alone = made % 2 if made > 1 else 0
-        many = (made - alone) // (given - alone)
-        for frame in range(given):
-            start = frame if frame < alone else alone + (frame - alone) * many
-            stop = start + (1 if frame < alone else many)
-            factor, shift = (self._nearest(part[frame], first, rows.shape[2]) for part in self._maps)
-            if rows.is_meta:
-                return  # other frames take the same memory
-            values = rows[start:stop].permute(0, 2, 3, 1)
-            functional.silu(values.mul_(factor).add_(shift), inplace=True)
-
-    def _nearest(self, part: torch.Tensor, first: int, count: int) -> torch.Tensor:
-        """*Shapes*: [h,w,C] -> [count,W,C]."""
-        above = first // self._times
-        near = part[above : -(-(first + count) // self._times)]
-        wide = near.repeat_interleave(self._times, 0)[first - above * self._times :][:count]
-        return wide.repeat_interleave(self._times, 1)
 
 
 class Attended:

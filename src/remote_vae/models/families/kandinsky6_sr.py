@@ -17,13 +17,20 @@ SPAN: Final = 128 / 127.5
 
 def decode(module: Any, latent: "torch.Tensor") -> "torch.Tensor":
     """Pixels of the usual range, in float32 as the pipeline has them."""
-    pixels = decode_by_class(module, latent).float()
-    return ((pixels + 1) * SPAN - 1).clamp(-1, 1)
+    return shown(decode_by_class(module, latent))
 
 
 def encode(module: Any, pixels: "torch.Tensor") -> "torch.Tensor":
     """The parameters of the posterior of pixels of the usual range."""
-    return encode_by_class(module, (pixels + 1) / SPAN - 1)
+    return encode_by_class(module, seen(pixels))
+
+
+def shown(pixels: "torch.Tensor") -> "torch.Tensor":
+    return ((pixels.float() + 1) * SPAN - 1).clamp(-1, 1)
+
+
+def seen(pixels: "torch.Tensor") -> "torch.Tensor":
+    return (pixels + 1) / SPAN - 1
 
 
 _RECIPE: Final = Recipe(
@@ -40,4 +47,6 @@ _MODELS: Final = (
     Model("kandinsky6-sr", _RECIPE, "kandinskylab/Kandinsky-6.0-VSR-distilled2steps-5s-Diffusers", "bfloat16"),
 )
 
-FAMILIES: Final = (Family("Kandinsky6SRVAE", _MODELS, whole_groups=True, decode=decode, encode=encode),)
+FAMILIES: Final = (
+    Family("Kandinsky6SRVAE", _MODELS, stages="kandinsky6_sr", whole_groups=True, decode=decode, encode=encode),
+)

@@ -71,6 +71,7 @@ FAMILIES: Final = (
     Family(
         "AutoencoderKLKVAEVideo",
         (Model("kvae-3d", _KVAE_3D, "kandinskylab/KVAE-3D-1.0", "bfloat16", subfolder="diffusers"),),
+        stages="kvae_video",
         whole_groups=True,
         decode_pieces=decode_pieces,
         encode_pieces=encode_pieces,

@@ -12,9 +12,8 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl_kvae as source
 from torch import nn
 
-from remote_vae.core.filters import laid_for
 from remote_vae.core.stages import Convolution, Downsample, Program, Residual, Stage, Upsample
-from remote_vae.models.stages.parts import Unknown, bias_of, convolution_of, expect, upsampled
+from remote_vae.models.stages.parts import Unknown, before_product, beside, convolution_of, expect, upsampled
 
 
 def describe(module: Any) -> tuple[Program, Program] | None:
@@ -71,27 +70,40 @@ def _residual(block: Any) -> Residual:
 
 
 def _doubled(part: Any) -> Upsample:
-    """A row that mirrors the edge of a doubled map equals the edge."""
     expect(type(part) is source.KVAEPXSUpsample and part.factor == 2)
-    beside = torch.zeros(3, 3)
-    beside[1, 1] = 1
-    return upsampled(Convolution(*_joined(part, beside, stride=1), repeats=True))
+    conv = part.spatial_conv
+    expect(conv.kernel_size == (3, 3) and conv.padding == (1, 1))
+    return doubled(conv, part.linear)
+
+
+def doubled(conv: Any, product: Any) -> Upsample:
+    """Copies of pixels, a convolution of them that is added, and a product.
+
+    A row that mirrors the edge of a doubled map equals the edge.
+    """
+    taps = torch.zeros(3, 3)
+    taps[1, 1] = 1
+    return upsampled(Convolution(*before_product(beside(mirroring(conv, 1), taps), conv.bias, product), repeats=True))
 
 
 def _halved(part: Any) -> Downsample:
     expect(type(part) is source.KVAEPXSDownsample and part.factor == 2)
-    beside = torch.zeros(3, 3)
-    beside[1:, 1:] = 0.25
-    return Downsample(*_joined(part, beside, stride=2), repeats=True, mirrors=True)
+    conv = part.spatial_conv
+    expect(conv.kernel_size == (3, 3) and conv.padding == (1, 1))
+    kernel, bias = before_product(beside_means(conv), conv.bias, part.linear)
+    return Downsample(kernel, bias, repeats=True, mirrors=True)
 
 
-def _joined(part: Any, beside: torch.Tensor, *, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kernel and bias of the convolution and of what is added to it for each channel, and of the product after them."""
-    conv, product = part.spatial_conv, part.linear
-    expect(conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.padding_mode == "reflect")
-    expect(conv.stride == (stride, stride) and conv.dilation == (1, 1) and conv.groups == 1)
-    expect(product.kernel_size == (1, 1) and conv.bias is not None and bias_of(product) is not None)
-    mixed, kernel = product.weight.data.float().flatten(1), conv.weight.data.float()
-    kernel = torch.einsum("om,miyx->oiyx", mixed, kernel) + mixed[..., None, None] * beside.to(mixed.device)
-    bias = torch.mv(mixed, conv.bias.data.float()) + product.bias.data.float()
-    return laid_for(kernel.to(conv.weight.dtype)), bias.to(conv.weight.dtype)
+def beside_means(conv: Any) -> torch.Tensor:
+    """The kernel in float32 of a convolution of every second pixel, to which the means of pixels are added."""
+    taps = torch.zeros(3, 3)
+    taps[1:, 1:] = 0.25
+    return beside(mirroring(conv, 2), taps)
+
+
+def mirroring(conv: Any, stride: int) -> torch.Tensor:
+    """The kernel of a 3x3 convolution that mirrors edges. *Shapes*: [out,in,3,3]."""
+    expect(conv.padding_mode == "reflect" and conv.stride[-2:] == (stride, stride) and conv.bias is not None)
+    expect(set(conv.dilation) == {1} and conv.groups == 1)
+    kernel: torch.Tensor = conv.weight.data
+    return kernel if kernel.ndim == 4 else kernel[:, :, 0]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from remote_vae.core.local import ONE, Each, Frames, Layer, Local, Near, Norm, Stage
 from remote_vae.core.stages import Convolution, Upsample
 from remote_vae.core.time_attention import TimeAttention
-from remote_vae.models.stages.parts import convolution_of, expect, upsample_of
+from remote_vae.models.stages.parts import bias_of, convolution_of, expect, upsample_of
 
 HALF: Final = Fraction(1, 2)
 DOUBLE: Final = Fraction(2)
@@ -33,13 +33,18 @@ def strided_of(conv: Any) -> Near:
     *before, height, width = conv.kernel_size
     expect((height, width) == (3, 3) and set(conv.stride) == {2} and set(conv.dilation) == {1})
     expect(conv.padding == (*[0] * len(before), 1, 1) and conv.groups == 1 and conv.padding_mode == "zeros")
+    return strided(conv.weight.data.flatten(1, -3), bias_of(conv))
 
-    def strided(window: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
+
+def strided(weight: torch.Tensor, bias: torch.Tensor | None, *, mirrors: bool = False) -> Near:
+    """The same of a kernel. Beyond the borders are zeros, or, if it `mirrors`, the rows and columns next to them."""
+
+    def found(window: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
         """The last row of a window is read by the next rows only, because a step takes two rows."""
-        given, weight = functional.pad(window, (1, 1, top, bottom)), conv.weight.flatten(1, -3)
-        return functional.conv2d(given, weight, conv.bias, stride=2)
+        given = functional.pad(window, (1, 1, top, bottom), mode="reflect" if mirrors else "constant")
+        return functional.conv2d(given, weight, bias, stride=2)
 
-    return Near(strided, 1, conv.out_channels, HALF)
+    return Near(found, 1, len(weight), HALF)
 
 
 def small_upsample_of(conv: Any) -> Upsample:
@@ -124,4 +129,5 @@ def unfolded(frames: int, side: int) -> Function:
 
 def later_doubled(rows: torch.Tensor, new: bool) -> torch.Tensor:
     """Two frames of each, apart from the first one of the clip."""
-    return rows if new else rows.repeat_interleave(2, 0)
+    found = rows.repeat_interleave(2, 0)
+    return found[1:] if new else found

@@ -73,6 +73,24 @@ def bias_of(part: nn.Conv2d | nn.Linear) -> torch.Tensor | None:
     return None if part.bias is None else part.bias.data
 
 
+def beside(weight: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """A kernel in float32, to whose result what some taps make of each channel is added. *Shapes*: [C,C,...], [...]."""
+    found = weight.to(torch.float32, copy=True)
+    found.diagonal().add_(taps[..., None].to(weight.device))
+    return found
+
+
+def before_product(weight: torch.Tensor, bias: torch.Tensor | None, product: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernel and bias of a convolution and of a product at each position after it, in the precision of the product."""
+    expect(set(product.kernel_size) == set(product.stride) == {1} and product.groups == 1 and product.bias is not None)
+    mixed, dtype = product.weight.data.float().flatten(1), product.weight.dtype
+    kernel = torch.einsum("om,mi...->oi...", mixed, weight.float())
+    found = product.bias.data.float()
+    if bias is not None:
+        found = found + torch.mv(mixed, bias.float())
+    return laid_for(kernel.to(dtype)), found.to(dtype)
+
+
 def both(decoder: Program | None, encoder: Program | None) -> tuple[Program, Program] | None:
     """Both or neither, so that what a model's card says holds in both directions."""
     return None if decoder is None or encoder is None else (decoder, encoder)
