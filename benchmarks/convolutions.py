@@ -2,9 +2,9 @@
 
     python benchmarks/convolutions.py --json benchmarks/results/convolutions.json
 
-The median of several calls is taken, in GFLOP/s on the threads that torch has. The rate of `core.winograd` counts the
-operations of the definition too, though it does fewer: a rate twice as high is half of the time. `error` is the root
-mean square of the difference to float64.
+The median of several calls is taken, in GFLOP/s on the threads that torch has. The rates of `core.four_rows` and
+`core.winograd` count the operations of the definition too, though they do fewer: a rate twice as high is half of the
+time. `error` is the root mean square of the difference to float64.
 """
 
 import json
@@ -20,6 +20,8 @@ from start import conditions
 from torch.nn import functional
 
 from remote_vae.core import winograd
+from remote_vae.core.four_rows import FourRows
+from remote_vae.core.stages import Convolution
 
 SHAPES = ((512, 512, 64, 64), (512, 512, 16, 128), (256, 256, 16, 256), (256, 128, 8, 512), (128, 128, 8, 512))
 PRODUCTS = ((1024, 512, 512), (1024, 512, 4096), (256, 512, 16384))  # the last two are attention's scores
@@ -49,9 +51,11 @@ def _convolutions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> list[
     padded = torch.randn(1, before, rows + 2, width + 2).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(after, before, 3, 3) / (9 * before) ** 0.5).to(dtype)
     kernel = winograd.recombine(winograd.CONVOLUTION, weight)
+    four_rows = FourRows(Convolution(weight, None, repeats=True), rows, width)  # so that it adds no columns
     exact = functional.conv2d(padded.double(), weight.double())
     calls = {
         "convolution 3x3": lambda: functional.conv2d(padded, weight),
+        "the same by core.four_rows": lambda: four_rows(padded, rows, width),
         "the same by core.winograd": lambda: winograd.convolve(
             winograd.CONVOLUTION, padded, kernel, None, winograd.CONVOLUTION.tiles(rows, width)
         ),

@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from remote_vae.core import filters, pairs, products, winograd
+from remote_vae.core import filters, four_rows, pairs, products, winograd
 from remote_vae.core.executor import choose
-from remote_vae.core.filters import Direct, Recombined, arithmetic, filter_for, fold
+from remote_vae.core.filters import Direct, Recombined, arithmetic, filter_for
+from remote_vae.core.fold import fold
+from remote_vae.core.four_rows import FourRows
 from remote_vae.core.live_bytes import LiveBytes
+from remote_vae.core.margin import Margin
 from remote_vae.core.own_code import OwnCode
 from remote_vae.core.pairs import Paired
 from remote_vae.core.stages import Convolution, Downsample, Upsample
@@ -28,7 +31,7 @@ from .models import small
 from .test_exact import CLOSE, FAMILIES, FEW_ROWS, PLANS, apart, cast, through
 
 CPU = torch.device("cpu")
-
+PACKS = products.packs()
 
 SIZES = ((1, 1), (2, 3), (4, 4), (5, 9), (7, 40), (8, 6))
 KINDS = ("convolution", "upsampling", "folded upsampling")
@@ -59,7 +62,7 @@ def exactly(kind: str, stage: Convolution | Upsample, window: torch.Tensor) -> t
     return functional.conv2d(window.double(), weight, bias, padding=(0, 1))
 
 
-def with_margin(window: torch.Tensor, margin: filters.Margin) -> torch.Tensor:
+def with_margin(window: torch.Tensor, margin: Margin) -> torch.Tensor:
     padded = functional.pad(window, (margin.left, margin.right, 0, margin.below))
     return padded.contiguous(memory_format=torch.channels_last)
 
@@ -71,6 +74,14 @@ def recombined(kind: str, stage: Convolution | Upsample, rows: int, width: int) 
         "folded upsampling": winograd.FOLDED_UPSAMPLING,
     }
     return Recombined(stage, forms[kind], forms[kind].tiles(rows, width))
+
+
+def ways(kind: str, stage: Convolution | Upsample, rows: int, width: int) -> Iterator[Direct | FourRows | Recombined]:
+    """Everything that computes a layer."""
+    yield Direct(stage)
+    yield recombined(kind, stage, rows, width)
+    if isinstance(stage, Convolution) and PACKS:
+        yield FourRows(stage, rows, width)
 
 
 @pytest.fixture(params=["packed", "packed, in parts", "not packed", "not packed, in parts"])
@@ -89,10 +100,11 @@ def _every_product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def test_definition(kind: str, size: tuple[int, int], block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every form gives the convolution at every size, whether or not tiles fill it, in one block or many."""
     monkeypatch.setattr(winograd, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(four_rows, "BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     stage, (rows, width) = layer(kind), size
     window = torch.randn(1, 24, rows + 2, width)
-    for filter_ in (recombined(kind, stage, rows, width), Direct(stage)):
+    for filter_ in ways(kind, stage, rows, width):
         found = filter_(with_margin(window, filter_.margin(rows, width)), rows, width)
         assert found.is_contiguous(memory_format=torch.channels_last)
         assert apart(found.double(), exactly(kind, stage, window)) < 4e-6
@@ -127,7 +139,8 @@ def test_precision_is_that_of_the_window(dtype: torch.dtype, side: int) -> None:
     """Whatever a filter multiplies in, and whether its weights are larger than the window or not."""
     stage = Convolution(torch.randn(16, 24, 3, 3, 3).to(dtype) / 24, torch.randn(16).to(dtype))
     window = torch.randn(3, 24, side + 2, side).to(dtype)
-    for filter_ in (Direct(stage), Paired(stage, side, side)):
+    flat = replace(stage, weight=stage.weight[:, :, -1])
+    for filter_ in (Direct(stage), Paired(stage, side, side), *ways("convolution", flat, side, side)):
         found = filter_(with_margin(window, filter_.margin(side, side)), side, side, 2)
         assert found.dtype is dtype
         assert found.shape == (1, 16, side, side)
@@ -169,11 +182,11 @@ def test_rounding_is_small(kind: str) -> None:
     """With as many channels as real decoders have, rounding stays within twice that of a plain sum in float32."""
     stage = layer(kind, 512, 128)
     window = torch.randn(1, 512, 6, 16).contiguous(memory_format=torch.channels_last)
-    exact, filter_ = exactly(kind, stage, window), recombined(kind, stage, 4, 16)
-    found = filter_(with_margin(window, filter_.margin(4, 16)), 4, 16)
+    exact = exactly(kind, stage, window)
     plain = one_by_one(stage, kind, window).view_as(exact)
-    errors = [(result.double() - exact).square().mean().sqrt() for result in (found, plain)]
-    assert errors[0] < 2 * errors[1]
+    found = [filter_(with_margin(window, filter_.margin(4, 16)), 4, 16) for filter_ in ways(kind, stage, 4, 16)]
+    *errors, of_plain = [(result.double() - exact).square().mean().sqrt() for result in (*found, plain)]
+    assert max(errors) < 2 * of_plain
 
 
 @pytest.mark.parametrize("kind", ["convolution", "upsampling", "downsampling"])
@@ -189,10 +202,11 @@ def test_long_sums(kind: str) -> None:
     assert float((found - 9 * large).min()) >= others * 3 / 4 - 16, "other sums are not rounded"
 
 
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["rows", "rows and columns"])
+def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small layers are recombined too."""
     monkeypatch.setattr(winograd, "pays", lambda *layer: True)
+    monkeypatch.setattr(four_rows, "pays", lambda *layer: PACKS and request.param == "rows")
 
 
 @pytest.mark.usefixtures("always")
@@ -211,11 +225,14 @@ def test_models(family: str, plan: str) -> None:
 def test_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide layers of large maps are recombined in float32 on a CPU; narrow ones, small maps and other devices not.
 
-    On a CPU with wide vectors only layers of twice as many channels are.
+    Rows are, and columns too if the library has no packed kernels. Then on a CPU with wide vectors only layers of twice
+    as many channels are.
     """
     wide = layer("convolution", 64, 64)
-    assert isinstance(filter_for(wide, 64, 64), Recombined)
+    assert isinstance(filter_for(wide, 64, 64), FourRows if PACKS else Recombined)
     with monkeypatch.context() as patch:
+        patch.setattr(four_rows, "packs", lambda: False)
+        assert isinstance(filter_for(wide, 64, 64), Recombined)
         patch.setattr(winograd, "vectors_are_wide", lambda: True)
         assert isinstance(filter_for(wide, 64, 64), Direct)
         assert isinstance(filter_for(layer("convolution", 128, 128), 64, 64), Recombined)
@@ -268,6 +285,7 @@ def test_prediction(dtype: torch.dtype, plan: StripPlan, monkeypatch: pytest.Mon
     for room in ("attention", "steps"):
         monkeypatch.setattr(f"remote_vae.core.{room}.CHUNK_BYTES", 64 * 1024)
     monkeypatch.setattr(winograd, "BLOCK_BYTES", 64 * 1024)
+    monkeypatch.setattr(four_rows, "BLOCK_BYTES", 64 * 1024)
     monkeypatch.setattr(filters, "_multiplies", lambda dtype: False)
     model = cast(small((16, 32, 64, 64), layers=2), dtype)
     for program, shape in ((describe_decoder(model), (1, 4, 20, 24)), (describe_encoder(model), (1, 3, 160, 192))):

@@ -2,10 +2,12 @@
 
 import torch
 
-from remote_vae.core import pairs, partial_sums, winograd
+from remote_vae.core import four_rows, pairs, partial_sums, winograd
 from remote_vae.core.block import Run
-from remote_vae.core.filters import NO_MARGIN, Direct, Margin, Recombined, arithmetic, filter_for, form_of
+from remote_vae.core.filters import Direct, Recombined, arithmetic, by_four_rows, filter_for, form_of
+from remote_vae.core.four_rows import FourRows
 from remote_vae.core.local_frames import Size
+from remote_vae.core.margin import NO_MARGIN, Margin
 from remote_vae.core.pairs import Paired
 from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
 from remote_vae.core.sweep import share_of
@@ -18,11 +20,14 @@ class Account:
         self._workers = run.workers
         self._layer = layer
         self._pairs, self._form = is_paired(layer, size, run), _form_of(layer, size, run)
-        self.step = 1 if self._form is None else self._form.step
+        self._four_rows = _by_four_rows(layer, size, run)
+        self.step = FourRows.step if self._four_rows else 1 if self._form is None else self._form.step
         self._tiles = 0 if self._form is None else self._form.tiles(rows or size.height, size.width)
         dtype = arithmetic(layer.weight.dtype, run.device)
         self._wide = dtype is not layer.weight.dtype
         self._parts = partial_sums.parts_of(layer.weight, dtype, run.device)
+        if self._four_rows:
+            _bytes(four_rows.made_bytes(*layer.weight.shape[:2]))
         kernel = kernel_bytes(layer, size, run)
         self._kernel, self._making = _bytes(kernel), 0 if self._form is None else kernel // self._form.products
 
@@ -43,7 +48,7 @@ class Account:
         return found
 
     def write(self, window: torch.Tensor, into: torch.Tensor, rows: int, width: int, lead: int) -> None:
-        if self._form is None and not self._pairs:
+        if self._form is None and not self._pairs and not self._four_rows:
             into.copy_(self(window, rows, width, lead))
         else:
             _bytes(self._beside(window, rows, width))
@@ -55,6 +60,8 @@ class Account:
         frames, channels = window.shape[:2]
         if self._pairs:
             return workers * pairs.scratch_bytes(layer, window[:, :, : rows + 2])
+        if self._four_rows:
+            return workers * four_rows.block_bytes(channels, layer.channels, rows, width)
         if form is not None:
             tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
             whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
@@ -80,6 +87,8 @@ def kernel_bytes(layer: Layer, size: Size, run: Run) -> int:
     """Bytes of the weights that a filter makes of those of the layer."""
     if is_paired(layer, size, run):
         return pairs.kernel_bytes(layer)
+    if _by_four_rows(layer, size, run):
+        return four_rows.kernel_bytes(*layer.weight.shape[:2])
     form, weight = _form_of(layer, size, run), layer.weight
     if form is not None:
         return winograd.kernel_bytes(form, weight.shape[0], weight.shape[1], layer.taps)
@@ -90,13 +99,17 @@ def is_paired(layer: Layer, size: Size, run: Run) -> bool:
     return not run.lean and pairs.pays(layer, size.frames, size.height, size.width, run.device)
 
 
+def _by_four_rows(layer: Layer, size: Size, run: Run) -> bool:
+    return not run.lean and by_four_rows(layer, size.height, size.width, 0, run.device)
+
+
 def _form_of(layer: Layer, size: Size, run: Run) -> winograd.Form | None:
-    if run.lean or is_paired(layer, size, run):
+    if run.lean or is_paired(layer, size, run) or _by_four_rows(layer, size, run):
         return None
     return form_of(layer, size.height, size.width, 0, run.device)
 
 
-def filter_on(layer: Layer, size: Size, run: Run, rows: int = 0) -> "Direct | Recombined | Paired | Account":
+def filter_on(layer: Layer, size: Size, run: Run, rows: int = 0) -> "Direct | FourRows | Recombined | Paired | Account":
     """What computes a layer on the device of a run, or stands for that if the layer is on meta.
 
     The size is that of the whole input and of the frames that are computed at a time. *Units*: `rows` of each worker. A
@@ -110,5 +123,5 @@ def filter_on(layer: Layer, size: Size, run: Run, rows: int = 0) -> "Direct | Re
         assert isinstance(layer, Convolution)
         return Paired(layer, rows, size.width)
     found = filter_for(layer, size.height, size.width, rows=rows)
-    assert isinstance(found, Direct | Recombined)
+    assert isinstance(found, Direct | FourRows | Recombined)
     return found

@@ -6,30 +6,21 @@ A filter is made once for each layer; which one depends on the device and the pr
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch.nn import functional
 
-from remote_vae.core import partial_sums, winograd
+from remote_vae.core import four_rows, partial_sums, winograd
+from remote_vae.core.four_rows import FourRows
+from remote_vae.core.margin import NO_MARGIN, Margin
 from remote_vae.core.stages import Convolution, Downsample, Layer, Upsample
 from remote_vae.core.winograd import Form
 
 
-class Margin(NamedTuple):
-    """How many zero columns a filter wants beside a window, and how many zero rows below it."""
-
-    left: int = 0
-    right: int = 0
-    below: int = 0
-
-
-NO_MARGIN: Final = Margin()
-
-
 def filter_for(
     layer: Layer, height: int, width: int, frames: int = 0, rows: int = 0
-) -> "Direct | Recombined | Doubled":
+) -> "Direct | FourRows | Recombined | Doubled":
     """A function that computes rows of a layer's output from a window: the same rows of the input and their halo.
 
     A window begins with `lead` frames that are only read. A layer of several taps in time takes frames before them as
@@ -41,6 +32,8 @@ def filter_for(
         layer = _of_one_frame(layer)
     if isinstance(layer, Upsample) and layer.in_time and frames != 1:
         return Doubled(layer, height, width, frames)
+    if isinstance(layer, Convolution) and by_four_rows(layer, height, width, frames):
+        return FourRows(layer, rows or height, width)
     form = form_of(layer, height, width, frames)
     if form is None or isinstance(layer, Downsample):
         return Direct(layer)
@@ -240,6 +233,15 @@ def form_of(layer: Layer, height: int, width: int, frames: int = 1, device: torc
     return form if winograd.pays(form, weight.shape[0], weight.shape[1], pixels, taps) else None
 
 
+def by_four_rows(layer: Layer, height: int, width: int, frames: int, device: torch.device | None = None) -> bool:
+    """Whether `core.four_rows` computes a layer, which it does in float32 on most CPUs."""
+    weight, device = layer.weight, device or layer.weight.device
+    if device.type != "cpu" or arithmetic(weight.dtype, device) is not torch.float32:
+        return False
+    one_tap = isinstance(layer, Convolution) and layer.halo == 1 and (layer.taps == 1 or _is_flat(layer, frames))
+    return one_tap and four_rows.pays(weight.shape[1], weight.shape[0], height * width * max(1, frames))
+
+
 def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1, strips: int = 1) -> int:
     """Bytes beside the windows and results of strips at a time, which share a kernel. *Units*: all of the input."""
     form, weight = form_of(layer, height, width, frames), layer.weight
@@ -252,6 +254,10 @@ def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int 
         result = 4 * frames * rows * width * layer.channels * weight.element_size()
     read = frames + (layer.taps - 1 if taps == layer.taps else lead_of(layer, frames))
     frames += lead_of(layer, frames)
+    if by_four_rows(layer, height, width, frames):
+        block = four_rows.block_bytes(channels, layer.channels, rows, width)
+        held = four_rows.kernel_bytes(channels, layer.channels) + strips * block
+        return kernel + max(four_rows.made_bytes(channels, layer.channels), held)
     if form is not None:
         tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
         result += frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
@@ -281,19 +287,3 @@ def _multiplies(dtype: torch.dtype) -> bool:
     name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
     return supported is None or bool(supported())
-
-
-# Which taps of the 3x3 kernel fall on one source row, for the four rows of the folded kernel.
-_TAPS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-
-
-def fold(weight: torch.Tensor) -> torch.Tensor:
-    """Folds nearest-neighbour upsampling by 2 and a 3x3 convolution into one transposed convolution.
-
-    The result is exact apart from rounding; stride is 2 and padding 1. An output pixel sees two rows and two columns of
-    the source, so the nine taps fall on four.
-    *Shapes*: [out,in,3,3] -> [in,out,4,4].
-    """
-    taps = torch.tensor(_TAPS, device=weight.device)
-    folded = torch.einsum("ya,oiab,xb->ioyx", taps, weight.float(), taps)
-    return folded.to(weight.dtype).contiguous(memory_format=torch.channels_last)

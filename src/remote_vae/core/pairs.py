@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core import products
-from remote_vae.core.filters import NO_MARGIN, Margin, arithmetic
+from remote_vae.core.filters import arithmetic
+from remote_vae.core.margin import NO_MARGIN, Margin
 from remote_vae.core.stages import Convolution, Layer
 
 TAPS: Final = 3

@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional
 
 from remote_vae.core.attention import linear
-from remote_vae.core.filters import NO_MARGIN, Direct, Margin, filter_for, lead_of
+from remote_vae.core.filters import Direct, filter_for, lead_of
 from remote_vae.core.has_triton import has_triton
+from remote_vae.core.margin import NO_MARGIN, Margin
 from remote_vae.core.norm import Cpu, Kernels, Moments, Plain
 from remote_vae.core.stages import Convolution, Downsample, Layer, Norm, Upsample, frames_after, sides_after
 from remote_vae.core.strip_threads import Span

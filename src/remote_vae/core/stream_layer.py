@@ -9,9 +9,11 @@ import torch
 from remote_vae.core import pairs
 from remote_vae.core.account import Account, filter_on, is_paired, kernel_bytes
 from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
-from remote_vae.core.filters import Direct, Margin, Recombined, arithmetic
+from remote_vae.core.filters import Direct, Recombined, arithmetic
+from remote_vae.core.four_rows import FourRows
 from remote_vae.core.local import Frames, Layer
 from remote_vae.core.local_frames import Size
+from remote_vae.core.margin import Margin
 from remote_vae.core.pairs import Paired
 from remote_vae.core.root_mean_square import normalise
 from remote_vae.core.stages import Convolution, Downsample, Upsample
@@ -19,7 +21,7 @@ from remote_vae.core.sweep import share_of
 
 KERNELS: Final = 2  # a map as large as two recombined kernels: by blocks, the kernels of several layers would be held
 
-Filter = Direct | Recombined | Paired | Account
+Filter = Direct | FourRows | Recombined | Paired | Account
 
 
 class Convolved:
@@ -45,7 +47,7 @@ class Convolved:
         self.kernel_bytes = kernel = kernel_bytes(layer, size, run)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
         self._whole = kernel > 0 and self._most == size.height
-        self._remade = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
+        self._remade = not run.one_frame and run.block_bytes < 2 * kernel <= 3 * run.block_bytes
         if is_paired(layer, size, run):
             self._remade = size.frames * self._most * size.width >= pairs.MANY_POSITIONS
         # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.

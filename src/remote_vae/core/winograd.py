@@ -87,7 +87,7 @@ CONVOLUTION: Final = Form(torch.tensor(_TILE), torch.tensor(_TAPS), torch.tensor
 _PIXEL = torch.tensor(((1.0, -1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 1.0, -1.0)))
 _PAIR = torch.tensor(((1.0, 1.0, 0.0), (0.0, 1.0, -1.0)))
 UPSAMPLING: Final = Form(_PIXEL, torch.tensor(((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))), _PAIR, 1, 256)
-# The same algorithm for the taps of `core.filters.fold`, whose rows are c, b + c, a + b and a of a kernel's a, b and c.
+# The same algorithm for the taps of `core.fold`, whose rows are c, b + c, a + b and a of a kernel's a, b and c.
 _FOLDED_TAPS = torch.tensor(((0.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0)))
 FOLDED_UPSAMPLING: Final = Form(_PIXEL, _FOLDED_TAPS, _PAIR, 1, 256)
 

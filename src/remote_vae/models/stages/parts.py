@@ -9,7 +9,8 @@ from diffusers.models.attention_processor import SpatialNorm
 from diffusers.models.autoencoders.autoencoder_kl_kvae import KVAEDecoderSpatialNorm2D
 from torch import nn
 
-from remote_vae.core.filters import fold, laid_for
+from remote_vae.core.filters import laid_for
+from remote_vae.core.fold import fold
 from remote_vae.core.stages import Attention, Convolution, Norm, Program, Upsample
 
 
