@@ -121,7 +121,9 @@ def test_what_cannot_fit_is_refused() -> None:
     for part in (vae.module.decoder, vae.module.encoder):
         part.register_forward_pre_hook(lambda module, given: ran.append(given[0].device.type))
     options = RunOptions(budget=lambda: 10**6)
-    with pytest.raises(TooLarge, match=r"needs \d+ MB .* plan whole; 1 MB are free") as caught:
+    with pytest.raises(
+        TooLarge, match=r"needs \d+ MB .* plan whole; 1 MB are free; send a smaller or shorter video"
+    ) as caught:
         through(vae, Z, options)
     assert caught.value.detail["peak_bytes"] > caught.value.detail["budget_bytes"] == 10**6
     with pytest.raises(TooLarge):

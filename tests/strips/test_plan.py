@@ -188,7 +188,9 @@ def test_who_runs_a_model(vae: DiffusersVAE) -> None:
 
 def test_nothing_fits(vae: DiffusersVAE) -> None:
     """A latent too large for every plan is refused with what it needs and what there is; tiles are never taken."""
-    with pytest.raises(TooLarge, match=r"needs \d+ MB .* strips-recompute; 1 MB are free") as caught:
+    with pytest.raises(
+        TooLarge, match=r"needs \d+ MB .* strips-recompute; 1 MB are free; send a smaller picture"
+    ) as caught:
         choose(vae.decoders, (1, 4, 512, 512), torch.float32, budget=10**6)
     assert caught.value.detail["budget_bytes"] == 10**6
     with pytest.raises(RemoteVAEError, match="not one of"):

@@ -134,7 +134,7 @@ def choose(
         return output if relayed is None or executor.name != FRAMES else relayed
 
     choices = (Choice(executor, executor.peak_bytes(shape, dtype, held(executor))) for executor in offered)
-    first = _first_that_fits(choices, budget, wanted)
+    first = _first_that_fits(choices, shape, budget, wanted)
     return chain((first,), () if wanted is not None else _smaller(first, choices))
 
 
@@ -145,7 +145,9 @@ def _smaller(first: Choice, others: Iterator[Choice]) -> Iterator[Choice]:
         yield from sorted(found, key=lambda choice: -(choice.peak_bytes or 0))
 
 
-def _first_that_fits(choices: Iterator[Choice], budget: int | None, wanted: str | None) -> Choice:
+def _first_that_fits(
+    choices: Iterator[Choice], shape: tuple[int, ...], budget: int | None, wanted: str | None
+) -> Choice:
     tried: list[Choice] = []
     for choice in choices:
         if choice.fits(budget):
@@ -154,12 +156,17 @@ def _first_that_fits(choices: Iterator[Choice], budget: int | None, wanted: str 
     least = min(tried, key=lambda choice: choice.peak_bytes or 0)
     raise TooLarge(
         f"this needs {_mega(least.peak_bytes)} MB of memory with plan {least.executor.name}; "
-        f"{_mega(budget)} MB are free; send a smaller picture"
+        f"{_mega(budget)} MB are free; send {_less_than(shape)}"
         + ("" if wanted is None else ", or leave the plan to the server"),
         peak_bytes=least.peak_bytes,
         budget_bytes=budget,
         plan=least.executor.name,
     )
+
+
+def _less_than(shape: tuple[int, ...]) -> str:
+    """What takes less memory than an input of this shape."""
+    return "a smaller or shorter video" if len(shape) == 5 and shape[2] > 1 else "a smaller picture"
 
 
 def _mega(count: int | None) -> str:
@@ -193,7 +200,8 @@ def execute(
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
             if options.begun or not is_out_of_memory(exc):
                 raise
-    raise Overloaded("the device ran out of memory with every exact plan; try again later, or send a smaller picture")
+    less = _less_than(tuple(z.shape))
+    raise Overloaded(f"the device ran out of memory with every exact plan; try again later, or send {less}")
 
 
 class _Complete(Exception):

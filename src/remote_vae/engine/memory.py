@@ -107,7 +107,7 @@ class Budget:
             free = free_bytes(self._device)
             return TooLarge(
                 f"the device ran out of memory over this, although nothing else was at work on it and "
-                f"{(free or 0) / 1e6:.0f} MB are free; send a smaller picture",
+                f"{(free or 0) / 1e6:.0f} MB are free; send a smaller picture or a shorter video",
                 budget_bytes=free,
             )
         return error
