@@ -57,9 +57,11 @@ def frames_of(name: str) -> int:
     return 1 if recipe.one_frame else MORE_FRAMES.get(name, FRAMES) if recipe.has_frames else 0
 
 
-def given_to(vae: DiffusersVAE, name: str, *, decoding: bool, height: int = 3, width: int = 2) -> torch.Tensor:
-    """What the decoder or the encoder takes. *Units*: the sides are those of the latent."""
-    frames, info = frames_of(name), vae.info
+def given_to(
+    vae: DiffusersVAE, name: str, *, decoding: bool, height: int = 3, width: int = 2, frames: int | None = None
+) -> torch.Tensor:
+    """What the decoder or the encoder takes. *Units*: the sides and the frames are those of the latent."""
+    frames, info = frames_of(name) if frames is None else frames, vae.info
     if decoding:
         return torch.randn(1, info.latent_channels, *([frames] if frames else []), height, width)
     sides = (info.spatial_compression_ratio * height, info.spatial_compression_ratio * width)
