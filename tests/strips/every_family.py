@@ -20,7 +20,7 @@ from remote_vae.models.vae import DiffusersVAE
 from .models import shaken
 
 # Of a class of several kinds, those whose layers differ.
-KINDS = ("wan2.2-5b", "ltx-0.9.1", "ltx-0.9.5", "ltx2.3", "taew2.2-super", "dc-ae-f32c32-in")
+KINDS = ("wan2.2-5b", "ltx-0.9.1", "ltx-0.9.5", "ltx2.3", "taew2.2-super", "dc-ae-f32c32-in", "ldm-super-resolution")
 SMALLER: dict[str, Callable[[], Any]] = {
     "taesd": lambda: AutoencoderTiny(encoder_block_out_channels=(16,) * 4, decoder_block_out_channels=(16,) * 4),
     "hunyuanvideo-1.5": lambda: AutoencoderKLHunyuanVideo15(

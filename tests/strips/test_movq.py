@@ -1,11 +1,13 @@
 """MoVQ in strips, whose norms are scaled by the latent, gives the pixels of diffusers' own code."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import VQModel
 
+from numerics.cases import CASES
 from remote_vae.core import rows
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.own_code import OwnCode
@@ -13,6 +15,8 @@ from remote_vae.core.strips import Strips, strip_executors
 from remote_vae.core.sweep import StripPlan
 from remote_vae.models.families import MODELS
 from remote_vae.models.families.vq import decode_as_it_is
+from remote_vae.models.family import decode_by_class
+from remote_vae.models.stages import vq
 from remote_vae.models.stages.autoencoder_kl import describe_decoder, describe_encoder
 
 from .models import shaken
@@ -117,4 +121,43 @@ def test_own_code_of_a_small_picture() -> None:
     own, z = OwnCode(model, decode_as_it_is, describe_decoder(model)), torch.empty(1, 4, 8, 8, device="meta")
     with torch.inference_mode(), LiveBytes() as live:
         decode_as_it_is(model, z)
+    assert live.peak <= own.peak_bytes(tuple(z.shape), z.dtype, 0) <= 1.3 * live.peak
+
+
+def test_nearest_entries() -> None:
+    """Cells become the entries of the codebook that the class chooses, for more cells than are compared at once."""
+    torch.manual_seed(0)
+    model, z = VQModel(num_vq_embeddings=500, latent_channels=3), torch.randn(2, 3, 17, 19)
+    model.quantize.embedding.weight.data.normal_()
+    assert torch.equal(vq._nearest(model.quantize.embedding.weight.data, z), _entries(model, z))
+
+
+def _entries(model: VQModel, z: torch.Tensor) -> torch.Tensor:
+    numbers = model.quantize(z)[2][2]
+    found: torch.Tensor = model.quantize.embedding(numbers).view(2, 17, 19, 3).permute(0, 3, 1, 2)
+    return found
+
+
+def test_a_forgotten_codebook_is_seen() -> None:
+    torch.manual_seed(0)
+    model, z = shaken(CASES["ldm-super-resolution"].module()), torch.randn(1, 3, 7, 5)
+    found = vq.describe(model)
+    assert found is not None
+    expected = model.decode(z).sample
+    for program, close in ((found[0], True), (replace(found[0], before=None), False)):
+        parts: list[torch.Tensor] = []
+        Strips("strips", program, "cpu", 1).run(z, lambda *block, parts=parts: parts.append(block[2]), lambda: None)
+        difference = apart(torch.cat(parts, 2), expected)
+        assert difference < CLOSE if close else difference > 100 * CLOSE
+
+
+def test_own_code_of_a_codebook() -> None:
+    """What is predicted for the class is at least what it takes, its distances to all entries included."""
+    with torch.device("meta"):
+        model = VQModel(**(MODELS["ldm-super-resolution"].config or {})).eval().requires_grad_(False)
+    found = vq.describe(model)
+    assert found is not None
+    own, z = OwnCode(model, decode_by_class, found[0]), torch.empty(1, 3, 64, 64, device="meta")
+    with torch.inference_mode(), LiveBytes() as live:
+        decode_by_class(model, z)
     assert live.peak <= own.peak_bytes(tuple(z.shape), z.dtype, 0) <= 1.3 * live.peak

@@ -3,6 +3,7 @@
 Every norm is followed by SiLU, except the norm of attention. Weights are the tensors of the loaded module if possible.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -195,10 +196,14 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What an encoder or decoder does, as a list of stages, and how clips are cut if they are."""
+    """What an encoder or decoder does, as a list of stages, and how clips are cut if they are.
+
+    What comes `before` the stages changes the values of an input and not its shape, and holds little beside it.
+    """
 
     stages: tuple[Stage, ...]
     windows: Windows | None = None
+    before: Callable[[torch.Tensor], torch.Tensor] | None = None
     peaks: Kept[int] = field(default_factory=Kept, repr=False, compare=False)  # of one picture, by its shape
 
     @property

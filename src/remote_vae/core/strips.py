@@ -125,6 +125,8 @@ class Strips:
         self, z: torch.Tensor, sink: Sink, checkpoint: Callable[[], None], arguments: Arguments = NO_ARGUMENTS
     ) -> None:
         """No model that runs in strips takes arguments."""
+        if self.program.before is not None:
+            z = self.program.before(z)
         size = _size_of(z.shape, z.dtype)
         plan, frames = self.plan(longest_window(self.program, size)), frames_of(self.program, size.frames)
 

@@ -67,5 +67,5 @@ _SUPER_RESOLUTION: Final = (
 
 FAMILIES: Final = (
     Family("VQModel", _KANDINSKY, stages="autoencoder_kl", deterministic=True, decode=decode_as_it_is),
-    Family("VQModel", _SUPER_RESOLUTION, deterministic=True),
+    Family("VQModel", _SUPER_RESOLUTION, stages="vq", deterministic=True),
 )
