@@ -12,7 +12,16 @@ import torch
 from remote_vae.core.blocks import Blocks
 from remote_vae.models.families import kandinsky6_sr as kandinsky6_sr_family
 from remote_vae.models.families import vidtok as vidtok_family
-from remote_vae.models.stages import cogvideox, cosmos, easyanimate, kandinsky6_sr, kvae_video, mochi, vidtok
+from remote_vae.models.stages import (
+    cogvideox,
+    cosmos,
+    easyanimate,
+    hunyuan_video_15,
+    kandinsky6_sr,
+    kvae_video,
+    mochi,
+    vidtok,
+)
 
 from . import local_networks as faults
 from .local_networks import decoded, encoded, ways_of
@@ -274,4 +283,38 @@ KANDINSKY6_SR = Family(
     runs=(kandinsky6_sr_family.decode, kandinsky6_sr_family.encode),
 )
 
-FAMILIES = (COSMOS, VIDTOK, EASYANIMATE, COGVIDEOX, MOCHI, KVAE, KANDINSKY6_SR)
+
+def one_by_one(run: Run) -> Run:
+    """Because diffusers' mask does not fit a batch."""
+    return lambda module, batch: torch.cat([run(module, one) for one in batch.split(1)])
+
+
+HUNYUANVIDEO_15 = Family(
+    model="hunyuanvideo-1.5",
+    cls=diffusers.AutoencoderKLHunyuanVideo15,
+    stages=hunyuan_video_15,
+    tiny={"latent_channels": 8, "block_out_channels": (16, 16, 32, 32, 32), "layers_per_block": 1},
+    wide={"block_out_channels": (16, 32, 64, 64, 64)},
+    channels=8,
+    ratio=16,
+    frames=lambda latents: 4 * latents - 3,
+    plans=(("frames", "rows", "whole"),) * 2,
+    orders=("frames", "rows"),
+    saves="rows",
+    true=((1, 32, 5, 16, 24), (1, 3, 17, 256, 384)),
+    shares=(0.25, 0.25),
+    clips=((1, 2), (2, 1), (3, 1), (4, 2)),
+    predicted=((1, 6, 4), (3, 6, 4), (6, 6, 4)),
+    plants=tuple(
+        (DECODE, plant)
+        for plant in (
+            faults.drops_frames,
+            faults.reads_zeros_beyond_the_borders,
+            faults.reads_zeros_before_the_first_frame,
+            faults.attends_to_one_frame,
+        )
+    ),
+    runs=(one_by_one(decoded), one_by_one(encoded)),
+)
+
+FAMILIES = (COSMOS, VIDTOK, EASYANIMATE, COGVIDEOX, MOCHI, HUNYUANVIDEO_15, KVAE, KANDINSKY6_SR)

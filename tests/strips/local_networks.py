@@ -20,7 +20,7 @@ from remote_vae.core.norm import ChannelMoments
 from remote_vae.core.own_code import meta_copy
 from remote_vae.core.stream_layer import Convolved
 from remote_vae.core.stream_scaled import Scales
-from remote_vae.models.stages import kvae_video, local_parts, vidtok
+from remote_vae.models.stages import hunyuan_video_15, kvae_video, local_parts, vidtok
 
 CPU = torch.device("cpu")
 
@@ -101,6 +101,15 @@ def knows_the_first_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reads_zeros_beyond_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_layer, "_repeat", lambda *window, **borders: None)
+
+
+def reads_zeros_before_the_first_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = hunyuan_video_15.Frames
+    monkeypatch.setattr(hunyuan_video_15, "Frames", lambda before, repeats: frames(before))
+
+
+def attends_to_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_whole, "_joined", lambda before, now: now)
 
 
 def repeats_frames(monkeypatch: pytest.MonkeyPatch) -> None:
