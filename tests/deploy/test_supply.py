@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,22 @@ def test_the_verdict(supply: ModuleType, row: dict[str, object], faults: list[st
 def test_a_report_of_nothing_is_no_clean_report(supply: ModuleType) -> None:
     """An empty report says nothing about any package."""
     assert len(list(supply.judged({}, {"a": "1", "b": "2"}))) == 2
+
+
+def test_a_database_out_of_reach_is_one_fault(supply: ModuleType) -> None:
+    """If no package was looked up, one sentence says so; if one was, each of the others is named."""
+    locked = {"a": "1", "b": "2", "c": "3"}
+    rows = [{"name": name, "skip_reason": "no answer"} for name in locked]
+    [fault] = supply.shortened(list(supply.judged({"dependencies": rows}, locked)), locked)
+    assert fault.startswith("none of 3 packages was looked up")
+    assert fault.endswith("a 1 was not looked up: no answer")
+    rows[0] = {"name": "a", "vulns": []}
+    assert len(supply.shortened(list(supply.judged({"dependencies": rows}, locked)), locked)) == 2
+
+
+def test_an_audit_without_its_program(supply: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Without pip-audit the audit fails and says how to get it."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.argv", ["supply.py", "audit", str(LOCKS[0])])
+    assert supply.main() == 1
+    assert "`make audit` installs it" in capsys.readouterr().out
