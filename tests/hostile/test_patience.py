@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -63,6 +64,44 @@ def test_a_connection_that_dribbles_between_requests(impatient: Any) -> None:
         connection.sendall(b"GET /live HTTP/1.1\r\nhost: a\r\n\r\n")
         assert impatient.raw.read(connection).status == 200
         assert impatient.raw.cut_off(connection, b"\r\n", within=6)
+
+
+def unsent_bytes(server: Any, connection: socket.socket) -> int | None:
+    """What the system holds for the other end of a connection; None if the server has closed that end."""
+    ends = [f":{port:04X}" for port in (urlsplit(server.url).port, connection.getsockname()[1])]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, queues, *_ = line.split()
+        if (local[-5:], remote[-5:], state) == (*ends, "01"):
+            return int(queues.partition(":")[0], 16)
+    return None
+
+
+def grows(server: Any, connection: socket.socket, before: int) -> bool:
+    deadline = time.monotonic() + 0.5
+    while (unsent_bytes(server, connection) or 0) <= before:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_rest_of_a_reply_that_is_not_read(start: Any) -> None:
+    """A client that leaves too little of a reply unread for the server to wait for it is closed all the same."""
+    with start("copy", head_seconds=1, reply_seconds=1) as server:
+        for last in (b"", b"GET /live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"):
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(("127.0.0.1", urlsplit(server.url).port))
+                full = -1
+                while grows(server, connection, full):  # until the system takes no more and the server holds the rest
+                    full = unsent_bytes(server, connection) or 0
+                    connection.sendall(b"GET /docs HTTP/1.1\r\nhost: a\r\n\r\n")
+                connection.sendall(last)
+                deadline = time.monotonic() + 30
+                while unsent_bytes(server, connection) is not None:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
 
 
 def test_a_body_that_does_not_end(impatient: Any) -> None:

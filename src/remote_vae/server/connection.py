@@ -8,7 +8,6 @@ import asyncio
 import re
 import sys
 import uuid
-from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Final
@@ -31,6 +30,7 @@ from remote_vae.protocol.replies import render_error
 from remote_vae.server.browser import HARMLESS
 from remote_vae.server.metrics import Metrics
 from remote_vae.server.settings import Settings
+from remote_vae.server.timer import Timer
 
 METHODS: Final = ["GET", "HEAD", "POST"]
 SLICE: Final = 16_384  # bytes that the parser gets at once while what is not body is counted
@@ -51,21 +51,6 @@ class Part(Enum):
     HEAD = auto()
     CHUNKS = auto()
     BODY = auto()  # of a known length, so that nothing about it has to be counted
-
-
-class Timer:
-    """Calls a function after some seconds, unless it is stopped before."""
-
-    def __init__(self) -> None:
-        self._handle: asyncio.TimerHandle | None = None
-
-    def start(self, seconds: float, function: Callable[..., object], *arguments: object) -> None:
-        self.stop()
-        self._handle = asyncio.get_running_loop().call_later(seconds, function, *arguments)
-
-    def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
 
 
 class Flow(FlowControl):
@@ -116,8 +101,14 @@ class Connection(HttpToolsProtocol):
         self._writing.start(self.settings.reply_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._writing.stop()
+        if not self.transport.is_closing():
+            self._writing.stop()
         super().resume_writing()
+
+    def _close(self) -> None:
+        """Closes when the rest has been sent; a client that does not read it could keep the connection for ever."""
+        self.transport.close()
+        self._writing.start(self.settings.reply_seconds, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
         self._ahead += data
@@ -217,7 +208,9 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         another = bool(self.pipeline)
         super().on_response_complete()
-        if not another and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._close()
+        elif not another:
             # A body that was refused unread is still read away: otherwise its sender would never see the answer.
             unread = self._part in (Part.CHUNKS, Part.BODY)
             self._expect_head_within(self.settings.body_seconds if unread else self.settings.head_seconds)
@@ -274,7 +267,7 @@ class Connection(HttpToolsProtocol):
         if not (waiting and self.cycle.response_started):
             self.transport.write(self._render(error))
             self.metrics.refused(error.status)
-        self.transport.close()
+        self._close()
 
     def _render(self, error: RemoteVAEError) -> bytes:
         error.request_id = uuid.uuid4().hex
@@ -293,7 +286,7 @@ class Connection(HttpToolsProtocol):
         if self._part is Part.HEAD:
             self._refuse(RequestTimeout(f"the headers did not arrive within {seconds:g} s", seconds=seconds))
         else:
-            self.transport.close()
+            self._close()
 
 
 def _wrong_version() -> UnsupportedVersion:
