@@ -11,6 +11,7 @@ from remote_vae.core import rows, sweep
 from remote_vae.core.attention import CHUNK_BYTES, attend
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.norm import ChannelMoments, Cpu, Plain
+from remote_vae.core.products import packs
 from remote_vae.core.stages import Program, Upsample
 from remote_vae.core.strips import run
 from remote_vae.core.sweep import StripPlan
@@ -238,6 +239,23 @@ def test_no_matrix_of_scores(device: str, most: int) -> None:
     with torch.inference_mode(), LiveBytes() as live:
         attend(query, key, value)
     assert live.peak <= most
+
+
+@pytest.mark.skipif(not packs(), reason="this CPU's library packs no kernels")
+@pytest.mark.parametrize("positions", [256, 1100])
+def test_attention_by_packed_keys(positions: int) -> None:
+    """In float32 on a CPU, attention of many channels agrees with the definition, in chunks that cores share,
+    and holds what is predicted for tensors without values.
+    """
+    query, key, value = torch.randn(3, positions, 128).unbind()
+    expected = torch.softmax(query.double() @ key.double().T / 128**0.5, 1) @ value.double()
+    with torch.inference_mode(), LiveBytes() as live:
+        found = attend(query.clone(), key, value)
+    held, cores = live.peak - query.nbytes, torch.get_num_threads()
+    assert apart(found.double(), expected) < 4e-6
+    with torch.inference_mode(), LiveBytes() as predicted:
+        attend(*(torch.empty(positions, 128, device="meta") for _ in range(3)), cores=cores)
+    assert held <= predicted.peak - 3 * query.nbytes
 
 
 def test_unknown_parts_are_not_described() -> None:

@@ -5,6 +5,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+from remote_vae.core import attention_packed
 from remote_vae.core.filters import arithmetic
 from remote_vae.core.has_triton import has_triton
 from remote_vae.core.stages import Convolution
@@ -15,10 +16,13 @@ QUERIES: Final = 4096  # of a chunk by products: results in tiles of 128x128 tha
 FEW_QUERIES: Final = 2048  # if memory is short
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: int = 0) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: int = 0, cores: int = 0
+) -> torch.Tensor:
     """softmax(q k' / sqrt(C)) v, chunk by chunk; the result overwrites `query`.
 
-    With `queries` it is computed by products, for so many queries at a time.
+    With `queries` it is computed by products, for so many queries at a time. Tensors without values hold what they
+    would hold on a CPU of so many `cores`, if it is one.
     Scores are products summed in float32 and never rounded to 16 bits: a score of some tens would lose its fraction.
     *Shapes*: [N,C] each.
     """
@@ -28,9 +32,16 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries:
         for chunk in torch.split(query, queries):
             attend_by_products(chunk, key, value)
         return query
-    wide = query.device.type == "cpu" and not _multiplies_16_bits_fast()
-    dtype = torch.float32 if wide else query.dtype
+    device = torch.device("cpu") if cores else query.device
+    dtype = multiplied_in(query.dtype, device)
     key, value = key.to(dtype), value.to(dtype)
+    if attention_packed.pays(len(query), key.shape[1], dtype, device):
+        if query.is_meta:
+            held = attention_packed.held_bytes(len(query), len(key), key.shape[1], cores)
+            torch.empty(held, dtype=torch.uint8, device="meta")
+        else:
+            attention_packed.attend(query, key, value)
+        return query
     # A fused kernel takes keys block by block and keeps no scores; without one a chunk holds all its scores.
     held = key.shape[1] if _is_fused(key, value) else len(key)
     rows = max(1, CHUNK_BYTES // (8 * held))
@@ -38,6 +49,11 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries:
         chunk = query[start : start + rows]
         chunk.copy_(_attention(chunk.to(dtype), key, value))
     return query
+
+
+def multiplied_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision of attention's products."""
+    return torch.float32 if device.type == "cpu" and not _multiplies_16_bits_fast() else dtype
 
 
 def by_products(channels: int, dtype: torch.dtype, device: torch.device) -> bool:

@@ -43,7 +43,7 @@ class Matrices:
         with self._locks[index]:
             if not self._kept[index]:
                 self._kept[index] = self._packed(self._made(index), frames.shape)
-        multiplied = _convolved if packs() else _multiplied
+        multiplied = convolved if packs() else _multiplied
         found: torch.Tensor | None = None
         for part, matrices in zip(frames, self._kept[index], strict=True):
             found = multiplied(part, matrices, found)
@@ -51,7 +51,7 @@ class Matrices:
         return found
 
     def _packed(self, matrices: torch.Tensor, shape: tuple[int, ...]) -> list[torch.Tensor]:
-        pack = _packed if packs() else _laid
+        pack = packed if packs() else _laid
         return [pack(part, shape) for part in matrices.chunk(self.parts, 2)]
 
 
@@ -62,7 +62,7 @@ def packs() -> bool:
     return wide and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
-def _packed(matrices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def packed(matrices: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """*Shapes*: [p,out,in,t] -> kernels of t x 1 taps, one for each group of channels of an input of a shape."""
     weight = matrices.flatten(0, 1).unsqueeze(-1)
     _, frames, rows, groups, channels = shape
@@ -76,7 +76,7 @@ def _laid(matrices: torch.Tensor, _: tuple[int, ...]) -> torch.Tensor:
     return matrices.permute(3, 0, 2, 1).contiguous()
 
 
-def _convolved(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+def convolved(frames: torch.Tensor, matrices: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
     """Adds to what was found. *Shapes*: [t-1+f,rows,p,in] -> [f,rows,p,out]."""
     groups = frames.shape[2]
     given = frames.flatten(2).permute(2, 0, 1).unsqueeze(0)

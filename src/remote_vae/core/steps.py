@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from remote_vae.core import attention_packed
 from remote_vae.core.attention import (
     CHUNK_BYTES,
     FEW_QUERIES,
@@ -12,6 +13,7 @@ from remote_vae.core.attention import (
     attend,
     by_products,
     linear,
+    multiplied_in,
     products_bytes,
 )
 from remote_vae.core.filters import lead_of, scratch_bytes
@@ -272,6 +274,10 @@ class Attend:
             chunk = products_bytes(min(queries, positions), positions, size.channels)
             return max(5 * size.map_bytes, 4 * size.map_bytes + chunk)
         wide = 2 * positions * size.channels * 4 if size.item_bytes < 4 else 0
+        weight, each = self.attention.query.weight, positions // (size.frames if self.attention.causal else 1)
+        if attention_packed.pays(each, size.channels, multiplied_in(weight.dtype, weight.device), weight.device):
+            held = attention_packed.held_bytes(each, positions, size.channels, plan.workers)
+            return max(5 * size.map_bytes, 4 * size.map_bytes + wide + held)
         chunk = min(CHUNK_BYTES, 8 * positions * size.channels)
         return max(5 * size.map_bytes, 4 * size.map_bytes + wide + chunk)
 

@@ -77,7 +77,7 @@ def _streamed(stage: Stage, size: Size, run: Run, again: int = 0, *, given: bool
         case Residual():
             found = _Residual(stage, size, run, given=given)
         case Attention():
-            found = Attended(stage)
+            found = Attended(stage, run)
         case _:
             found = of_frames(stage, size, run)
     return found

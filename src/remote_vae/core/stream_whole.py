@@ -68,8 +68,8 @@ class NormedFrames:
 class Attended:
     """Waits for all rows. If it is causal, keys and values of all frames so far are kept."""
 
-    def __init__(self, stage: Attention) -> None:
-        self._stage = stage
+    def __init__(self, stage: Attention, run: Run) -> None:
+        self._stage, self._cores = stage, run.workers if run.device.type == "cpu" else 0
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
 
@@ -98,7 +98,7 @@ class Attended:
             if stage.causal:
                 key = self._keys = _joined(self._keys, key)
                 value = self._values = _joined(self._values, value)
-            branch = linear(attend(query, key, value), stage.out)
+            branch = linear(attend(query, key, value, cores=self._cores), stage.out)
             torch.add(frame, branch.view(1, height, width, channels).permute(0, 3, 1, 2), out=into)
         return found
 
