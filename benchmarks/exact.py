@@ -36,6 +36,8 @@ CASES: Final = {
     "kvae-2d-512-encode": ("kvae-2d", "encode", (1, 3, 512, 512)),
     "stable-cascade-512": ("stable-cascade", "decode", (1, 4, 128, 128)),
     "stable-cascade-512-encode": ("stable-cascade", "encode", (1, 3, 512, 512)),
+    "ldm-512": ("ldm-super-resolution", "decode", (1, 3, 128, 128)),
+    "ldm-512-encode": ("ldm-super-resolution", "encode", (1, 3, 512, 512)),
     "movq-512": ("movq", "decode", (1, 4, 64, 64)),
     "movq-512-encode": ("movq", "encode", (1, 3, 512, 512)),
     "asymmetric-512": ("asymmetric", "decode", (1, 4, 64, 64)),
@@ -59,6 +61,10 @@ CASES: Final = {
     "vidtok-encode": ("vidtok", "encode", (1, 3, 9, 128, 192)),
     "cosmos": ("cosmos", "decode", (1, 16, 5, 30, 52)),
     "cosmos-encode": ("cosmos", "encode", (1, 3, 17, 240, 416)),
+    "kandinsky6-sr": ("kandinsky6-sr", "decode", (1, 64, 3, 4, 6)),
+    "kandinsky6-sr-encode": ("kandinsky6-sr", "encode", (1, 3, 17, 96, 128)),
+    "kvae-3d": ("kvae-3d", "decode", (1, 16, 5, 12, 16)),
+    "kvae-3d-encode": ("kvae-3d", "encode", (1, 3, 17, 96, 128)),
 }
 # Those that are only predicted, and in which format of numbers.
 PREDICTED: Final = {
