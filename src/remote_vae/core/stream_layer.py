@@ -47,9 +47,10 @@ class Convolved:
         self.kernel_bytes = kernel = kernel_bytes(layer, size, run)
         self._most = run.rows(size, channels, frames, whole=KERNELS * kernel)
         self._whole = kernel > 0 and self._most == size.height
-        self._remade = not run.one_frame and run.block_bytes < 2 * kernel <= 3 * run.block_bytes
+        self._remade = run.block_bytes < 2 * kernel <= 3 * run.block_bytes
         if is_paired(layer, size, run):
             self._remade = size.frames * self._most * size.width >= pairs.MANY_POSITIONS
+        self._remade = self._remade and not run.one_frame  # whose maps are all that is held beside kernels
         # The frames before one frame may be its copies, so one sum of all taps does; in 16 bits it would be rounded.
         self._flat = run.one_frame and stage.frames.repeats and arithmetic(layer.weight.dtype, run.device).itemsize == 4
         self._frames = Frames() if self._flat else stage.frames
