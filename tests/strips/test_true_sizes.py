@@ -15,7 +15,7 @@ from diffusers import (
     AutoencoderKLWan,
 )
 
-from remote_vae.core.blocks import BLOCK_BYTES, block_executors
+from remote_vae.core.blocks import BLOCK_BYTES, Blocks, block_executors
 from remote_vae.core.kept import Kept
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.strips import strip_executors
@@ -24,6 +24,7 @@ from remote_vae.models.stages import autoencoder_kl as autoencoder_kl_stages
 from remote_vae.models.stages import causal, ltx
 from remote_vae.models.stages import hunyuan_image as hunyuan_image_stages
 from remote_vae.models.stages import hunyuan_video as hunyuan_video_stages
+from remote_vae.models.vae import DiffusersVAE
 
 from .local_networks import ways_of
 from .test_exact import cast
@@ -122,3 +123,12 @@ def test_few_kernels_are_held(order: str) -> None:
     ways = ways_of(ltx.describe, model, order, BLOCK_BYTES["cpu"])
     for way, shape, own in zip(ways, ((1, 128, 7, 8, 12), (1, 3, 49, 256, 384)), LTX2_BY_DIFFUSERS, strict=True):
         assert way.peak_bytes(shape, torch.float32, 0) - 4 * prod(shape) < 0.4 * own
+
+
+def test_rows_of_a_large_clip() -> None:
+    """81 frames of 720x1280 of Wan 2.1 need at most 1.5 GB in bfloat16: waiting rows are kept once for both readers."""
+    with torch.device("meta"):
+        model = AutoencoderKLWan().eval().requires_grad_(False).to(torch.bfloat16)
+    vae = DiffusersVAE(model, source="", revision="", family=family_of(MODELS["wan2.1"]))
+    way = next(way for way in vae.decoders if isinstance(way, Blocks) and way.name == "rows" and way.lean)
+    assert way.peak_bytes((1, 16, 21, 90, 160), torch.bfloat16, 0) <= 1_500_000_000

@@ -13,6 +13,7 @@ from remote_vae.core.strip_threads import workers
 from remote_vae.core.sweep import share_of
 
 FEW: Final = 8  # a piece is at least this many times as large as the rows that are added to it
+LARGE: Final = 4  # a block is this many times as large as the rows of it that are copied
 Keep = Callable[[torch.Tensor], None]
 
 
@@ -127,3 +128,8 @@ class Start:
     def __call__(self, moment: Moment) -> bool:
         self._first = self._first or moment
         return self._first is moment
+
+
+def apart(rows: torch.Tensor) -> torch.Tensor:
+    """Rows that wait; a copy if they are few, because they would keep all of a large block alive."""
+    return rows.clone() if rows.untyped_storage().nbytes() >= LARGE * rows.nbytes else rows

@@ -8,11 +8,10 @@ exists as a whole, apart from what attention reads. All that is kept belongs to 
 from collections import deque
 from collections.abc import Iterator
 from itertools import zip_longest
-from typing import Final
 
 import torch
 
-from remote_vae.core.block import Block, Moment, Run, Start, Streamed
+from remote_vae.core.block import Block, Moment, Run, Start, Streamed, apart
 from remote_vae.core.local import Attention, Each, FrameNorm, Layer, Near, Plus, Residual, Scaled, Stage, Sums, after
 from remote_vae.core.local_frames import Size
 from remote_vae.core.stages import Upsample
@@ -20,8 +19,6 @@ from remote_vae.core.stream_frames import of_frames
 from remote_vae.core.stream_layer import KERNELS, Convolved
 from remote_vae.core.stream_scaled import ScaledRows
 from remote_vae.core.stream_whole import Attended, NormedFrames, popped
-
-FEW: Final = 4  # a block is this many times as large as the rows of it that are copied
 
 
 class Chain:
@@ -209,7 +206,7 @@ class _Residual:
                 part = waiting.popleft()
                 count = min(part.shape[2], block.rows.shape[2] - done)
                 if count < part.shape[2]:
-                    waiting.appendleft(_apart(part[:, :, count:]))
+                    waiting.appendleft(apart(part[:, :, count:]))
                 if not moment.predicts:
                     block.rows[:, :, done : done + count] += part[:, :, :count]
                 done += count
@@ -217,8 +214,3 @@ class _Residual:
             left = [block]
             del block
             yield left.pop()
-
-
-def _apart(rows: torch.Tensor) -> torch.Tensor:
-    """Rows that wait; a copy if they are few, because they would keep all of a large block alive."""
-    return rows.clone() if rows.untyped_storage().nbytes() >= FEW * rows.nbytes else rows

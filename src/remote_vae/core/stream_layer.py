@@ -8,7 +8,7 @@ import torch
 
 from remote_vae.core import pairs
 from remote_vae.core.account import Account, filter_on, is_paired, kernel_bytes
-from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start
+from remote_vae.core.block import Block, Keep, Moment, Past, Run, Start, apart
 from remote_vae.core.filters import Direct, Recombined, arithmetic
 from remote_vae.core.four_rows import FourRows
 from remote_vae.core.local import Frames, Layer
@@ -22,10 +22,14 @@ from remote_vae.core.sweep import share_of
 KERNELS: Final = 2  # a map as large as two recombined kernels: by blocks, the kernels of several layers would be held
 
 Filter = Direct | FourRows | Recombined | Paired | Account
+Held = torch.Tensor | list[torch.Tensor] | None  # rows for the next window: after the norm, or, as a list, before it
 
 
 class Convolved:
     """A convolution. It keeps rows and frames after the norm, so that each value is normalised once.
+
+    A lean run that has no frames of before, and takes one row at a time, keeps rows as they came, because a residual
+    sum keeps the same rows.
 
     A kernel that takes little of a block's time, or a recombined one about as large as a block, is made again for each
     block, because several of them would otherwise be held while later stages work.
@@ -59,29 +63,40 @@ class Convolved:
     def through(self, source: Iterator[Block], moment: Moment) -> Iterator[Block]:
         size, step = self._size, self._step
         past, keep = self._past.begin(moment)
-        held: torch.Tensor | None = None
+        held: Held = None
         begun = False
         filters: list[Filter] = []
         for piece in self._run.pieces(_joined(source) if self._whole else source, self._most):
             last, before = piece.last, past.popleft() if past else None
             earlier = piece.lead if before is None else len(before)
+            raw = self._run.lean and self._most == 1 and before is None
+            if raw and held is None:
+                held = [self._zeros(piece.rows)] if self._above else []
             if not filters:
                 filters.append(self._filter(len(piece.rows) - piece.lead, earlier))
             window, lead, kept, margin = self._window(piece, held, before, moment, filters[0], keep)
-            del piece, before
             rows, columns = (kept - self._kernel) // step + 1, slice(margin.left, margin.left + size.width)
+            held = _from([*held, piece.rows], max(0, rows) * step) if raw and isinstance(held, list) else None
+            del piece, before
             if not moment.predicts:
                 self._write_borders(window, kept, columns, top=not begun, bottom=last)
             if rows < 1 or lead >= len(window):
-                held = window[:, :, :kept, columns]
+                held = held or window[:, :, :kept, columns]
                 continue
-            held = None if last else moment.copied(window[:, :, rows * step : kept, columns])
+            if last:
+                held = None
+            elif not raw:
+                held = moment.copied(window[:, :, rows * step : kept, columns])
             given = [self._filtered(window, rows, lead, filters[0], moment)]
             del window
             if last or self._remade:
                 filters.clear()  # before stages that come later hold theirs
             begun = True
             yield Block(given.pop(), last, earlier if self._again else 0)
+
+    def _zeros(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows above a map."""
+        return empty((*rows.shape[:2], self._above, self._size.width), rows).zero_()
 
     def _write_borders(self, window: torch.Tensor, kept: int, columns: slice, *, top: bool, bottom: bool) -> None:
         if self._stage.mirrors:
@@ -124,7 +139,7 @@ class Convolved:
     def _window(
         self,
         piece: Block,
-        held: torch.Tensor | None,
+        held: Held,
         past: torch.Tensor | None,
         moment: Moment,
         filter_: Filter,
@@ -140,7 +155,8 @@ class Convolved:
         front, back, lead = 0, 0, 0 if self._again else earlier + piece.lead
         if time.after or time.repeats:
             front, back, lead = time.before if self._starts(moment) else 0, time.after if moment.last else 0, time.reach
-        top = self._above if held is None else held.shape[2]
+        above = held if isinstance(held, list) else [] if held is None else [held]
+        top = sum(part.shape[2] for part in above) if above else self._above
         kept = top + rows + (self._below if piece.last else 0)
         margin = filter_.margin(max(1, (kept - self._kernel) // self._step + 1), width)
         sides = (kept + margin.below, margin.left + width + margin.right)
@@ -157,34 +173,50 @@ class Convolved:
         window: torch.Tensor,
         columns: slice,
         top: int,
-        held: torch.Tensor | None,
+        held: Held,
         past: torch.Tensor | None,
         piece: Block,
         front: int,
     ) -> None:
         """Fills a window, in which the rows of the piece begin at `top` and its frames after `front` copies."""
-        stage, repeats, rows = self._stage, self._frames.repeats, piece.rows.shape[2]
-        inner = window[..., columns]
-        if held is not None:
+        rows, inner = piece.rows.shape[2], window[..., columns]
+        if isinstance(held, torch.Tensor):
             inner[:, :, :top] = held
         above, below = inner[:, :, : top if held is None else 0], inner[:, :, top + rows :]
         for outside in (window[..., : columns.start], window[..., columns.stop :], above, below):
             if outside.numel():  # a GPU would be told to write nothing
                 outside.zero_()
-        fresh, earlier = inner[:, :, top : top + rows], 0 if past is None else len(past)
-        begin, end = earlier + front, earlier + front + len(piece.rows)
+        self._fill(inner[:, :, top : top + rows], past, piece.rows, front)
+        first = 0
+        for part in held if isinstance(held, list) else ():
+            self._fill(inner[:, :, first : first + part.shape[2]], None, part, front)
+            first += part.shape[2]
+
+    def _fill(self, fresh: torch.Tensor, past: torch.Tensor | None, rows: torch.Tensor, front: int) -> None:
+        """Writes rows of a window: frames of before, rows after the norm, and copies before and after them."""
+        stage, repeats, earlier = self._stage, self._frames.repeats, 0 if past is None else len(past)
+        begin, end = earlier + front, earlier + front + len(rows)
 
         def fill(start: int, stop: int) -> None:
             if past is not None:
                 fresh[:earlier, :, start:stop] = past[:, :, start:stop]
-            given, into = piece.rows[:, :, start:stop], fresh[begin:end, :, start:stop]
-            normalise(given, into, stage.norm, silu=stage.silu)
+            normalise(rows[:, :, start:stop], fresh[begin:end, :, start:stop], stage.norm, silu=stage.silu)
 
-        self._run.each(rows, fill)
+        self._run.each(rows.shape[2], fill)
         if front:
             fresh[earlier:begin] = fresh[begin] if repeats else 0
-        if end < len(window):
+        if end < len(fresh):
             fresh[end:] = fresh[end - 1] if repeats else 0
+
+
+def _from(parts: list[torch.Tensor], first: int) -> list[torch.Tensor]:
+    """The rows of some maps from a row on."""
+    found = []
+    for part in parts:
+        if first < part.shape[2]:
+            found.append(apart(part[:, :, first:]))
+        first = max(0, first - part.shape[2])
+    return found
 
 
 def _joined(source: Iterator[Block]) -> Iterator[Block]:
