@@ -10,7 +10,7 @@ from remote_vae.core.decode import decode
 from remote_vae.core.executor import RunOptions
 from remote_vae.core.layout import fit_latent
 from remote_vae.core.live_bytes import LiveBytes
-from remote_vae.core.relay import Relay
+from remote_vae.core.relay import Relay, RelayCanvas
 from remote_vae.errors import NonFiniteOutput, TooLarge
 from remote_vae.models.families import MODELS, family_of, find_recipe
 from remote_vae.models.vae import DiffusersVAE
@@ -78,31 +78,44 @@ def test_what_is_held(vae: DiffusersVAE) -> None:
         through(vae, latent(13, 8), RunOptions("frames", budget=lambda: budget), Output.RAW)
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_job_begins_again_only_before_its_first_frame(
-    vae: DiffusersVAE, given: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If memory runs out, another plan is tried only while no frame has been handed over."""
+@pytest.mark.parametrize("most_bytes", [SMALL, ALL])
+@pytest.mark.parametrize("given", [0, 1, 5])
+def test_a_job_begins_again(vae: DiffusersVAE, given: int, most_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If memory runs out, a smaller plan goes on: every frame is handed over once, and in order."""
     ran: list[str] = []
     run = Blocks.run
 
     def poor(self: Blocks, z: torch.Tensor, sink: Any, *rest: Any) -> None:
+        def put(first: int, row: int, block: torch.Tensor) -> None:
+            if len(ran) == 1 and first >= given:
+                raise torch.OutOfMemoryError("none left")
+            sink(first, row, block)
+
         ran.append(self.name)
-        if len(ran) > 1:
-            run(self, z, sink, *rest)
-            return
-        if given:
-            sink(0, 0, torch.zeros(1, 3, 128, 128))
-        raise torch.OutOfMemoryError("none left")
+        run(self, z, put, *rest)
 
     monkeypatch.setattr(Blocks, "run", poor)
-    options = RunOptions(budget=lambda: ALL, relay=Relay(lambda block: None, SMALL))
-    if given:
-        with pytest.raises(torch.OutOfMemoryError):
-            through(vae, latent(3, 16), options)
-    else:
-        through(vae, latent(3, 16), options)
-    assert len(ran) == (1 if given else 2)
+    blocks: list[tuple[int, torch.Tensor]] = []
+    relay = Relay(lambda block: blocks.append((relay.given, block.clone())), most_bytes)
+    found = through(vae, latent(3, 16), RunOptions(budget=lambda: ALL, relay=relay), Output.RAW)
+    assert len(ran) == 2
+    parts = [block for _, block in blocks] + [found.tensor]
+    assert [first for first, _ in blocks] + [found.first] == [sum(map(len, parts[:at])) for at in range(len(parts))]
+    whole = through(vae, latent(3, 16), RunOptions("whole"), Output.RAW).tensor[0].transpose(0, 1)
+    assert float((torch.cat(parts) - whole).abs().max() / whole.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("most", "blocks"), [(1, [1] * 5), (2, [2, 1, 2]), (6, [3])])
+def test_frames_of_a_second_run(most: int, blocks: list[int]) -> None:
+    """Those that the first run gave are dropped, however many are finished together."""
+    clip = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 4, 4)
+    given: list[torch.Tensor] = []
+    relay = Relay(given.append, most * clip[0].numel() * 4)
+    for frames in (3, 6):
+        canvas = RelayCanvas(6, 4, torch.clone, row_axis=2, relay=relay)
+        canvas.put(0, 0, clip[:frames])
+    assert torch.equal(torch.cat([*given, canvas.output]), clip)
+    assert [len(block) for block in given] == blocks
 
 
 @pytest.mark.parametrize("given", [0, 1])

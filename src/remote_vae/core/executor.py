@@ -85,7 +85,7 @@ class RunOptions:
 
     @property
     def begun(self) -> bool:
-        """Frames have been handed over, so the job cannot run again."""
+        """Frames have been handed over, so the others must come in the same precision."""
         return self.relay is not None and self.relay.begun
 
 
@@ -184,8 +184,8 @@ def execute(
 ) -> tuple[torch.Tensor, Choice]:
     """The output as the canvas has put it together, and the executor that ran; `output` is the bytes of the output.
 
-    `relayed` is as for `choose`. If the device runs out of memory before a frame has been handed over, the next smaller
-    executor is tried. *Raises* Overloaded if the smallest one does not fit now, TooLarge, InvalidValue.
+    `relayed` is as for `choose`. If the device runs out of memory, the next smaller executor is tried; frames that were
+    handed over are not given again. *Raises* Overloaded if the smallest one does not fit now, TooLarge, InvalidValue.
     """
     for choice in _reserved(executors, z, options, output, relayed):
         try:
@@ -198,7 +198,7 @@ def execute(
             progress.end()
             return found.output, choice
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
-            if options.begun or not is_out_of_memory(exc):
+            if not is_out_of_memory(exc):
                 raise
     less = _less_than(tuple(z.shape))
     raise Overloaded(f"the device ran out of memory with every exact plan; try again later, or send {less}")

@@ -11,14 +11,14 @@ class Relay:
     """Where a job's frames go. `give` takes blocks of finished frames in order, each of at most `most_bytes`.
 
     A block of one frame may have more. The last block is not given: it is the job's result. Once a block has been
-    given the job has `begun` and cannot run again, because another run need not give the same bits. A job that
-    `restarts` can, and then gives all frames once more.
+    given the job has `begun`: if it runs again, because memory ran out, it gives the frames that are left. A job that
+    `restarts` gives all frames once more.
     """
 
     def __init__(self, give: Callable[[torch.Tensor], None], most_bytes: int, *, restarts: bool = False) -> None:
         self._give, self.most_bytes, self._restarts = give, most_bytes, restarts
         self.begun = False
-        self.given = 0  # frames, in this run
+        self.given = 0  # frames
         self.plan = ""  # that runs
 
     def give(self, frames: torch.Tensor) -> None:
@@ -32,7 +32,10 @@ class Relay:
 
 
 class RelayCanvas(Canvas):
-    """Keeps a frame only until it and all frames before it are finished. `output` is the last block."""
+    """Keeps a frame only until it and all frames before it are finished. `output` is the last block.
+
+    Frames that were given by a run before are dropped.
+    """
 
     def __init__(
         self,
@@ -44,8 +47,9 @@ class RelayCanvas(Canvas):
         relay: Relay,
     ) -> None:
         super().__init__(pictures, height, finish, row_axis=row_axis)
-        self._relay, relay.given = relay, 0
-        self._next = 0  # the first frame that has not been given
+        self._relay = relay
+        self._again = relay.given = relay.given if relay.begun else 0  # frames that a run before has given
+        self._next = 0  # the first frame that has not been finished
         self._held: dict[int, torch.Tensor] = {}
         self._missing: dict[int, int] = {}  # rows of the frames that are held
 
@@ -65,6 +69,9 @@ class RelayCanvas(Canvas):
 
     def _hand_over(self) -> None:
         """Gives the frames that are finished now."""
+        while self._next < self._again and self._missing.get(self._next) == 0:
+            del self._held[self._next], self._missing[self._next]
+            self._next += 1
         while self._missing.get(self._next) == 0:
             block: list[torch.Tensor] = []
             most = self._relay.frames(self._held[self._next])
