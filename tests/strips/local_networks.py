@@ -18,7 +18,7 @@ from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.local import Near
 from remote_vae.core.norm import ChannelMoments
 from remote_vae.core.own_code import meta_copy
-from remote_vae.core.stream_layer import Convolved
+from remote_vae.core.stream_layer import Convolved, Held
 from remote_vae.core.stream_scaled import Scales
 from remote_vae.models.stages import hunyuan_video_15, kvae_video, local_parts, vidtok
 
@@ -89,8 +89,9 @@ def forgets_the_row_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgets_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Convolved._window
 
-    def forgetful(self: Convolved, piece: Any, held: torch.Tensor | None, *rest: Any) -> Any:
-        return honest(self, piece, None if held is None else torch.zeros_like(held), *rest)
+    def forgetful(self: Convolved, piece: Any, held: Held, *rest: Any) -> Any:
+        zeros = [*map(torch.zeros_like, held)] if isinstance(held, list) else held
+        return honest(self, piece, torch.zeros_like(zeros) if isinstance(zeros, torch.Tensor) else zeros, *rest)
 
     monkeypatch.setattr(Convolved, "_window", forgetful)
 
