@@ -184,10 +184,10 @@ def test_other_architectures_run_by_their_own_code() -> None:
 def forgets_the_row_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = functional.pad
 
-    def forgetful(window: torch.Tensor, sides: tuple[int, ...]) -> torch.Tensor:
+    def forgetful(window: torch.Tensor, sides: tuple[int, ...], **how: Any) -> torch.Tensor:
         if len(sides) == 4 and sides[2] == 0:
             window[:, :, 0] = 0
-        return honest(window, sides)
+        return honest(window, sides, **how)
 
     monkeypatch.setattr(local_parts.functional, "pad", forgetful)
 

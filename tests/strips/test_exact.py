@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from remote_vae.core import rows, sweep
-from remote_vae.core.attention import CHUNK_BYTES, attend
+from remote_vae.core.attention import CHUNK_BYTES, attend, multiplied_in
 from remote_vae.core.live_bytes import LiveBytes
 from remote_vae.core.norm import ChannelMoments, Cpu, Plain
 from remote_vae.core.products import packs
@@ -243,18 +243,21 @@ def test_no_matrix_of_scores(device: str, most: int) -> None:
 
 @pytest.mark.skipif(not packs(), reason="this CPU's library packs no kernels")
 @pytest.mark.parametrize("positions", [256, 1100])
-def test_attention_by_packed_keys(positions: int) -> None:
-    """In float32 on a CPU, attention of many channels agrees with the definition, in chunks that cores share,
-    and holds what is predicted for tensors without values.
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 4e-6), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_attention_by_packed_keys(positions: int, dtype: torch.dtype, close: float) -> None:
+    """On a CPU that multiplies in float32, attention of many channels agrees with the definition, in chunks that
+    cores share, and holds what is predicted for tensors without values. In 16 bits only the result is rounded.
     """
-    query, key, value = torch.randn(3, positions, 128).unbind()
+    if multiplied_in(dtype, torch.device("cpu")) is not torch.float32:
+        pytest.skip(f"this CPU multiplies {dtype}")
+    query, key, value = torch.randn(3, positions, 128).to(dtype).unbind()
     expected = torch.softmax(query.double() @ key.double().T / 128**0.5, 1) @ value.double()
     with torch.inference_mode(), LiveBytes() as live:
         found = attend(query.clone(), key, value)
     held, cores = live.peak - query.nbytes, torch.get_num_threads()
-    assert apart(found.double(), expected) < 4e-6
+    assert apart(found.double(), expected) < close
     with torch.inference_mode(), LiveBytes() as predicted:
-        attend(*(torch.empty(positions, 128, device="meta") for _ in range(3)), cores=cores)
+        attend(*(torch.empty(positions, 128, dtype=dtype, device="meta") for _ in range(3)), cores=cores)
     assert held <= predicted.peak - 3 * query.nbytes
 
 

@@ -67,7 +67,7 @@ class Account:
             whole = frames * tiles * form.outputs**2 * layer.channels * given if cropped else 0
             block = winograd.block_bytes(form, channels, layer.channels, self._tiles, frames)
             making, self._making = self._making, 0  # by the first call alone
-            return making + workers * (block + whole)
+            return max(making, workers * (block + whole))
         larger = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0)
         found = int(workers * frames * rows * width * larger * layer.channels)
         read = workers * frames * rows * width * channels

@@ -25,7 +25,7 @@ def pays(queries: int, channels: int, dtype: torch.dtype, device: torch.device) 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     """softmax(q k' / sqrt(C)) v, which overwrites `query`. Chunks of queries are shared among the cores.
 
-    *Shapes*: [N,C] each.
+    Keys and values are in float32. *Shapes*: [N,C] each.
     """
     (positions, channels), count, many = key.shape, len(query), _queries(len(key))
     keys = packed(key.reshape(1, positions, channels, 1), (1, 1, many, 1, channels))
@@ -33,7 +33,9 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
 
     def work(span: Span) -> None:
         chunk = query[slice(*span)]
-        scores = convolved((chunk * channels**-0.5).view(1, -1, 1, channels), keys, None).view(-1, positions)
+        rows = (chunk.float() * channels**-0.5).view(1, -1, 1, channels)
+        scores = convolved(rows, keys, None).view(-1, positions)
+        del rows
         torch.softmax(scores, 1, out=scores)
         chunk.copy_(convolved(scores.view(1, -1, 1, positions), values, None).view(chunk.shape))
 
@@ -44,7 +46,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
 def held_bytes(queries: int, positions: int, channels: int, count: int) -> int:
     """Bytes beside queries, keys and values. *Units*: `count` of cores."""
     many = min(queries, _queries(positions))
-    chunks = min(count, -(-queries // many)) * many * (positions + 2 * channels)
+    chunks = min(count, -(-queries // many)) * many * (positions + channels)
     return 4 * (2 * positions * channels + chunks)
 
 

@@ -28,7 +28,7 @@ def filter_for(
     *Shapes*: [lead+f,C,rows+halo,width] with its margin -> [f,K,rows,width], or twice or half the frames, the rows and
     the width.
     """
-    if _is_flat(layer, frames):
+    if is_flat(layer, frames):
         layer = _of_one_frame(layer)
     if isinstance(layer, Upsample) and layer.in_time and frames != 1:
         return Doubled(layer, height, width, frames)
@@ -42,12 +42,12 @@ def filter_for(
 
 def lead_of(layer: Layer, frames: int) -> int:
     """How many copies of the first frame a window of all frames begins with."""
-    if _is_flat(layer, frames) or not layer.repeats:
+    if is_flat(layer, frames) or not layer.repeats:
         return 0
     return 1 if isinstance(layer, Upsample) and layer.in_time and frames > 1 else layer.taps - 1
 
 
-def _is_flat(layer: Layer, frames: int) -> bool:
+def is_flat(layer: Layer, frames: int) -> bool:
     """Whether one frame needs no taps in time. In 16 bits the sum of taps that are not zero would be rounded."""
     wide = arithmetic(layer.weight.dtype, layer.weight.device).itemsize == 4
     return frames == 1 and layer.taps > 1 and (wide or not layer.repeats)
@@ -229,7 +229,7 @@ def form_of(layer: Layer, height: int, width: int, frames: int = 1, device: torc
             form = winograd.FOLDED_UPSAMPLING if layer.folded else winograd.UPSAMPLING
         case _:
             return None
-    pixels, taps = height * width * max(1, frames), 1 if _is_flat(layer, frames) else layer.taps
+    pixels, taps = height * width * max(1, frames), 1 if is_flat(layer, frames) else layer.taps
     return form if winograd.pays(form, weight.shape[0], weight.shape[1], pixels, taps) else None
 
 
@@ -238,38 +238,8 @@ def by_four_rows(layer: Layer, height: int, width: int, frames: int, device: tor
     weight, device = layer.weight, device or layer.weight.device
     if device.type != "cpu" or arithmetic(weight.dtype, device) is not torch.float32:
         return False
-    one_tap = isinstance(layer, Convolution) and layer.halo == 1 and (layer.taps == 1 or _is_flat(layer, frames))
+    one_tap = isinstance(layer, Convolution) and layer.halo == 1 and (layer.taps == 1 or is_flat(layer, frames))
     return one_tap and four_rows.pays(weight.shape[1], weight.shape[0], height * width * max(1, frames))
-
-
-def scratch_bytes(layer: Layer, height: int, width: int, rows: int, frames: int = 1, strips: int = 1) -> int:
-    """Bytes beside the windows and results of strips at a time, which share a kernel. *Units*: all of the input."""
-    form, weight = form_of(layer, height, width, frames), layer.weight
-    channels = weight.shape[0 if isinstance(layer, Upsample) and layer.folded else 1]
-    taps = 1 if _is_flat(layer, frames) else layer.taps
-    kernel = 0 if taps == layer.taps else weight.nbytes // layer.taps  # the sum of the taps
-    result = 0
-    if isinstance(layer, Upsample) and layer.in_time and frames > 1:  # two kernels of two taps, and half of the result
-        taps, kernel = 4, 4 * weight.nbytes // 3
-        result = 4 * frames * rows * width * layer.channels * weight.element_size()
-    read = frames + (layer.taps - 1 if taps == layer.taps else lead_of(layer, frames))
-    frames += lead_of(layer, frames)
-    if by_four_rows(layer, height, width, frames):
-        block = four_rows.block_bytes(channels, layer.channels, rows, width)
-        held = four_rows.kernel_bytes(channels, layer.channels) + strips * block
-        return kernel + max(four_rows.made_bytes(channels, layer.channels), held)
-    if form is not None:
-        tiles, cropped = form.tiles(rows, width), rows % form.step or width % form.step
-        result += frames * tiles * form.outputs**2 * layer.channels * weight.element_size() if cropped else 0
-        block = winograd.block_bytes(form, channels, layer.channels, form.tiles(height, width), read)
-        return kernel + winograd.made_bytes(form, layer.channels, channels, taps) + strips * (block + result)
-    larger, dtype = {Upsample: 4.0, Downsample: 0.25}.get(type(layer), 1.0), arithmetic(weight.dtype, weight.device)
-    found, given = int(frames * rows * width * larger * layer.channels), frames * rows * width * channels
-    parts = partial_sums.parts_of(weight, dtype, weight.device)
-    sums = partial_sums.values_beside(parts, given * (4 if isinstance(layer, Upsample) else 1), found)
-    if dtype is weight.dtype:
-        return kernel + strips * (result + (sums + (0 if taps == 1 else found)) * weight.element_size())
-    return kernel + 4 * weight.numel() + strips * (result + 4 * (given + sums + found * min(taps, 2)))
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:

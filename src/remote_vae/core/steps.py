@@ -16,9 +16,10 @@ from remote_vae.core.attention import (
     multiplied_in,
     products_bytes,
 )
-from remote_vae.core.filters import lead_of, scratch_bytes
+from remote_vae.core.filters import lead_of
 from remote_vae.core.norm import Moments
 from remote_vae.core.rows import Normalised, Rows, Stored
+from remote_vae.core.scratch import scratch_of
 from remote_vae.core.shuffle import shortcut_bytes
 from remote_vae.core.stages import Attention, Convolution, Layer, Residual, Shuffle, Upsample
 from remote_vae.core.strip_bytes import between_bytes, scratch, scratches, swept_bytes, window_bytes
@@ -45,16 +46,16 @@ class Store:
         layer = self.layer.convolution if isinstance(self.layer, Shuffle) else self.layer
         window = (read + 2 * layer.halo) * self.before.row_bytes
         window += window * lead_of(layer, self.before.frames) // self.before.frames
-        if isinstance(layer, Upsample) and not layer.folded:
-            window += 4 * window
+        window *= 5 * at_a_time if isinstance(layer, Upsample) and not layer.folded else at_a_time
         before = self.before
-        held = at_a_time * window + scratch_bytes(layer, before.height, before.width, read, before.frames, at_a_time)
+        scratch = scratch_of(layer, before.height, before.width, read, before.frames)
+        held = window + scratch.working(at_a_time)
         if isinstance(self.layer, Shuffle):
             shortcut = shortcut_bytes(read * before.row_bytes, rows * self.after.row_bytes)
             held = max(held, at_a_time * shortcut)
-        start = self.before.map_bytes + at_a_time * rows * self.after.row_bytes
-        end = self.after.map_bytes + at_a_time * read * self.before.row_bytes
-        return max(start, end) + held
+        start = before.map_bytes + at_a_time * rows * self.after.row_bytes
+        end = self.after.map_bytes + at_a_time * read * before.row_bytes
+        return max(before.map_bytes + window + scratch.made, max(start, end) + held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
-from remote_vae.core.filters import lead_of, scratch_bytes
+from remote_vae.core.filters import lead_of
+from remote_vae.core.scratch import scratch_of
 from remote_vae.core.stages import Layer, Residual
 from remote_vae.core.sweep import MapSize, StripPlan
 
@@ -46,5 +47,4 @@ def scratches(block: Residual, before: MapSize, after: MapSize, plan: StripPlan)
 def scratch(layer: Layer, given: MapSize, plan: StripPlan) -> int:
     """What a layer holds beside the windows and the results of the strips at work."""
     rows = plan.rows(given.widened(layer.channels))
-    at_a_time = plan.at_a_time(given, rows)
-    return scratch_bytes(layer, given.height, given.width, rows, given.frames, at_a_time)
+    return scratch_of(layer, given.height, given.width, rows, given.frames).of(plan.at_a_time(given, rows))
